@@ -1,0 +1,1 @@
+"""Off-policy base agents, each a complete algorithm in a file of its own."""

@@ -1,0 +1,31 @@
+"""Options that every base agent has; the rest of the program may rely on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mbpo_cli.options import Component, option
+
+
+@dataclass
+class AgentOptions(Component):
+    """Options that all base agents share."""
+
+    name: str = option("short name, for tables and run names")
+    num_gradient_steps_per_update: int = option(
+        "gradient steps per environment step, each on a fresh mini-batch",
+        low=1,
+        high=1000,
+        matlab="NumGradientStepsPerUpdate",
+    )
+    mini_batch_size: int = option("experiences in a mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize")
+    experience_buffer_length: int = option(
+        "capacity of the real buffer", low=1, high=1_000_000_000, matlab="ExperienceBufferLength"
+    )
+    num_warm_start_steps: int = option(
+        "environment steps with uniformly random actions before anything is trained",
+        low=1,
+        matlab="NumWarmStartSteps",
+    )
+    discount_factor: float = option("discount of future rewards", low=0, high=1, matlab="DiscountFactor")
+    hidden_sizes: list[int] = option("units of each hidden layer of actor and critics", low=1, high=65536)

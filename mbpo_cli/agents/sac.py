@@ -1,0 +1,152 @@
+"""Soft actor-critic for continuous actions, with twin critics and a learned entropy weight.
+
+Source: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications". Knows neither buffers
+nor models.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mbpo_cli.agents.networks import Critics, SquashedGaussianActor, smooth_update
+from mbpo_cli.agents.options import AgentOptions
+from mbpo_cli.optimizers import Optimizer, OptimizerOptions
+from mbpo_cli.options import option
+from mbpo_cli.types import Metrics, SpaceSpec, Transitions
+
+
+@dataclass
+class EntropyWeightOptions(OptimizerOptions):
+    """How the entropy weight alpha is found: MATLAB's EntropyWeightOptions."""
+
+    entropy_weight: float = option("alpha, at first", above=0, high=1000, matlab="EntropyWeight")
+    target_entropy: float | None = option("entropy to hold; null = -dim(action)", matlab="TargetEntropy")
+
+
+@dataclass
+class SACOptions(AgentOptions):
+    """Options of SAC: MATLAB's rlSACAgentOptions."""
+
+    actor_optimizer: OptimizerOptions = option("how the actor is trained", matlab="ActorOptimizerOptions")
+    critic_optimizer: OptimizerOptions = option("how the critics are trained", matlab="CriticOptimizerOptions")
+    entropy_weight_options: EntropyWeightOptions = option(
+        "how the entropy weight is found", matlab="EntropyWeightOptions"
+    )
+    target_smooth_factor: float = option(
+        "share by which target critics move to the critics", above=0, high=1, matlab="TargetSmoothFactor"
+    )
+    target_update_frequency: int = option(
+        "updates between two moves of the target critics", low=1, matlab="TargetUpdateFrequency"
+    )
+    policy_update_frequency: int = option(
+        "updates between two of actor and entropy weight", low=1, matlab="PolicyUpdateFrequency"
+    )
+
+
+class SAC:
+    """Soft actor-critic on actions in [-1, 1]."""
+
+    Options = SACOptions
+
+    def __init__(self, options: SACOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
+        """Build networks and optimisers on the generator's device.
+
+        Args:
+            options: Hyperparameters.
+            spaces: Sizes of observations and actions.
+            generator: Random stream of the initial weights and of the actions drawn in updates.
+        """
+        self.options = options
+        self.generator = generator
+        obs_size, action_size = spaces.obs_size, spaces.action_size
+        self.actor = SquashedGaussianActor(obs_size, action_size, options.hidden_sizes, generator)
+        self.critics = Critics(2, obs_size, action_size, options.hidden_sizes, generator)
+        self.target_critics = copy.deepcopy(self.critics)
+        entropy = options.entropy_weight_options
+        self.target_entropy = -action_size if entropy.target_entropy is None else entropy.target_entropy
+        self.log_alpha = nn.Parameter(
+            torch.full((1,), math.log(entropy.entropy_weight), device=generator.device)
+        )
+        self.actor_optimizer = Optimizer(self.actor.parameters(), options.actor_optimizer)
+        self.critic_optimizer = Optimizer(self.critics.parameters(), options.critic_optimizer)
+        self.alpha_optimizer = Optimizer([self.log_alpha], entropy)
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+        """Return actions, shape (B, A): drawn from the policy, or its squashed mean."""
+        if explore is not None:
+            return self.actor.sample(obs, explore)[0]
+        mean, _ = self.actor(obs)
+        return mean.tanh()
+
+    def update(self, batch: Transitions) -> Metrics:
+        """Take one gradient step on the critics, and when due on actor and entropy weight."""
+        self.num_updates += 1
+        metrics = self._update_critics(batch)
+        if self.num_updates % self.options.policy_update_frequency == 0:
+            metrics |= self._update_actor(batch)
+        if self.num_updates % self.options.target_update_frequency == 0:
+            smooth_update(self.target_critics, self.critics, self.options.target_smooth_factor)
+        return metrics
+
+    def _update_critics(self, batch: Transitions) -> dict[str, Tensor | float]:
+        with torch.no_grad():
+            next_action, next_log_density = self.actor.sample(batch.next_obs, self.generator)
+            next_value = self.target_critics(batch.next_obs, next_action).amin(0)
+            next_value = next_value - self.log_alpha.exp() * next_log_density
+            target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
+        values = self.critics(batch.obs, batch.action)
+        loss = 0.5 * (values - target).square().mean(1).sum()
+        self.critic_optimizer.minimize(loss)
+        return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
+
+    def _update_actor(self, batch: Transitions) -> dict[str, Tensor | float]:
+        action, log_density = self.actor.sample(batch.obs, self.generator)
+        alpha = self.log_alpha.detach().exp()
+        loss = (alpha * log_density - self.critics(batch.obs, action).amin(0)).mean()
+        self.actor_optimizer.minimize(loss)
+        entropy = -log_density.detach().mean()
+        self.alpha_optimizer.minimize((self.log_alpha.exp() * (entropy - self.target_entropy)).sum())
+        return {
+            "agent/actor_loss": loss.detach(),
+            "agent/entropy": entropy,
+            "agent/entropy_weight": alpha[0],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return networks, targets, optimisers, entropy weight and the count of updates."""
+        return {
+            "actor": self.actor.state_dict(),
+            "critics": self.critics.state_dict(),
+            "target_critics": self.target_critics.state_dict(),
+            "log_alpha": self.log_alpha.detach().clone(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "num_updates": self.num_updates,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.actor.load_state_dict(state["actor"])
+        self.critics.load_state_dict(state["critics"])
+        self.target_critics.load_state_dict(state["target_critics"])
+        with torch.no_grad():
+            self.log_alpha.copy_(state["log_alpha"])
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.num_updates = state["num_updates"]
+        self.generator.set_state(state["generator"])
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return the actor's weights."""
+        return self.actor.state_dict()

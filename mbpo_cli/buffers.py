@@ -1,0 +1,108 @@
+"""Circular experience buffers, and the mini-batch that mixes real with generated experience.
+
+One class serves for both buffers. This room does not know who writes or who reads.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbpo_cli.types import SpaceSpec, Transitions
+
+
+class ReplayBuffer:
+    """A circular buffer of transitions, packed one row each into a single float32 tensor."""
+
+    def __init__(self, capacity: int, spaces: SpaceSpec, device: torch.device | str = "cpu") -> None:
+        """Make room for `capacity` transitions; pages of memory are touched only when written."""
+        self.capacity = capacity
+        self.size = 0
+        self.total_added = 0
+        self._columns = (spaces.obs_size, spaces.action_size, 1, spaces.obs_size, 1)
+        self._rows = torch.empty(capacity, sum(self._columns), device=device)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def add(self, transitions: Transitions) -> None:
+        """Append a batch; once full, the oldest rows give way."""
+        rows = torch.cat(
+            (
+                transitions.obs,
+                transitions.action,
+                transitions.reward[:, None],
+                transitions.next_obs,
+                transitions.terminated[:, None],
+            ),
+            dim=1,
+        )
+        skipped = max(len(rows) - self.capacity, 0)
+        start = (self.total_added + skipped) % self.capacity
+        head = rows[skipped : skipped + self.capacity - start]
+        tail = rows[skipped + len(head) :]
+        self._rows[start : start + len(head)] = head
+        self._rows[: len(tail)] = tail
+        self.total_added += len(rows)
+        self.size = min(self.total_added, self.capacity)
+
+    def sample_rows(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw `count` packed rows uniformly with replacement; the buffer must not be empty."""
+        index = torch.randint(self.size, (count,), generator=generator, device=self._rows.device)
+        return self._rows[index]
+
+    def sample(self, count: int, generator: torch.Generator) -> Transitions:
+        """Draw `count` transitions uniformly with replacement; the buffer must not be empty."""
+        return self.unpack(self.sample_rows(count, generator))
+
+    def contents(self) -> Transitions:
+        """Return all transitions by slot, as views that later writes change."""
+        return self.unpack(self._rows[: self.size])
+
+    def unpack(self, rows: Tensor) -> Transitions:
+        """Name the columns of packed rows, without a copy."""
+        obs, action, reward, next_obs, terminated = rows.split(self._columns, dim=1)
+        return Transitions(obs, action, reward[:, 0], next_obs, terminated[:, 0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the stored rows and the count of all rows ever added."""
+        return {"rows": self._rows[: self.size].clone(), "total_added": self.total_added}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, into a buffer of the same capacity."""
+        self.total_added = state["total_added"]
+        self.size = len(state["rows"])
+        self._rows[: self.size] = state["rows"]
+
+
+def num_real_of(mini_batch_size: int, real_ratio: float) -> int:
+    """Return how many of M experiences are real: ceil(M * R).
+
+    R counts as the decimal number that was written: 100 * 0.07 is 7, not 7.000000000000001.
+    Source: the page, step 4.1.
+    """
+    return math.ceil(mini_batch_size * Fraction(str(real_ratio)))
+
+
+def mix(
+    real: ReplayBuffer,
+    generated: ReplayBuffer | None,
+    mini_batch_size: int,
+    real_ratio: float,
+    generator: torch.Generator,
+) -> tuple[Transitions, int]:
+    """Draw one mini-batch of real and generated experience, and say how many of it are real.
+
+    While there is no generated experience, all of it is real. Source: the page, step 4.1.
+    """
+    num_real = num_real_of(mini_batch_size, real_ratio)
+    if generated is None or len(generated) == 0 or num_real == mini_batch_size:
+        return real.sample(mini_batch_size, generator), mini_batch_size
+    rows = generated.sample_rows(mini_batch_size - num_real, generator)
+    if num_real > 0:
+        rows = torch.cat((real.sample_rows(num_real, generator), rows))
+    return real.unpack(rows), num_real

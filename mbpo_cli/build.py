@@ -1,0 +1,161 @@
+"""The composition root: from the typed configuration to live objects, and nothing else.
+
+The only room that makes objects out of `_target_`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from mbpo_cli.buffers import ReplayBuffer, num_real_of
+from mbpo_cli.config import Config
+from mbpo_cli.envs import environment
+from mbpo_cli.envs.environment import Environment
+from mbpo_cli.envs.spaces import UnsuitableSpace
+from mbpo_cli.evaluate import Evaluator
+from mbpo_cli.logger import Logger
+from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.models.fit import ModelFitter
+from mbpo_cli.options import Component, ConfigError, resolve
+from mbpo_cli.seeding import generator
+from mbpo_cli.trainer import ModelBased, Trainer
+from mbpo_cli.types import Agent, SpaceSpec
+
+
+def build_component(options: Component, *arguments: Any) -> Any:
+    """Make an object of the class that `_target_` names, from its options and further arguments."""
+    return resolve(options._target_)(options, *arguments)
+
+
+def build_device(config: Config) -> torch.device:
+    """Return the device to train on.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    name = config.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise ConfigError(f"device={name}: must be auto, cpu, cuda or cuda:i")
+    count = torch.cuda.device_count()
+    if kind == "cuda" and int(index or 0) >= count:
+        raise ConfigError(f"device={name}: torch sees {count} GPUs; use device=cpu or device=auto")
+    return torch.device(name)
+
+
+def build_env(config: Config) -> Environment:
+    """Make the environment.
+
+    Raises:
+        ConfigError: There is no such environment, or no agent can serve its spaces.
+    """
+    key = f"env.id={config.env.id}"
+    try:
+        return environment.make(config.env)
+    except UnsuitableSpace as error:
+        raise ConfigError(f"{key}: {error}") from error
+    except ModuleNotFoundError as error:
+        if error.name == config.env.module:
+            raise ConfigError(f"env.module={config.env.module}: there is no such module") from error
+        raise ConfigError(f"{key}: {_one_line(error)}") from error
+    except (gym.error.Error, ImportError) as error:
+        raise ConfigError(f"{key}: {_one_line(error)}") from error
+    except TypeError as error:
+        raise ConfigError(f"env.kwargs={config.env.kwargs}: not accepted by {config.env.id}: {error}") from error
+
+
+def build_agent(config: Config, spaces: SpaceSpec, device: torch.device) -> Agent:
+    """Make the base agent."""
+    agent: Agent = build_component(config.agent, spaces, generator(config.seed, "agent", device=device))
+    return agent
+
+
+def build_model(config: Config, spaces: SpaceSpec, device: torch.device) -> EnvironmentModel:
+    """Make the model of the environment."""
+    model = config.model
+    parts = {"transition": model.transition, "reward": model.reward, "is_done": model.is_done}
+    return EnvironmentModel(
+        **{
+            name: build_component(options, spaces, generator(config.seed, "model", name, device=device))
+            for name, options in parts.items()
+        }
+    )
+
+
+def uses_model(config: Config) -> bool:
+    """Tell whether any generated experience can enter a mini-batch."""
+    return num_real_of(config.mbpo.mini_batch_size, config.mbpo.real_ratio) < config.mbpo.mini_batch_size
+
+
+def build_model_based(config: Config, agent: Agent, spaces: SpaceSpec, device: torch.device) -> ModelBased | None:
+    """Make what MBPO adds to the agent, or None if all experience is to be real."""
+    if not uses_model(config):
+        return None
+    rollouts = config.mbpo.model_rollout_options
+    return ModelBased(
+        model=build_model(config, spaces, device),
+        fitter=ModelFitter(
+            config.model.training,
+            config.agent.experience_buffer_length,
+            generator(config.seed, "model", "fit", device=device),
+        ),
+        policy=build_component(rollouts.noise_options, agent, spaces),
+        buffer=ReplayBuffer(config.mbpo.model_experience_buffer_length, spaces, device),
+    )
+
+
+def build_trainer(
+    config: Config, logger: Logger, stack: ExitStack, should_stop: Callable[[], bool] = lambda: False
+) -> Trainer:
+    """Make everything that a run needs.
+
+    Args:
+        config: What to build.
+        logger: Where the run's metrics go.
+        stack: Closes the environments when it is unwound.
+        should_stop: Asked before every step.
+
+    Raises:
+        ConfigError: The parts do not fit together.
+    """
+    device = build_device(config)
+    env = build_env(config)
+    stack.callback(env.close)
+    evaluator = Evaluator(lambda: build_env(config), config.trainer.num_eval_episodes, config.seed, device)
+    stack.callback(evaluator.close)
+    agent = build_agent(config, env.spaces, device)
+    return Trainer(
+        options=config.trainer,
+        agent_options=config.agent,
+        mbpo_options=config.mbpo,
+        seed=config.seed,
+        device=device,
+        env=env,
+        agent=agent,
+        real_buffer=ReplayBuffer(config.agent.experience_buffer_length, env.spaces, device),
+        model_based=build_model_based(config, agent, env.spaces, device),
+        evaluate=evaluator,
+        logger=logger,
+        should_stop=should_stop,
+    )
+
+
+def check(config: Config) -> None:
+    """Check, before anything is written, that the configuration can be built.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    build_device(config)
+    build_env(config).close()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

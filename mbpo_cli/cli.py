@@ -1,0 +1,97 @@
+"""The command `mbpo-train`: compose, check, build, train, and return the score.
+
+Torch is imported only when a run starts, so that help and tab completion are quick. Knows no algorithm.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mbpo_cli.options import ConfigError, RunFailed
+
+if TYPE_CHECKING:
+    from mbpo_cli.config import Config
+
+CONFIG_MODULE = "mbpo_cli.conf"
+CONFIG_NAME = "train"
+HYDRA_VERSION_BASE = "1.3"
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 2
+EXIT_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run `mbpo-train`: a bad configuration ends with one line and exit code 2."""
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing many lines.
+    try:
+        train_job()
+    except (ConfigError, HydraException, OmegaConfBaseException, Rejected) as error:
+        cause = error.reason if isinstance(error, Rejected) else error
+        if wants_traceback:
+            raise cause from None
+        from mbpo_cli.errors import explain
+
+        print(f"mbpo-train: error: {explain(cause)}", file=sys.stderr)
+        raise SystemExit(EXIT_CONFIG) from None
+    except RunFailed:
+        if wants_traceback:
+            raise
+        raise SystemExit(EXIT_FAILED) from None
+    except KeyboardInterrupt:
+        print("mbpo-train: interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+@hydra.main(version_base=HYDRA_VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
+def train_job(cfg: DictConfig) -> float:
+    """Train one run in Hydra's output directory and return its last evaluation, for sweepers."""
+    from mbpo_cli.run import run
+
+    return run(typed_config(cfg), Path(HydraConfig.get().runtime.output_dir))
+
+
+def typed_config(cfg: DictConfig) -> Config:
+    """Convert what Hydra composed to the typed configuration."""
+    from mbpo_cli.config import typed
+
+    values: Any = OmegaConf.to_container(cfg, resolve=False)
+    values.pop("hydra", None)
+    values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+    return typed(values)
+
+
+class CheckBeforeRun(Callback):
+    """Checks a run's configuration before Hydra makes its directory."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check the configuration; Hydra turns exceptions here into warnings, but not an exit."""
+        from mbpo_cli import build, run_directory
+
+        try:
+            build.check(typed_config(config))
+            directory = Path(config.hydra.run.dir)
+            if run_directory.is_taken(directory):
+                raise run_directory.taken(directory)
+        except (ConfigError, OmegaConfBaseException) as reason:
+            raise Rejected(reason) from reason
+
+
+class Rejected(SystemExit):
+    """A configuration error on its way past Hydra, which swallows ordinary exceptions in callbacks."""
+
+    def __init__(self, reason: Exception) -> None:
+        """Carry the reason."""
+        super().__init__(EXIT_CONFIG)
+        self.reason = reason

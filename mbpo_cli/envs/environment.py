@@ -1,0 +1,105 @@
+"""A Gymnasium environment as the algorithm sees it: flat float32 observations, actions in [-1, 1].
+
+Scaling and flattening happen here and nowhere else. Knows nothing of agents or models.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbpo_cli.envs.spaces import space_spec
+from mbpo_cli.options import option
+from mbpo_cli.types import Array, SpaceSpec
+
+
+@dataclass
+class EnvOptions:
+    """The environment, and what is known about it."""
+
+    name: str = option("short name, for tables and run names")
+    id: str = option("Gymnasium id, such as Pendulum-v1")
+    kwargs: dict[str, Any] | None = option("keyword arguments of gymnasium.make; null = none")
+    module: str | None = option("module to import first, which registers the id; null = none")
+    reward_function: str | None = option(
+        "known reward function as package.module.name, for model/reward=known; null = not known"
+    )
+    is_done_function: str | None = option(
+        "known is-done function as package.module.name, for model/is_done=known; null = not known"
+    )
+
+
+class Step(NamedTuple):
+    """What one step of an environment returns.
+
+    Attributes:
+        obs: The observation after the step, flat, shape (O,).
+        reward: The reward.
+        terminated: The episode ended in a terminal state.
+        truncated: The episode was cut off, by a time limit for instance.
+    """
+
+    obs: Tensor
+    reward: float
+    terminated: bool
+    truncated: bool
+
+
+
+class Environment:
+    """A single Gymnasium environment with flat observations and scaled actions."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        """Wrap `env`.
+
+        Raises:
+            UnsuitableSpace: No agent can serve the environment's spaces.
+        """
+        self.spaces: SpaceSpec = space_spec(env.observation_space, env.action_space)
+        self._env = env
+        assert isinstance(env.action_space, gym.spaces.Box)
+        self._action_space = env.action_space
+
+    def reset(self, seed: int) -> Tensor:
+        """Start an episode and return its first observation, shape (O,)."""
+        obs, _ = self._env.reset(seed=seed)
+        return self._flatten(obs)
+
+    def step(self, action: Tensor) -> Step:
+        """Take an action in [-1, 1], shape (A,)."""
+        space = self._action_space
+        env_action = self.spaces.to_env_action(action.cpu()).numpy().reshape(space.shape)
+        # In the space's own precision a bound may lie a rounding error further in.
+        env_action = np.clip(env_action.astype(space.dtype), space.low, space.high)
+        obs, reward, terminated, truncated, _ = self._env.step(env_action)
+        return Step(self._flatten(obs), float(reward), bool(terminated), bool(truncated))
+
+    def close(self) -> None:
+        """Release what the environment holds."""
+        self._env.close()
+
+    def _flatten(self, obs: Any) -> Tensor:
+        flat: Array = gym.spaces.flatten(self._env.observation_space, obs)
+        # A copy, as some environments return the same array at every step.
+        return torch.from_numpy(np.array(flat, dtype=np.float32))
+
+
+def make(options: EnvOptions) -> Environment:
+    """Make the environment that the options describe.
+
+    Raises:
+        ImportError: `options.module` cannot be imported, or the environment needs a missing package.
+        gymnasium.error.Error: There is no such environment.
+        UnsuitableSpace: No agent can serve the environment's spaces.
+        TypeError: The environment does not accept `options.kwargs`.
+    """
+    if options.module is not None:
+        importlib.import_module(options.module)
+    # The passive checker costs time at every step and only warns.
+    return Environment(gym.make(options.id, disable_env_checker=True, **(options.kwargs or {})))

@@ -1,0 +1,59 @@
+"""From Gymnasium spaces to `SpaceSpec`, or a reason why that is impossible."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from mbpo_cli.types import SpaceSpec
+
+
+class UnsuitableSpace(ValueError):
+    """An environment has a space that no agent here can serve."""
+
+
+def space_spec(observation: gym.Space[Any], action: gym.Space[Any]) -> SpaceSpec:
+    """Describe the spaces of an environment.
+
+    A Box observation is one channel; a Dict or Tuple of Boxes is one channel per entry, in the
+    order in which Gymnasium flattens them.
+
+    Raises:
+        UnsuitableSpace: With the reason, and the nearest thing that works.
+    """
+    if isinstance(observation, spaces.Dict):
+        parts = list(observation.spaces.values())
+    elif isinstance(observation, spaces.Tuple):
+        parts = list(observation.spaces)
+    else:
+        parts = [observation]
+    channels = tuple(_channel_size(part) for part in parts)
+    if isinstance(action, spaces.Discrete):
+        raise UnsuitableSpace("its actions are Discrete, but agent=sac needs a Box of continuous actions")
+    if not isinstance(action, spaces.Box) or not np.issubdtype(action.dtype or np.int_, np.floating):
+        raise UnsuitableSpace(f"its action space is {action}, but actions must be a Box of floats")
+    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+        raise UnsuitableSpace(
+            "its actions are unbounded; wrap it in gymnasium.wrappers.RescaleAction or give the Box finite bounds"
+        )
+    low, high = action.low.astype(float).ravel(), action.high.astype(float).ravel()
+    return SpaceSpec(channels, tuple(low.tolist()), tuple(high.tolist()))
+
+
+def _channel_size(space: gym.Space[Any]) -> int:
+    if not isinstance(space, spaces.Box):
+        raise UnsuitableSpace(
+            f"an observation is {space}, but observations must be a Box, or a Dict or Tuple of Boxes"
+        )
+    if space.dtype == np.uint8 and len(space.shape) >= 2:
+        raise UnsuitableSpace(
+            f"its observations are images (uint8 of shape {space.shape}), which MBPO agents do not support; "
+            "use a variant of the environment with a state vector"
+        )
+    if 0 in space.shape:
+        raise UnsuitableSpace(f"an observation of shape {space.shape} has no elements")
+    return math.prod(space.shape)

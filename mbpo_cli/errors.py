@@ -1,0 +1,71 @@
+"""From the errors of Hydra and OmegaConf to one line that names key, value and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from mbpo_cli.options import ConfigError
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what is wrong with the command line."""
+    if isinstance(error, ConfigError):
+        return _one_line(str(error))
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(match[1])
+    if match := re.search(r"Could not find '([^']+)'", text):
+        return _unknown_choice(match[1], text)
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: several values for one run; add -m to run one job for each, or quote a list as [a,b]"
+    if match := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"{getattr(error, 'full_key', '')}: refers to '{match[1]}', which is not there"
+    return _one_line(text)
+
+
+def _unknown_key(key: str) -> str:
+    value = next((a.partition("=")[2] for a in sys.argv[1:] if a.lstrip("+~").startswith(f"{key}=")), None)
+    shown = key if value is None else f"{key}={value}"
+    from mbpo_cli.cli import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, typed_config
+    from mbpo_cli.config import suggest
+
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION_BASE):
+        groups = [argument for argument in sys.argv[1:] if _is_group(argument)]
+        try:
+            cfg = compose(CONFIG_NAME, overrides=groups)
+        except (HydraException, OmegaConfBaseException):
+            cfg = compose(CONFIG_NAME)
+        choices = compose(CONFIG_NAME, return_hydra_config=True).hydra.runtime.choices
+    if value is not None:
+        near = difflib.get_close_matches(key, [name for name in choices if name], n=1, cutoff=0.75)
+        if near and "." not in key:
+            return f"{shown}: no such option or group; did you mean {near[0]}=...?"
+    meant = suggest(key, typed_config(cfg))
+    hint = f"did you mean {meant}?" if meant else "mbpo-train --cfg job lists all options"
+    return f"{shown}: no such option; {hint}"
+
+
+def _is_group(argument: str) -> bool:
+    key = argument.partition("=")[0]
+    return "=" in argument and "." not in key and not argument.startswith("-") and key not in ("seed", "device")
+
+
+def _unknown_choice(path: str, text: str) -> str:
+    group, _, choice = path.rpartition("/")
+    available = re.findall(r"^\t(.+)$", text, flags=re.MULTILINE)
+    within = [name for name in available if name in choice.lower()]
+    near = within or difflib.get_close_matches(choice, available, n=1)
+    hint = f"did you mean {group}={near[0]}? " if near else ""
+    return f"{group}={choice}: no such choice; {hint}available: {', '.join(available)}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

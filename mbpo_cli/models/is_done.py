@@ -1,0 +1,102 @@
+"""Is-done functions of (o, a, o'), learned or known, with one signature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mbpo_cli.models.function import LearnedFunction, LearnedOptions, Network
+from mbpo_cli.models.losses import is_done_loss
+from mbpo_cli.models.regression import Normalizer
+from mbpo_cli.networks import BatchedMLP, truncated_normal
+from mbpo_cli.options import Component, check_function, option, resolve
+from mbpo_cli.types import KnownFunction, SpaceSpec, Transitions
+
+
+@dataclass
+class LearnedIsDoneOptions(LearnedOptions):
+    """Options of a learned is-done function."""
+
+
+class Classifier(Network):
+    """A network that maps normalised inputs to the logit of being done."""
+
+    num_members = 1
+
+    def __init__(self, input_size: int, hidden_sizes: list[int], generator: torch.Generator) -> None:
+        """Build the network on the generator's device."""
+        super().__init__()
+        self.inputs = Normalizer(input_size, generator.device)
+        self.mlp = BatchedMLP(1, (input_size, *hidden_sizes, 1), functional.silu, truncated_normal, generator)
+
+    def fit_normalizers(self, inputs_NI: Tensor, targets_ND: Tensor) -> None:
+        """Take the normalisation from the training data."""
+        self.inputs.fit(inputs_NI)
+
+    def forward(self, inputs_MBI: Tensor) -> Tensor:
+        """Return logits, shape (M, B)."""
+        logits: Tensor = self.mlp(self.inputs(inputs_MBI))
+        return logits[..., 0]
+
+    def loss(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
+        """Return the weighted cross-entropy, shape (M,)."""
+        return is_done_loss(self(inputs_MBI), targets_MBD[..., 0])
+
+
+class LearnedIsDone(LearnedFunction):
+    """A network that predicts termination from observation, action and next observation."""
+
+    Options = LearnedIsDoneOptions
+    network: Classifier
+
+    def __init__(
+        self, options: LearnedIsDoneOptions, spaces: SpaceSpec, generator: torch.Generator
+    ) -> None:
+        """Build the network on the generator's device."""
+        input_size = 2 * spaces.obs_size + spaces.action_size
+        super().__init__(Classifier(input_size, options.hidden_sizes, generator), options)
+
+    def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
+        """Return (o, a, o') and 1 where o' is terminal."""
+        inputs = torch.cat((transitions.obs, transitions.action, transitions.next_obs), -1)
+        return inputs, transitions.terminated[:, None]
+
+    def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return 1.0 where termination is at least as likely as not, else 0.0; shape (B,)."""
+        logit = self.network(torch.cat((obs, action, next_obs), -1)[None])[0]
+        return (logit >= 0).to(obs.dtype)
+
+
+@dataclass
+class KnownIsDoneOptions(Component):
+    """Options of a known is-done function."""
+
+    function: str | None = option("the function, as package.module.name")
+
+    def __post_init__(self) -> None:
+        """Check that the function is there."""
+        if self.function is None:
+            raise ValueError(
+                "function=null: no is-done function is known for this environment; name one in "
+                "env.is_done_function, or learn it with model/is_done=learned"
+            )
+        check_function(self.function)
+
+
+class KnownIsDone:
+    """The environment's own termination, in the environment's units."""
+
+    Options = KnownIsDoneOptions
+
+    def __init__(self, options: KnownIsDoneOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
+        """Take the function that the options name; it draws nothing from the generator."""
+        assert options.function is not None
+        self.function: KnownFunction = resolve(options.function)
+        self.spaces = spaces
+
+    def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
+        """Return 1.0 where o' is terminal, else 0.0; shape (B,)."""
+        return self.function(obs, self.spaces.to_env_action(action), next_obs).to(obs.dtype)

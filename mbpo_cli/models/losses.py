@@ -1,0 +1,43 @@
+"""The losses of the page, per ensemble member. Pure functions; they know no network.
+
+Source of all: the page, Training Algorithm, step 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def channel_weights(channels: Sequence[int]) -> Tensor:
+    """Return the weight of each element, shape (sum of channels,), so that every channel counts the same.
+
+    An element of channel i weighs 1 / (N_o * M_oi), for N_o channels of M_oi elements.
+    """
+    return torch.cat([torch.full((size,), 1 / (len(channels) * size)) for size in channels])
+
+
+def half_mean_loss(prediction_MBD: Tensor, target_MBD: Tensor, weights_D: Tensor) -> Tensor:
+    """Return each member's 1/(2B) sum_b ||Y_b - T_b||^2, elements weighted; shape (M,)."""
+    return 0.5 * (prediction_MBD - target_MBD).square().mean(1) @ weights_D
+
+
+def gaussian_loss(mean_MBD: Tensor, log_variance_MBD: Tensor, target_MBD: Tensor, weights_D: Tensor) -> Tensor:
+    """Return each member's mean negative log density of the target, elements weighted; shape (M,)."""
+    squared_error = (target_MBD - mean_MBD).square() * torch.exp(-log_variance_MBD)
+    return 0.5 * (squared_error + log_variance_MBD + math.log(2 * math.pi)).mean(1) @ weights_D
+
+
+def is_done_loss(logit_MB: Tensor, target_MB: Tensor) -> Tensor:
+    """Return each member's weighted cross-entropy, from logits; shape (M,).
+
+    J = -1/B sum_b (w0 T_b ln Y_b + w1 (1 - T_b) ln(1 - Y_b)) with w0 = 1/sum T, w1 = 1/sum (1 - T);
+    a class that is absent from the batch contributes 0.
+    """
+    done_M = (target_MB * functional.softplus(-logit_MB)).sum(1) / target_MB.sum(1).clamp(min=1)
+    not_done_M = ((1 - target_MB) * functional.softplus(logit_MB)).sum(1) / (1 - target_MB).sum(1).clamp(min=1)
+    return (done_M + not_done_M) / target_MB.shape[1]

@@ -1,0 +1,133 @@
+"""Batched networks from normalised inputs to targets: deterministic or Gaussian.
+
+They serve transition and reward functions alike, and do not know what they predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mbpo_cli.models.function import Network
+from mbpo_cli.models.losses import channel_weights, gaussian_loss, half_mean_loss
+from mbpo_cli.networks import BatchedMLP, truncated_normal
+
+Distribution = Literal["deterministic", "gaussian"]
+
+
+class Normalizer(nn.Module):
+    """Mean and standard deviation of each dimension, taken from data."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        """Start as the identity."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size, device=device))
+        self.register_buffer("std", torch.ones(size, device=device))
+
+    def fit(self, values_ND: Tensor) -> None:
+        """Take mean and deviation of the rows; a dimension that never varies is only centred."""
+        values = values_ND.double()
+        mean, std = values.mean(0), values.std(0, correction=0)
+        # Rounding gives a constant dimension a tiny deviation, relative to its size.
+        constant = std <= 1e-6 * mean.abs().clamp(min=1)
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(constant, 1.0, std))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return normalised values."""
+        return (values - self.mean) / self.std
+
+
+class Regression(Network):
+    """An ensemble of networks that maps inputs to targets and is trained by one of two losses.
+
+    Inputs are normalised. So are targets inside the network, which makes the outputs well scaled;
+    losses and predictions are in the targets' own units, as the page defines them.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        distribution: Distribution,
+        num_members: int,
+        input_size: int,
+        hidden_sizes: Sequence[int],
+        channels: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        """Build the ensemble on the generator's device; targets have `sum(channels)` elements."""
+        super().__init__()
+        size = sum(channels)
+        device = generator.device
+        self.gaussian = distribution == "gaussian"
+        self.num_members = num_members
+        self.inputs = Normalizer(input_size, device)
+        self.targets = Normalizer(size, device)
+        self.register_buffer("weights", channel_weights(channels).to(device), persistent=False)
+        sizes = (input_size, *hidden_sizes, size * (2 if self.gaussian else 1))
+        self.mlp = BatchedMLP(num_members, sizes, functional.silu, truncated_normal, generator)
+        if self.gaussian:
+            # Learned soft limits of the log-variance. Source: PETS, appendix A.1, and MBPO's code.
+            self.max_log_variance = nn.Parameter(torch.full((num_members, 1, size), 0.5, device=device))
+            self.min_log_variance = nn.Parameter(torch.full((num_members, 1, size), -10.0, device=device))
+
+    def fit_normalizers(self, inputs_NI: Tensor, targets_ND: Tensor) -> None:
+        """Take the normalisation from the training data."""
+        self.inputs.fit(inputs_NI)
+        self.targets.fit(targets_ND)
+
+    def forward(self, inputs_MBI: Tensor, members: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return mean and log-variance (None if deterministic) of the targets, both (M, B, D).
+
+        With `members`, row block m goes through member `members[m]`.
+        """
+        output = self.mlp(self.inputs(inputs_MBI), members)
+        if not self.gaussian:
+            return output * self.targets.std + self.targets.mean, None
+        mean, log_variance = output.chunk(2, dim=-1)
+        high, low = self.max_log_variance, self.min_log_variance
+        if members is not None:
+            high, low = high[members], low[members]
+        log_variance = high - functional.softplus(high - log_variance)
+        log_variance = low + functional.softplus(log_variance - low)
+        return mean * self.targets.std + self.targets.mean, log_variance + 2 * self.targets.std.log()
+
+    def loss(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
+        """Return each member's loss as the page defines it, shape (M,)."""
+        mean, log_variance = self(inputs_MBI)
+        if log_variance is None:
+            return half_mean_loss(mean, targets_MBD, self.weights)
+        return gaussian_loss(mean, log_variance, targets_MBD, self.weights)
+
+    def penalty(self) -> Tensor | float:
+        """Return what pulls the limits of the log-variance together in training.
+
+        Source: the factor 0.01 is that of PETS and of MBPO's code.
+        """
+        if not self.gaussian:
+            return 0.0
+        return 0.01 * (self.max_log_variance.sum() - self.min_log_variance.sum())
+
+    def sample(self, inputs_MBI: Tensor, generator: torch.Generator, members: Tensor | None = None) -> Tensor:
+        """Predict targets, drawn from the distribution if it is Gaussian; shape (M, B, D)."""
+        mean, log_variance = self(inputs_MBI, members)
+        if log_variance is None:
+            return mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + noise * torch.exp(0.5 * log_variance)
+
+    def squared_error(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
+        """Return each member's mean squared error in units of the targets' variance, shape (M,).
+
+        The paper's code ranks members by squared error too, whatever loss trains them.
+        """
+        mean, _ = self(inputs_NI.expand(self.num_members, -1, -1))
+        return ((mean - targets_ND) / self.targets.std).square().mean(1) @ self.weights

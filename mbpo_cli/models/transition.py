@@ -1,0 +1,87 @@
+"""Transition functions: an ensemble that predicts the next observation from observation and action."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbpo_cli.models.function import LearnedFunction, LearnedOptions
+from mbpo_cli.models.regression import Distribution, Regression
+from mbpo_cli.options import option
+from mbpo_cli.types import SpaceSpec, Transitions
+
+
+@dataclass
+class TransitionOptions(LearnedOptions):
+    """Options of the ensemble of transition functions."""
+
+    distribution: Distribution = option(
+        "deterministic: half-mean loss; gaussian: maximum likelihood with learned variance",
+        matlab=("rlContinuousDeterministicTransitionFunction", "rlContinuousGaussianTransitionFunction"),
+    )
+    num_networks: int = option("N_M, members of the ensemble", low=1, high=1000)
+    num_elites: int | None = option(
+        "members used in rollouts, those with the smallest hold-out error; null = all", low=1
+    )
+    predict_difference: bool = option("predict o' - o instead of o'")
+
+    def __post_init__(self) -> None:
+        """Check what no single option can tell."""
+        if self.num_elites is not None and self.num_elites > self.num_networks:
+            raise ValueError(
+                f"num_elites={self.num_elites}: must be at most num_networks={self.num_networks}"
+            )
+
+
+class LearnedTransition(LearnedFunction):
+    """N_M transition functions trained as one batched network; rollouts use the elites among them."""
+
+    Options = TransitionOptions
+    network: Regression
+
+    def __init__(
+        self, options: TransitionOptions, spaces: SpaceSpec, generator: torch.Generator
+    ) -> None:
+        """Build the ensemble on the generator's device."""
+        network = Regression(
+            options.distribution,
+            options.num_networks,
+            spaces.obs_size + spaces.action_size,
+            options.hidden_sizes,
+            spaces.channels,
+            generator,
+        )
+        super().__init__(network, options)
+        self.predict_difference = options.predict_difference
+        self.num_elites = options.num_elites or options.num_networks
+        self.elites = torch.arange(self.num_elites, device=generator.device)
+
+    def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
+        """Return (o, a) and o' - o, or o'."""
+        target = transitions.next_obs
+        if self.predict_difference:
+            target = target - transitions.obs
+        return torch.cat((transitions.obs, transitions.action), -1), target
+
+    def predict(
+        self, obs_MGO: Tensor, action_MGA: Tensor, members: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Predict next observations, shape (M, G, O), row block m by member `members[m]`."""
+        prediction = self.network.sample(torch.cat((obs_MGO, action_MGA), -1), generator, members)
+        return obs_MGO + prediction if self.predict_difference else prediction
+
+    def elect(self, holdout_error_M: Tensor) -> None:
+        """Make the members with the smallest hold-out error the elites."""
+        self.elites = holdout_error_M.argsort()[: self.num_elites]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, normalisation, optimiser and elites."""
+        return {**super().state_dict(), "elites": self.elites}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.elites = state["elites"]

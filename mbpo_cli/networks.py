@@ -1,0 +1,73 @@
+"""One multilayer perceptron, batched over members: an ensemble is one network, not a list.
+
+A single network is an ensemble of one. This room does not know what the outputs mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Initializer = Callable[[Tensor, int, torch.Generator], Tensor]
+
+
+def uniform(weight: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
+    """Fill with U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the default of `torch.nn.Linear`."""
+    bound = 1 / math.sqrt(fan_in)
+    return nn.init.uniform_(weight, -bound, bound, generator=generator)
+
+
+def truncated_normal(weight: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
+    """Fill with a normal of standard deviation 1/(2 sqrt(fan_in)), cut at two deviations.
+
+    Source: initialisation of the dynamics ensembles of PETS (Chua et al. 2018), kept by MBPO.
+    """
+    std = 1 / (2 * math.sqrt(fan_in))
+    return nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+
+
+class BatchedMLP(nn.Module):
+    """Members of equal shape, evaluated together as batched matrix products."""
+
+    def __init__(
+        self,
+        num_members: int,
+        sizes: Sequence[int],
+        activation: Callable[[Tensor], Tensor],
+        initialize: Initializer,
+        generator: torch.Generator,
+    ) -> None:
+        """Build `num_members` networks with layers of the given sizes (input first, output last).
+
+        The parameters live on the generator's device; biases start like the weights for
+        `uniform`, and at zero for `truncated_normal`.
+        """
+        super().__init__()
+        self.activation = activation
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+            weight = torch.empty(num_members, fan_in, fan_out, device=generator.device)
+            bias = torch.zeros(num_members, 1, fan_out, device=generator.device)
+            self.weights.append(nn.Parameter(initialize(weight, fan_in, generator)))
+            if initialize is uniform:
+                uniform(bias, fan_in, generator)
+            self.biases.append(nn.Parameter(bias))
+
+    def forward(self, inputs_MBI: Tensor, members: Tensor | None = None) -> Tensor:
+        """Map (M, B, in) to (M, B, out), row block m through member m.
+
+        With `members`, a tensor of M member numbers, block m goes through member `members[m]`.
+        """
+        hidden = inputs_MBI
+        last = len(self.weights) - 1
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if members is not None:
+                weight, bias = weight[members], bias[members]
+            hidden = torch.baddbmm(bias, hidden, weight)
+            if layer < last:
+                hidden = self.activation(hidden)
+        return hidden

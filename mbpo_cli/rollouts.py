@@ -1,0 +1,118 @@
+"""Short rollouts branched from real states in the learned model, and how long they may be.
+
+Knows a model, a policy and a place to put transitions; does not know that the place is a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.options import Component, option
+from mbpo_cli.types import Policy, Transitions
+
+
+@dataclass
+class ModelRolloutOptions:
+    """How experience is generated: MATLAB's rlModelRolloutOptions."""
+
+    num_rollout: int = option(
+        "N_R, rollouts started per generation", low=1, high=10_000_000, matlab="NumRollout"
+    )
+    horizon: int = option("steps of a rollout, at first", low=1, high=1000, matlab="Horizon")
+    horizon_update_schedule: Literal["none", "piecewise", "linear"] = option(
+        "how the horizon grows: not at all; by 1 every horizon_update_frequency model trainings; or "
+        "linearly to horizon_max between two epochs of 1000 environment steps (the paper)",
+        matlab="HorizonUpdateSchedule",
+    )
+    horizon_update_frequency: int = option(
+        "piecewise: model trainings between two increments", low=1, matlab="HorizonUpdateFrequency"
+    )
+    horizon_update_start_epoch: int = option(
+        "first epoch of the growth: in model trainings (piecewise) or 1000 environment steps (linear)",
+        low=0,
+        matlab="HorizonUpdateStartEpoch",
+    )
+    horizon_update_end_epoch: int = option(
+        "linear: epoch, in 1000 environment steps, at which horizon_max is reached", low=1
+    )
+    horizon_max: int = option("the horizon never grows beyond this", low=1, high=1000, matlab="HorizonMax")
+    noise_options: Component = option(
+        "exploration within rollouts (group mbpo/model_rollout_options/noise_options)", matlab="NoiseOptions"
+    )
+
+    def __post_init__(self) -> None:
+        """Check what no single option can tell."""
+        if self.horizon_update_schedule == "none":
+            return
+        if self.horizon_max < self.horizon:
+            raise ValueError(f"horizon_max={self.horizon_max}: must be at least horizon={self.horizon}")
+        if (
+            self.horizon_update_schedule == "linear"
+            and self.horizon_update_end_epoch <= self.horizon_update_start_epoch
+        ):
+            raise ValueError(
+                f"horizon_update_end_epoch={self.horizon_update_end_epoch}: must be greater than "
+                f"horizon_update_start_epoch={self.horizon_update_start_epoch}"
+            )
+
+
+def horizon_at(options: ModelRolloutOptions, num_model_trainings: int, num_env_steps: int) -> int:
+    """Return the horizon after so many model trainings and real environment steps.
+
+    Piecewise counts model trainings (Source: the page, HorizonUpdateFrequency); linear counts
+    epochs of 1000 environment steps and rounds down (Source: the paper, appendix: x -> y over
+    epochs a -> b).
+    """
+    low, high, start = options.horizon, options.horizon_max, options.horizon_update_start_epoch
+    match options.horizon_update_schedule:
+        case "none":
+            return low
+        case "piecewise":
+            increments = max(num_model_trainings - start, 0) // options.horizon_update_frequency
+            return min(low + increments, high)
+        case "linear":
+            # Whole steps, so that rounding down is exact.
+            passed = max(num_env_steps - 1000 * start, 0)
+            duration = 1000 * (options.horizon_update_end_epoch - start)
+            return min(low + passed * (high - low) // duration, high)
+
+
+def generate(
+    model: EnvironmentModel,
+    policy: Policy,
+    starts: Tensor,
+    horizon: int,
+    sink: Callable[[Transitions], None],
+    generator: torch.Generator,
+) -> int:
+    """Roll the policy out in the model and hand every step's transitions to `sink`.
+
+    A rollout that is predicted to terminate is not continued. Source: the page, step 3.2.
+
+    Args:
+        model: The environment model.
+        policy: Chooses the actions, with exploration.
+        starts: Start observations, shape (N, O).
+        horizon: Largest number of steps of a rollout.
+        sink: Called once per step with the transitions of the rollouts still running.
+        generator: Random stream of groups, actions and predictions.
+
+    Returns:
+        The number of transitions generated.
+    """
+    obs, count = starts, 0
+    with torch.inference_mode():
+        for _ in range(horizon):
+            transitions = model.step(obs, policy(obs, explore=generator), generator)
+            sink(transitions)
+            count += len(transitions)
+            obs = transitions.next_obs[transitions.terminated == 0]
+            if len(obs) == 0:
+                break
+    return count

@@ -1,0 +1,30 @@
+"""One seed feeds one random stream per room, derived by name; nothing draws from global state.
+
+Streams are derived by name, not by position, so that a new room never shifts the numbers of the
+others. This room does not know what the numbers are used for.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+
+
+def sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
+    """Return the seed sequence of a named stream; strings enter by their CRC-32."""
+    key = tuple(zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names)
+    return np.random.SeedSequence(seed, spawn_key=key)
+
+
+def generator(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a torch generator for a named stream."""
+    # 63 bits: torch takes the seed as a signed integer.
+    state = int(sequence(seed, *names).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator(device).manual_seed(state)
+
+
+def episode_seed(seed: int, name: str, episode: int) -> int:
+    """Return the 32-bit seed with which an environment is reset for one episode."""
+    return int(sequence(seed, name, episode).generate_state(1, np.uint32)[0])

@@ -1,0 +1,299 @@
+"""The algorithm: the hallway through which experience walks from room to room.
+
+Knows the rooms by their contracts; does not know which agent, which model, or which device.
+
+Source: the page, Training Algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mbpo_cli import rollouts
+from mbpo_cli.agents.options import AgentOptions
+from mbpo_cli.buffers import ReplayBuffer, mix
+from mbpo_cli.envs.environment import Environment
+from mbpo_cli.evaluate import Evaluation
+from mbpo_cli.logger import Logger
+from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.models.fit import ModelFitter
+from mbpo_cli.options import option
+from mbpo_cli.rollouts import ModelRolloutOptions
+from mbpo_cli.seeding import episode_seed, generator
+from mbpo_cli.stopwatch import Stopwatch
+from mbpo_cli.types import Agent, Policy, Transitions
+
+
+@dataclass
+class TrainerOptions:
+    """How long to train and when to look."""
+
+    num_env_steps: int = option("real environment steps to train for", low=1, high=10**12)
+    evaluate_every_steps: int = option("environment steps between two evaluations", low=1)
+    num_eval_episodes: int = option("episodes of an evaluation", low=1, high=10_000)
+    log_every_steps: int = option("environment steps over which logged metrics are averaged", low=1)
+
+
+@dataclass
+class MBPOOptions:
+    """What turns the base agent into an MBPO agent: MATLAB's rlMBPOAgentOptions."""
+
+    generate_every: int | Literal["episode"] = option(
+        "generation points: 'episode' = the start of each episode (the page), "
+        "k = every k environment steps (the paper)",
+        low=1,
+    )
+    num_epoch_for_training_model: int = option(
+        "epochs of model training per generation point", low=1, matlab="NumEpochForTrainingModel"
+    )
+    mini_batch_size: int = option(
+        "M, experiences in the agent's mixed mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize"
+    )
+    real_ratio: float = option(
+        "R, share of real experience in it: ceil(M R); 1 = no model at all",
+        low=0,
+        high=1,
+        matlab=("RealRatio", "RealSampleRatio"),
+    )
+    model_experience_buffer_length: int = option(
+        "capacity of the circular buffer of generated experience",
+        low=1,
+        high=1_000_000_000,
+        matlab="ModelExperienceBufferLength",
+    )
+    model_rollout_options: ModelRolloutOptions = option(
+        "how experience is generated", matlab="ModelRolloutOptions"
+    )
+
+
+class RolloutPolicy(Policy, Protocol):
+    """Chooses actions in rollouts, with noise that may decay."""
+
+    def decay(self) -> None:
+        """Let the noise decay; called after each generation."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the noise."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+
+@dataclass
+class ModelBased:
+    """What MBPO adds to its base agent."""
+
+    model: EnvironmentModel
+    fitter: ModelFitter
+    policy: RolloutPolicy
+    buffer: ReplayBuffer
+
+
+class Trainer:
+    """Trains a base agent, on a mix of real and generated experience if there is a model.
+
+    Attributes:
+        env_steps: Real environment steps so far.
+        episodes: Episodes finished so far.
+        gradient_steps: Updates of the base agent so far.
+        evaluation: The last evaluation, or None before the first.
+        best_evaluation: The one with the greatest mean return.
+    """
+
+    def __init__(
+        self,
+        *,
+        options: TrainerOptions,
+        agent_options: AgentOptions,
+        mbpo_options: MBPOOptions,
+        seed: int,
+        device: torch.device,
+        env: Environment,
+        agent: Agent,
+        real_buffer: ReplayBuffer,
+        model_based: ModelBased | None,
+        evaluate: Callable[[Policy], Evaluation],
+        logger: Logger,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take the rooms; `model_based` None trains the base agent alone, on real experience."""
+        self.options = options
+        self.agent_options = agent_options
+        self.mbpo_options = mbpo_options
+        self.env = env
+        self.agent = agent
+        self.real_buffer = real_buffer
+        self.model_based = model_based
+        self.evaluator = evaluate
+        self.logger = logger
+        self.should_stop = should_stop
+
+        self._seed = seed
+        self._device = device
+        self._warm_start_stream = generator(seed, "warm_start")
+        self._exploration_stream = generator(seed, "exploration", device=device)
+        self._rollout_stream = generator(seed, "rollouts", device=device)
+        self._mix_stream = generator(seed, "mix", device=device)
+        self._stopwatch = Stopwatch(("env", "fit", "generate", "update", "evaluate"))
+
+        self.env_steps = 0
+        self.episodes = 0
+        self.gradient_steps = 0
+        self.num_model_trainings = 0
+        self.evaluation: Evaluation | None = None
+        self.best_evaluation: Evaluation | None = None
+        self._episode_steps = 0
+        self._episode_return = 0.0
+
+    def train(self) -> bool:
+        """Train for the remaining environment steps.
+
+        Returns:
+            True if all steps were taken, False if `should_stop` ended the training before.
+        """
+        obs = self._start_episode()
+        while self.env_steps < self.options.num_env_steps:
+            if self.should_stop():
+                return False
+            if self._generation_is_due():
+                self._fit_model()
+                self._generate_experience()
+            obs = self._act_and_store(obs)
+            if self.env_steps > self.agent_options.num_warm_start_steps:
+                self._update_agent()
+            if self._is_due(self.options.evaluate_every_steps):
+                self._evaluate()
+            self._log()
+        return True
+
+    @property
+    def phase_seconds(self) -> dict[str, float]:
+        """Wall-clock seconds spent in each phase of the algorithm."""
+        return dict(self._stopwatch.seconds)
+
+    def _is_due(self, every_steps: int) -> bool:
+        return self.env_steps % every_steps == 0 or self.env_steps == self.options.num_env_steps
+
+    def _generation_is_due(self) -> bool:
+        if self.model_based is None or self.env_steps < self.agent_options.num_warm_start_steps:
+            return False
+        every = self.mbpo_options.generate_every
+        return self._episode_steps == 0 if every == "episode" else self.env_steps % every == 0
+
+    def _fit_model(self) -> None:
+        assert self.model_based is not None
+        with self._stopwatch.phase("fit"):
+            metrics = self.model_based.fitter.fit(
+                self.model_based.model,
+                self.real_buffer.contents(),
+                self.mbpo_options.num_epoch_for_training_model,
+            )
+        self.num_model_trainings += 1
+        self.logger.log(metrics)
+
+    def _generate_experience(self) -> None:
+        assert self.model_based is not None
+        options = self.mbpo_options.model_rollout_options
+        horizon = rollouts.horizon_at(options, self.num_model_trainings, self.env_steps)
+        with self._stopwatch.phase("generate"):
+            count = rollouts.generate(
+                self.model_based.model,
+                self.model_based.policy,
+                self.real_buffer.sample(options.num_rollout, self._rollout_stream).obs,
+                horizon,
+                self.model_based.buffer.add,
+                self._rollout_stream,
+            )
+        self.model_based.policy.decay()
+        self.logger.log({"rollout/horizon": horizon, "rollout/num_generated": count})
+
+    def _act_and_store(self, obs: Tensor) -> Tensor:
+        with self._stopwatch.phase("env"):
+            action = self._choose_action(obs)
+            step = self.env.step(action)
+            self.real_buffer.add(
+                Transitions(
+                    obs[None].to(self._device),
+                    action[None].to(self._device),
+                    torch.tensor([step.reward], device=self._device),
+                    step.obs[None].to(self._device),
+                    torch.tensor([float(step.terminated)], device=self._device),
+                )
+            )
+            self.env_steps += 1
+            self._episode_steps += 1
+            self._episode_return += step.reward
+            if not (step.terminated or step.truncated):
+                return step.obs
+            self.episodes += 1
+            self.logger.log(
+                {
+                    "train/episode_return": self._episode_return,
+                    "train/episode_length": self._episode_steps,
+                    "train/episodes": self.episodes,
+                }
+            )
+            return self._start_episode()
+
+    def _start_episode(self) -> Tensor:
+        self._episode_steps, self._episode_return = 0, 0.0
+        return self.env.reset(episode_seed(self._seed, "environment", self.episodes))
+
+    def _choose_action(self, obs: Tensor) -> Tensor:
+        if self.env_steps < self.agent_options.num_warm_start_steps:
+            return 2 * torch.rand(self.env.spaces.action_size, generator=self._warm_start_stream) - 1
+        return self.agent.act(obs[None].to(self._device), explore=self._exploration_stream)[0].cpu()
+
+    def _update_agent(self) -> None:
+        generated = self.model_based.buffer if self.model_based is not None else None
+        size, ratio = self.mbpo_options.mini_batch_size, self.mbpo_options.real_ratio
+        with self._stopwatch.phase("update"):
+            for _ in range(self.agent_options.num_gradient_steps_per_update):
+                batch, num_real = mix(self.real_buffer, generated, size, ratio, self._mix_stream)
+                self.logger.collect(self.agent.update(batch))
+                self.logger.collect(
+                    {
+                        "mix/num_real": num_real,
+                        "mix/num_generated": size - num_real,
+                        "mix/real_share": num_real / size,
+                    }
+                )
+                self.gradient_steps += 1
+
+    def _evaluate(self) -> None:
+        with self._stopwatch.phase("evaluate"):
+            self.evaluation = evaluation = self.evaluator(self.agent.act)
+        best = self.best_evaluation
+        if best is None or evaluation.return_mean > best.return_mean:
+            self.best_evaluation = evaluation
+        self.logger.log(
+            {
+                "eval/return_mean": evaluation.return_mean,
+                "eval/return_std": evaluation.return_std,
+                "eval/length_mean": sum(evaluation.lengths) / len(evaluation.lengths),
+            }
+        )
+
+    def _log(self) -> None:
+        if self._is_due(self.options.log_every_steps):
+            self.logger.summarize()
+            generated = self.model_based.buffer if self.model_based is not None else ()
+            seconds = self._stopwatch.seconds
+            self.logger.log(
+                {
+                    "buffer/real_size": len(self.real_buffer),
+                    "buffer/model_size": len(generated),
+                    "train/gradient_steps": self.gradient_steps,
+                    "time/env_steps_per_second": self.env_steps / self._stopwatch.total_seconds,
+                    **{f"time/{phase}_seconds": spent for phase, spent in seconds.items()},
+                }
+            )
+        self.logger.write(self.env_steps)
