@@ -23,7 +23,7 @@ class ReplayBuffer:
         self.capacity = capacity
         self.size = 0
         self.total_added = 0
-        self._columns = (spaces.obs_size, spaces.action_size, 1, spaces.obs_size, 1)
+        self._columns = [spaces.obs_size, spaces.action_size, 1, spaces.obs_size, 1]
         self._rows = torch.empty(capacity, sum(self._columns), device=device)
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class ReplayBuffer:
 
     def unpack(self, rows: Tensor) -> Transitions:
         """Name the columns of packed rows, without a copy."""
-        obs, action, reward, next_obs, terminated = rows.split(self._columns, dim=1)
+        obs, action, reward, next_obs, terminated = torch.split(rows, self._columns, dim=1)
         return Transitions(obs, action, reward[:, 0], next_obs, terminated[:, 0])
 
     def state_dict(self) -> dict[str, Any]:

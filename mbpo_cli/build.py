@@ -68,7 +68,9 @@ def build_env(config: Config) -> Environment:
     except (gym.error.Error, ImportError) as error:
         raise ConfigError(f"{key}: {_one_line(error)}") from error
     except TypeError as error:
-        raise ConfigError(f"env.kwargs={config.env.kwargs}: not accepted by {config.env.id}: {error}") from error
+        raise ConfigError(
+            f"env.kwargs={config.env.kwargs}: not accepted by {config.env.id}: {error}"
+        ) from error
 
 
 def build_agent(config: Config, spaces: SpaceSpec, device: torch.device) -> Agent:
@@ -94,7 +96,9 @@ def uses_model(config: Config) -> bool:
     return num_real_of(config.mbpo.mini_batch_size, config.mbpo.real_ratio) < config.mbpo.mini_batch_size
 
 
-def build_model_based(config: Config, agent: Agent, spaces: SpaceSpec, device: torch.device) -> ModelBased | None:
+def build_model_based(
+    config: Config, agent: Agent, spaces: SpaceSpec, device: torch.device
+) -> ModelBased | None:
     """Make what MBPO adds to the agent, or None if all experience is to be real."""
     if not uses_model(config):
         return None

@@ -95,3 +95,7 @@ class Rejected(SystemExit):
         """Carry the reason."""
         super().__init__(EXIT_CONFIG)
         self.reason = reason
+
+
+if __name__ == "__main__":
+    main()

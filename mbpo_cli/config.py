@@ -74,7 +74,9 @@ def _dataclass(values: Any, cls: type[Any], path: str) -> Any:
     for name in values:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here are {', '.join(sorted(names))}"
+            hint = (
+                f"did you mean {prefix}{near[0]}?" if near else f"known here are {', '.join(sorted(names))}"
+            )
             raise ConfigError(f"{prefix}{name}={values[name]}: no such option; {hint}")
     converted = {}
     for field in fields(cls):

@@ -24,7 +24,7 @@ def explain(error: BaseException) -> str:
     if match := re.search(r"Could not find '([^']+)'", text):
         return _unknown_choice(match[1], text)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return f"{match[1]}: several values for one run; add -m to run one job for each, or quote a list as [a,b]"
+        return f"{match[1]}: several values for one run; add -m for one job each, or write a list as [a,b]"
     if match := re.search(r"Interpolation key '([^']+)' not found", text):
         return f"{getattr(error, 'full_key', '')}: refers to '{match[1]}', which is not there"
     return _one_line(text)
@@ -47,7 +47,7 @@ def _unknown_key(key: str) -> str:
     if value is not None:
         near = difflib.get_close_matches(key, [name for name in choices if name], n=1, cutoff=0.75)
         if near and "." not in key:
-            return f"{shown}: no such option or group; did you mean {near[0]}=...?"
+            return f"{shown}: no such option or group; did you mean {near[0]}={value}?"
     meant = suggest(key, typed_config(cfg))
     hint = f"did you mean {meant}?" if meant else "mbpo-train --cfg job lists all options"
     return f"{shown}: no such option; {hint}"
@@ -55,12 +55,14 @@ def _unknown_key(key: str) -> str:
 
 def _is_group(argument: str) -> bool:
     key = argument.partition("=")[0]
-    return "=" in argument and "." not in key and not argument.startswith("-") and key not in ("seed", "device")
+    return (
+        "=" in argument and "." not in key and not argument.startswith("-") and key not in ("seed", "device")
+    )
 
 
 def _unknown_choice(path: str, text: str) -> str:
     group, _, choice = path.rpartition("/")
-    available = re.findall(r"^\t(.+)$", text, flags=re.MULTILINE)
+    available = re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE)
     within = [name for name in available if name in choice.lower()]
     near = within or difflib.get_close_matches(choice, available, n=1)
     hint = f"did you mean {group}={near[0]}? " if near else ""

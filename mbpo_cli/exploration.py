@@ -64,7 +64,9 @@ class GaussianNoiseOptions(Component):
     def __post_init__(self) -> None:
         """Check what no single option can tell."""
         if self.lower_limit > self.upper_limit:
-            raise ValueError(f"lower_limit={self.lower_limit}: must be at most upper_limit={self.upper_limit}")
+            raise ValueError(
+                f"lower_limit={self.lower_limit}: must be at most upper_limit={self.upper_limit}"
+            )
 
 
 class GaussianNoise:

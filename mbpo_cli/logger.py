@@ -106,7 +106,9 @@ class Logger:
     def summarize(self) -> None:
         """Log the mean of everything collected since the last time."""
         for tag, values in self._collected.items():
-            self._now[tag] = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values]).mean()
+            self._now[tag] = torch.stack(
+                [torch.as_tensor(value, dtype=torch.float32) for value in values]
+            ).mean()
         self._collected.clear()
 
     def write(self, step: int) -> None:

@@ -5,6 +5,7 @@ A single network is an ensemble of one. This room does not know what the outputs
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -49,7 +50,7 @@ class BatchedMLP(nn.Module):
         self.activation = activation
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             weight = torch.empty(num_members, fan_in, fan_out, device=generator.device)
             bias = torch.zeros(num_members, 1, fan_out, device=generator.device)
             self.weights.append(nn.Parameter(initialize(weight, fan_in, generator)))
@@ -67,7 +68,10 @@ class BatchedMLP(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if members is not None:
                 weight, bias = weight[members], bias[members]
-            hidden = torch.baddbmm(bias, hidden, weight)
+            if weight.shape[2] == 1:  # a batched product with a single column is slow
+                hidden = (hidden * weight.transpose(1, 2)).sum(2, keepdim=True) + bias
+            else:
+                hidden = torch.baddbmm(bias, hidden, weight)
             if layer < last:
                 hidden = self.activation(hidden)
         return hidden

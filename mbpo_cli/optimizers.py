@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,9 @@ from mbpo_cli.options import option
 class OptimizerOptions:
     """How one part is trained."""
 
-    learn_rate: float = option("step size of Adam; 0 = leave this part as it is", low=0, high=1, matlab="LearnRate")
+    learn_rate: float = option(
+        "step size of Adam; 0 = leave this part as it is", low=0, high=1, matlab="LearnRate"
+    )
     gradient_threshold: float | None = option(
         "largest L2 norm of a network's gradient, which is scaled down to it; null = no limit",
         above=0,
@@ -66,4 +69,5 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.adam.load_state_dict(state)
+        # Adam would go on with the very tensors that it is given.
+        self.adam.load_state_dict(copy.deepcopy(state))

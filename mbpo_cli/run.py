@@ -60,10 +60,10 @@ def run(config: Config, path: Path) -> float:
     finally:
         summary = summarize(config, trainer, status, time.monotonic() - start, error)
         directory.write_summary(summary)
-    log.info("%s", closing_table(summary, trainer, directory))
-    if status == "interrupted" or trainer.evaluation is None:
+    log.info("%s", closing_table(summary, directory.path))
+    if status == "interrupted":
         raise KeyboardInterrupt
-    return trainer.evaluation.return_mean
+    return float(summary["eval_return_mean"])
 
 
 def _logger(config: Config, directory: RunDirectory) -> Logger:
@@ -99,7 +99,8 @@ def summarize(
         "env_steps": trainer.env_steps if trainer is not None else 0,
         "episodes": trainer.episodes if trainer is not None else 0,
         "gradient_steps": trainer.gradient_steps if trainer is not None else 0,
-        "wall_seconds": round(wall_seconds, 3),
+        "wall_seconds": wall_seconds,
+        "phase_seconds": trainer.phase_seconds if trainer is not None else {},
         "eval_return_mean": last.return_mean if last is not None else None,
         "eval_return_std": last.return_std if last is not None else None,
         "eval_episodes": len(last.returns) if last is not None else 0,
@@ -107,21 +108,26 @@ def summarize(
     }
 
 
-def closing_table(summary: dict[str, Any], trainer: Trainer, directory: RunDirectory) -> str:
+def closing_table(summary: dict[str, Any], path: Path) -> str:
     """Return the table that ends a run, with the command that opens TensorBoard."""
     rows = [
         ("status", summary["status"]),
         ("real steps", f"{summary['env_steps']:,} in {summary['episodes']:,} episodes"),
         ("gradient steps", f"{summary['gradient_steps']:,}"),
         ("wall time", f"{summary['wall_seconds']:.1f} s"),
-        ("time by phase", ", ".join(f"{name} {spent:.1f} s" for name, spent in trainer.phase_seconds.items())),
+        (
+            "time by phase",
+            ", ".join(f"{name} {spent:.1f} s" for name, spent in summary["phase_seconds"].items()),
+        ),
     ]
     if summary["eval_episodes"]:
-        mean, std, best = (summary[k] for k in ("eval_return_mean", "eval_return_std", "best_eval_return_mean"))
+        mean, std, best = (
+            summary[k] for k in ("eval_return_mean", "eval_return_std", "best_eval_return_mean")
+        )
         rows.append(("last evaluation", f"{mean:.1f} +- {std:.1f} over {summary['eval_episodes']} episodes"))
         rows.append(("best evaluation", f"{best:.1f}"))
-    rows.append(("run directory", str(directory.path)))
-    rows.append(("look at it", f"tensorboard --logdir {directory.path}"))
+    rows.append(("run directory", str(path)))
+    rows.append(("look at it", f"tensorboard --logdir {path}"))
     width = max(len(name) for name, _ in rows)
     title = f"{summary['agent']} on {summary['env']}, seed {summary['seed']}"
     return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])

@@ -84,7 +84,11 @@ def taken(path: Path) -> ConfigError:
 def versions() -> dict[str, str]:
     """Return the versions of everything that may change a result."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"mbpo-cli": importlib.metadata.version("mbpo-cli"), "python": platform.python_version(), **packages}
+    return {
+        "mbpo-cli": importlib.metadata.version("mbpo-cli"),
+        "python": platform.python_version(),
+        **packages,
+    }
 
 
 def git_commit() -> str | None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,6 +128,3 @@ class KnownFunction(Protocol):
     def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """Map (B, O), (B, A) in the environment's bounds, and (B, O) to shape (B,)."""
         ...
-
-
-Array = np.ndarray[Any, np.dtype[Any]]

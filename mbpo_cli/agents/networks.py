@@ -49,7 +49,7 @@ class SquashedGaussianActor(nn.Module):
         sizes = (obs_size, *hidden_sizes, 2 * action_size)
         self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
 
-    def forward(self, obs_BO: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, obs_BO: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation before squashing, both (B, A)."""
         mean, log_std = self.mlp(obs_BO[None])[0].chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
@@ -60,7 +60,7 @@ class SquashedGaussianActor(nn.Module):
         Source: Haarnoja et al. 2018, appendix C, with log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)),
         which does not lose precision where tanh saturates.
         """
-        mean, log_std = self(obs_BO)
+        mean, log_std = self.moments(obs_BO)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         unsquashed = mean + log_std.exp() * noise
         log_density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)

@@ -18,7 +18,9 @@ class AgentOptions(Component):
         high=1000,
         matlab="NumGradientStepsPerUpdate",
     )
-    mini_batch_size: int = option("experiences in a mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize")
+    mini_batch_size: int = option(
+        "experiences in a mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize"
+    )
     experience_buffer_length: int = option(
         "capacity of the real buffer", low=1, high=1_000_000_000, matlab="ExperienceBufferLength"
     )

@@ -34,7 +34,9 @@ class SACOptions(AgentOptions):
     """Options of SAC: MATLAB's rlSACAgentOptions."""
 
     actor_optimizer: OptimizerOptions = option("how the actor is trained", matlab="ActorOptimizerOptions")
-    critic_optimizer: OptimizerOptions = option("how the critics are trained", matlab="CriticOptimizerOptions")
+    critic_optimizer: OptimizerOptions = option(
+        "how the critics are trained", matlab="CriticOptimizerOptions"
+    )
     entropy_weight_options: EntropyWeightOptions = option(
         "how the entropy weight is found", matlab="EntropyWeightOptions"
     )
@@ -83,7 +85,7 @@ class SAC:
         """Return actions, shape (B, A): drawn from the policy, or its squashed mean."""
         if explore is not None:
             return self.actor.sample(obs, explore)[0]
-        mean, _ = self.actor(obs)
+        mean, _ = self.actor.moments(obs)
         return mean.tanh()
 
     def update(self, batch: Transitions) -> Metrics:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mbpo_cli.envs.spaces import space_spec
 from mbpo_cli.options import option
-from mbpo_cli.types import Array, SpaceSpec
+from mbpo_cli.types import SpaceSpec
 
 
 @dataclass
@@ -49,7 +49,6 @@ class Step(NamedTuple):
     reward: float
     terminated: bool
     truncated: bool
-
 
 
 class Environment:
@@ -85,7 +84,7 @@ class Environment:
         self._env.close()
 
     def _flatten(self, obs: Any) -> Tensor:
-        flat: Array = gym.spaces.flatten(self._env.observation_space, obs)
+        flat: Any = gym.spaces.flatten(self._env.observation_space, obs)
         # A copy, as some environments return the same array at every step.
         return torch.from_numpy(np.array(flat, dtype=np.float32))
 

@@ -25,9 +25,13 @@ class ModelTrainingOptions:
     num_mini_batches: int | Literal["all"] = option(
         "mini-batches per epoch, or 'all': one pass through the data", low=1, matlab="NumMiniBatches"
     )
-    mini_batch_size: int = option("transitions in a mini-batch of each network", low=1, matlab="MiniBatchSize")
+    mini_batch_size: int = option(
+        "transitions in a mini-batch of each network", low=1, matlab="MiniBatchSize"
+    )
     holdout_ratio: float = option(
-        "share of real transitions kept from training, to measure the error and choose elites", low=0, high=0.9
+        "share of real transitions kept from training, to measure the error and choose elites",
+        low=0,
+        high=0.9,
     )
     holdout_max: int = option("at most so many transitions are held out", low=1)
 
@@ -40,9 +44,7 @@ class ModelFitter:
     for life, or a warm-started model would be tested on what it was trained on.
     """
 
-    def __init__(
-        self, options: ModelTrainingOptions, capacity: int, generator: torch.Generator
-    ) -> None:
+    def __init__(self, options: ModelTrainingOptions, capacity: int, generator: torch.Generator) -> None:
         """Draw the hold-out slots of a buffer of that capacity, on the generator's device."""
         self.options = options
         self.generator = generator
@@ -102,12 +104,12 @@ class ModelFitter:
         """
         size = min(self.options.mini_batch_size, num_rows)
         if self.options.num_mini_batches == "all":
-            yield from self._shuffle(num_rows, num_members).split(size, dim=1)
+            yield from torch.split(self._shuffle(num_rows, num_members), size, dim=1)
             return
         remaining = self.options.num_mini_batches
         while remaining > 0:
             shuffled = self._shuffle(num_rows, num_members)
-            batches = shuffled[:, : num_rows // size * size].split(size, dim=1)[:remaining]
+            batches = torch.split(shuffled[:, : num_rows // size * size], size, dim=1)[:remaining]
             yield from batches
             remaining -= len(batches)
 

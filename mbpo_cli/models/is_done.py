@@ -36,14 +36,14 @@ class Classifier(Network):
         """Take the normalisation from the training data."""
         self.inputs.fit(inputs_NI)
 
-    def forward(self, inputs_MBI: Tensor) -> Tensor:
+    def logits(self, inputs_MBI: Tensor) -> Tensor:
         """Return logits, shape (M, B)."""
         logits: Tensor = self.mlp(self.inputs(inputs_MBI))
         return logits[..., 0]
 
     def loss(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
         """Return the weighted cross-entropy, shape (M,)."""
-        return is_done_loss(self(inputs_MBI), targets_MBD[..., 0])
+        return is_done_loss(self.logits(inputs_MBI), targets_MBD[..., 0])
 
 
 class LearnedIsDone(LearnedFunction):
@@ -52,9 +52,7 @@ class LearnedIsDone(LearnedFunction):
     Options = LearnedIsDoneOptions
     network: Classifier
 
-    def __init__(
-        self, options: LearnedIsDoneOptions, spaces: SpaceSpec, generator: torch.Generator
-    ) -> None:
+    def __init__(self, options: LearnedIsDoneOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         """Build the network on the generator's device."""
         input_size = 2 * spaces.obs_size + spaces.action_size
         super().__init__(Classifier(input_size, options.hidden_sizes, generator), options)
@@ -66,7 +64,7 @@ class LearnedIsDone(LearnedFunction):
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
         """Return 1.0 where termination is at least as likely as not, else 0.0; shape (B,)."""
-        logit = self.network(torch.cat((obs, action, next_obs), -1)[None])[0]
+        logit = self.network.logits(torch.cat((obs, action, next_obs), -1)[None])[0]
         return (logit >= 0).to(obs.dtype)
 
 

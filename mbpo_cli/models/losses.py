@@ -26,7 +26,9 @@ def half_mean_loss(prediction_MBD: Tensor, target_MBD: Tensor, weights_D: Tensor
     return 0.5 * (prediction_MBD - target_MBD).square().mean(1) @ weights_D
 
 
-def gaussian_loss(mean_MBD: Tensor, log_variance_MBD: Tensor, target_MBD: Tensor, weights_D: Tensor) -> Tensor:
+def gaussian_loss(
+    mean_MBD: Tensor, log_variance_MBD: Tensor, target_MBD: Tensor, weights_D: Tensor
+) -> Tensor:
     """Return each member's mean negative log density of the target, elements weighted; shape (M,)."""
     squared_error = (target_MBD - mean_MBD).square() * torch.exp(-log_variance_MBD)
     return 0.5 * (squared_error + log_variance_MBD + math.log(2 * math.pi)).mean(1) @ weights_D
@@ -39,5 +41,7 @@ def is_done_loss(logit_MB: Tensor, target_MB: Tensor) -> Tensor:
     a class that is absent from the batch contributes 0.
     """
     done_M = (target_MB * functional.softplus(-logit_MB)).sum(1) / target_MB.sum(1).clamp(min=1)
-    not_done_M = ((1 - target_MB) * functional.softplus(logit_MB)).sum(1) / (1 - target_MB).sum(1).clamp(min=1)
+    not_done_M = ((1 - target_MB) * functional.softplus(logit_MB)).sum(1) / (1 - target_MB).sum(1).clamp(
+        min=1
+    )
     return (done_M + not_done_M) / target_MB.shape[1]

@@ -84,25 +84,24 @@ class Regression(Network):
         self.inputs.fit(inputs_NI)
         self.targets.fit(targets_ND)
 
-    def forward(self, inputs_MBI: Tensor, members: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def moments(self, inputs_MBI: Tensor, members: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return mean and log-variance (None if deterministic) of the targets, both (M, B, D).
 
         With `members`, row block m goes through member `members[m]`.
         """
-        output = self.mlp(self.inputs(inputs_MBI), members)
+        output: Tensor = self.mlp(self.inputs(inputs_MBI), members)
         if not self.gaussian:
             return output * self.targets.std + self.targets.mean, None
         mean, log_variance = output.chunk(2, dim=-1)
-        high, low = self.max_log_variance, self.min_log_variance
-        if members is not None:
-            high, low = high[members], low[members]
+        chosen = slice(None) if members is None else members
+        high, low = self.max_log_variance[chosen], self.min_log_variance[chosen]
         log_variance = high - functional.softplus(high - log_variance)
         log_variance = low + functional.softplus(log_variance - low)
         return mean * self.targets.std + self.targets.mean, log_variance + 2 * self.targets.std.log()
 
     def loss(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
         """Return each member's loss as the page defines it, shape (M,)."""
-        mean, log_variance = self(inputs_MBI)
+        mean, log_variance = self.moments(inputs_MBI)
         if log_variance is None:
             return half_mean_loss(mean, targets_MBD, self.weights)
         return gaussian_loss(mean, log_variance, targets_MBD, self.weights)
@@ -118,7 +117,7 @@ class Regression(Network):
 
     def sample(self, inputs_MBI: Tensor, generator: torch.Generator, members: Tensor | None = None) -> Tensor:
         """Predict targets, drawn from the distribution if it is Gaussian; shape (M, B, D)."""
-        mean, log_variance = self(inputs_MBI, members)
+        mean, log_variance = self.moments(inputs_MBI, members)
         if log_variance is None:
             return mean
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
@@ -129,5 +128,5 @@ class Regression(Network):
 
         The paper's code ranks members by squared error too, whatever loss trains them.
         """
-        mean, _ = self(inputs_NI.expand(self.num_members, -1, -1))
+        mean, _ = self.moments(inputs_NI.expand(self.num_members, -1, -1))
         return ((mean - targets_ND) / self.targets.std).square().mean(1) @ self.weights

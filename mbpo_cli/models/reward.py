@@ -29,9 +29,7 @@ class LearnedReward(LearnedFunction):
     Options = LearnedRewardOptions
     network: Regression
 
-    def __init__(
-        self, options: LearnedRewardOptions, spaces: SpaceSpec, generator: torch.Generator
-    ) -> None:
+    def __init__(self, options: LearnedRewardOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         """Build the network on the generator's device."""
         input_size = 2 * spaces.obs_size + spaces.action_size
         super().__init__(

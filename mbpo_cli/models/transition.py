@@ -42,9 +42,7 @@ class LearnedTransition(LearnedFunction):
     Options = TransitionOptions
     network: Regression
 
-    def __init__(
-        self, options: TransitionOptions, spaces: SpaceSpec, generator: torch.Generator
-    ) -> None:
+    def __init__(self, options: TransitionOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         """Build the ensemble on the generator's device."""
         network = Regression(
             options.distribution,

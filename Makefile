@@ -1,0 +1,58 @@
+# Everything a person does with a checkout. `make help` lists the targets.
+
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# Anything that pip should be told, an index with CPU builds of torch for instance.
+PIP_FLAGS ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-slow lint format typecheck tensorboard curves wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  ARGS="seed=3 trainer.num_env_steps=2000" make train passes overrides on'
+
+# The stamp makes a second call quick; torch comes first, alone, so that its build is chosen by pip's settings
+# and everything else fits around it.
+$(VENV)/installed: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'mbpo-train needs Python 3.11 or newer: make PYTHON=python3.12 ...'; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed ## make .venv with all that training and tests need
+
+train: install ## train SAC with a learned model on Pendulum (ARGS="..." overrides)
+	$(BIN)/mbpo-train agent=sac env=pendulum $(ARGS)
+
+test: install ## run the fast tests
+	$(BIN)/pytest -q -n 2 $(ARGS)
+
+test-slow: install ## run the long tests: learning, packaging
+	$(BIN)/pytest -q -m slow $(ARGS)
+
+lint: install ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install ## mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: install ## check types
+	$(BIN)/mypy
+
+tensorboard: install ## open TensorBoard on all runs, on this machine only
+	$(BIN)/tensorboard --logdir outputs --host 127.0.0.1
+
+curves: install ## train the README's runs and draw its picture (about half an hour on 2 cores)
+	$(BIN)/python scripts/learning_curves.py $(ARGS)
+
+wheel: install ## build the wheel
+	$(BIN)/python -m build --wheel
+
+clean: ## remove the environment and caches; runs stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

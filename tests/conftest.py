@@ -1,0 +1,173 @@
+"""Small environments and helpers that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from mbpo_cli.cli import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, typed_config
+from mbpo_cli.config import Config
+from mbpo_cli.types import SpaceSpec, Transitions
+
+torch.set_num_threads(1)
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+class CountingEnv(gym.Env[Any, Any]):
+    """Observes (episode, step) and rewards the step; ends by termination or time limit as told."""
+
+    def __init__(
+        self, episode_steps: int = 5, terminates: bool = False, action_dtype: Any = np.float32
+    ) -> None:
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.action_space = gym.spaces.Box(-3.0, 1.0, (1,), action_dtype)
+        self.episode_steps, self.terminates = episode_steps, terminates
+        self.episode, self.steps = -1, 0
+        self.actions: list[Any] = []
+        self.seeds: list[int | None] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seeds.append(seed)
+        self.episode, self.steps = self.episode + 1, 0
+        return np.array([self.episode, 0.0]), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self.actions.append(action)
+        self.steps += 1
+        ends = self.steps == self.episode_steps
+        obs = np.array([self.episode, float(self.steps)])
+        return obs, float(self.steps), ends and self.terminates, ends and not self.terminates, {}
+
+
+class ChannelsEnv(gym.Env[Any, Any]):
+    """A Dict observation of 10 and 4 elements, as in the example of the page."""
+
+    def __init__(self) -> None:
+        box = gym.spaces.Box
+        self.observation_space = gym.spaces.Dict(
+            {"a": box(-1, 1, (5, 2), np.float64), "b": box(-1, 1, (4,), np.float32)}
+        )
+        self.action_space = box(-1, 1, (2,), np.float32)
+        self.steps = 0
+
+    def _obs(self) -> dict[str, Any]:
+        return {"a": self.np_random.uniform(-1, 1, (5, 2)), "b": np.full(4, 0.5, np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._obs(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self._obs(), float(action.sum()), self.steps == 7, False, {}
+
+
+class PointMassEnv(gym.Env[Any, Any]):
+    """A point on a line, pushed by the action; reward is minus the squared distance to the origin."""
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(-2, 2, (1,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+        self.steps, self.position = 0, 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps, self.position = 0, float(self.np_random.uniform(-1.5, 1.5))
+        return np.array([self.position], np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        self.position = float(np.clip(self.position + 0.3 * float(action[0]), -2, 2))
+        reward = -(self.position**2)
+        return np.array([self.position], np.float32), reward, False, self.steps == 20, {}
+
+
+gym.register("tests/Counting-v0", CountingEnv)
+gym.register("tests/Channels-v0", ChannelsEnv)
+gym.register("tests/PointMass-v0", PointMassEnv)
+
+
+def make_config(*overrides: str) -> Config:
+    """Compose and convert the configuration that the command line would."""
+    with initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION_BASE):
+        return typed_config(compose(CONFIG_NAME, overrides=list(overrides)))
+
+
+TINY = (
+    "agent.hidden_sizes=[8]",
+    "agent.mini_batch_size=16",
+    "agent.num_warm_start_steps=5",
+    "agent.num_gradient_steps_per_update=1",
+    "model.transition.hidden_sizes=[8]",
+    "model.transition.num_networks=3",
+    "model.transition.num_elites=2",
+    "model.training.num_mini_batches=2",
+    "mbpo.num_epoch_for_training_model=1",
+    "mbpo.model_rollout_options.num_rollout=10",
+    "trainer.num_env_steps=20",
+    "trainer.evaluate_every_steps=10",
+    "trainer.num_eval_episodes=2",
+    "trainer.log_every_steps=5",
+)
+"""Overrides that make a run take a fraction of a second."""
+
+
+def gym_env(env_id: str) -> tuple[str, ...]:
+    """Overrides that choose a registered environment."""
+    return ("env=gym", f"env.id={env_id}")
+
+
+def spaces(channels: Sequence[int] = (3,), action_size: int = 1) -> SpaceSpec:
+    """A space with actions between -1 and 1."""
+    return SpaceSpec(tuple(channels), (-1.0,) * action_size, (1.0,) * action_size)
+
+
+def random_transitions(count: int, space: SpaceSpec, seed: int = 0) -> Transitions:
+    """Transitions of random numbers, one in ten of them terminal."""
+    g = torch.Generator().manual_seed(seed)
+    return Transitions(
+        torch.randn(count, space.obs_size, generator=g),
+        torch.rand(count, space.action_size, generator=g) * 2 - 1,
+        torch.randn(count, generator=g),
+        torch.randn(count, space.obs_size, generator=g),
+        (torch.rand(count, generator=g) < 0.1).float(),
+    )
+
+
+@pytest.fixture
+def g() -> torch.Generator:
+    """A random stream."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def train_in(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run a configuration in a fresh directory and return what it wrote."""
+    import json
+
+    from mbpo_cli.run import run
+
+    def train(*overrides: str, name: str = "run") -> dict[str, Any]:
+        path = tmp_path / name
+        score = run(make_config(*overrides), path)
+        lines = (path / "metrics.jsonl").read_text().splitlines()
+        return {
+            "path": path,
+            "score": score,
+            "summary": json.loads((path / "summary.json").read_text()),
+            "metrics": [json.loads(line) for line in lines],
+            "policy": torch.load(path / "policy.pt", weights_only=True),
+        }
+
+    return train

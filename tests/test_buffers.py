@@ -1,0 +1,108 @@
+import math
+from decimal import Decimal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbpo_cli.buffers import ReplayBuffer, mix, num_real_of
+from mbpo_cli.types import Transitions
+from tests.conftest import random_transitions, spaces
+
+SPACE = spaces((2,))
+
+
+def numbered(first: int, count: int) -> Transitions:
+    """Transitions whose reward is their number."""
+    batch = random_transitions(count, SPACE)
+    batch.reward = torch.arange(first, first + count, dtype=torch.float32)
+    return batch
+
+
+def rewards(buffer: ReplayBuffer) -> list[float]:
+    return buffer.contents().reward.tolist()
+
+
+def test_what_goes_in_comes_out() -> None:
+    buffer = ReplayBuffer(10, SPACE)
+    batch = random_transitions(7, SPACE)
+    buffer.add(batch)
+    stored = buffer.contents()
+    for name in ("obs", "action", "reward", "next_obs", "terminated"):
+        torch.testing.assert_close(getattr(stored, name), getattr(batch, name), rtol=0, atol=0)
+
+
+@given(st.integers(1, 7), st.lists(st.integers(1, 20), max_size=6))
+def test_a_full_buffer_keeps_the_newest(capacity: int, sizes: list[int]) -> None:
+    buffer, total = ReplayBuffer(capacity, SPACE), 0
+    for size in sizes:
+        buffer.add(numbered(total, size))
+        total += size
+    kept = min(total, capacity)
+    assert len(buffer) == kept
+    # Number i lives in slot i % capacity, whatever the batches were.
+    assert rewards(buffer) == sorted(range(total - kept, total), key=lambda i: i % capacity)
+
+
+def test_sampling_draws_only_what_is_stored(g: torch.Generator) -> None:
+    buffer = ReplayBuffer(100, SPACE)
+    buffer.add(numbered(5, 3))
+    assert set(buffer.sample(200, g).reward.tolist()) == {5.0, 6.0, 7.0}
+
+
+def test_state_survives_a_restart() -> None:
+    buffer, restored = ReplayBuffer(5, SPACE), ReplayBuffer(5, SPACE)
+    buffer.add(numbered(0, 8))
+    restored.load_state_dict(buffer.state_dict())
+    for each in (buffer, restored):
+        each.add(numbered(8, 1))
+    assert rewards(buffer) == rewards(restored)
+
+
+@pytest.mark.parametrize(
+    ("size", "ratio", "num_real"),
+    [
+        (256, 0.2, 52),
+        (256, 0.05, 13),
+        (100, 0.07, 7),
+        (100, 0.29, 29),
+        (10, 0.0, 0),
+        (10, 1.0, 10),
+        (1, 0.01, 1),
+    ],
+)
+def test_number_of_real_experiences(size: int, ratio: float, num_real: int) -> None:
+    assert num_real_of(size, ratio) == num_real
+
+
+@given(st.integers(1, 1000), st.integers(0, 1000))
+def test_number_of_real_experiences_is_the_exact_ceiling(size: int, per_mille: int) -> None:
+    exact = math.ceil(size * Decimal(per_mille) / 1000)
+    assert num_real_of(size, per_mille / 1000) == exact
+
+
+@pytest.mark.parametrize(("ratio", "num_real"), [(0.2, 52), (0.0, 0), (1.0, 256)])
+def test_mix_holds_real_and_generated_in_one_batch(ratio: float, num_real: int, g: torch.Generator) -> None:
+    real, generated = ReplayBuffer(10, SPACE), ReplayBuffer(10, SPACE)
+    real.add(numbered(0, 10))
+    generated.add(numbered(1000, 10))
+    batch, counted = mix(real, generated, 256, ratio, g)
+    assert len(batch) == 256
+    assert int((batch.reward < 1000).sum()) == counted == num_real
+
+
+def test_mix_is_all_real_while_nothing_is_generated(g: torch.Generator) -> None:
+    real = ReplayBuffer(10, SPACE)
+    real.add(numbered(0, 10))
+    for generated in (None, ReplayBuffer(10, SPACE)):
+        batch, num_real = mix(real, generated, 20, 0.1, g)
+        assert num_real == 20
+        assert len(batch) == 20
+
+
+def test_with_ratio_0_the_real_buffer_may_be_empty(g: torch.Generator) -> None:
+    generated = ReplayBuffer(10, SPACE)
+    generated.add(numbered(0, 1))
+    batch, num_real = mix(ReplayBuffer(10, SPACE), generated, 8, 0.0, g)
+    assert (len(batch), num_real) == (8, 0)

@@ -1,0 +1,319 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mbpo_cli.build import build_model
+from mbpo_cli.config import Config
+from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.models.fit import ModelFitter, ModelTrainingOptions
+from mbpo_cli.models.is_done import LearnedIsDone
+from mbpo_cli.models.regression import Normalizer, Regression
+from mbpo_cli.models.reward import LearnedReward
+from mbpo_cli.networks import BatchedMLP, truncated_normal, uniform
+from mbpo_cli.types import SpaceSpec, Transitions
+from tests.conftest import TINY, make_config, random_transitions, spaces
+
+SPACE = spaces((3, 1), action_size=2)
+LEARNED = (*TINY, "model/reward=gaussian", "model/is_done=learned")
+
+
+def built(config: Config, space: SpaceSpec = SPACE) -> EnvironmentModel:
+    return build_model(config, space, torch.device("cpu"))
+
+
+def fitter(model_training: ModelTrainingOptions, seed: int = 0, capacity: int = 1000) -> ModelFitter:
+    return ModelFitter(model_training, capacity, torch.Generator().manual_seed(seed))
+
+
+def parameters(model: EnvironmentModel) -> dict[str, list[Tensor]]:
+    return {
+        name: [p.detach().clone() for p in getattr(model, name).network.parameters()]
+        for name in ("transition", "reward", "is_done")
+        if hasattr(getattr(model, name), "network")
+    }
+
+
+def changed(before: list[Tensor], after: list[Tensor]) -> bool:
+    return any(not torch.equal(b, a) for b, a in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("num_members", [1, 2, 5])
+def test_batched_forward_equals_the_members_one_by_one(num_members: int, g: torch.Generator) -> None:
+    mlp = BatchedMLP(num_members, (4, 8, 8, 3), functional.silu, truncated_normal, g)
+    inputs = torch.randn(num_members, 6, 4, generator=g)
+    for member in range(num_members):
+        hidden = inputs[member]
+        for layer, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
+            hidden = hidden @ weight[member] + bias[member]
+            if layer < 2:
+                hidden = functional.silu(hidden)
+        torch.testing.assert_close(mlp(inputs)[member], hidden)
+
+
+def test_one_column_heads_equal_the_members_one_by_one(g: torch.Generator) -> None:
+    mlp = BatchedMLP(2, (4, 8, 1), functional.relu, uniform, g)
+    inputs = torch.randn(2, 6, 4, generator=g)
+    for member in range(2):
+        hidden = functional.relu(inputs[member] @ mlp.weights[0][member] + mlp.biases[0][member])
+        expected = hidden @ mlp.weights[1][member] + mlp.biases[1][member]
+        torch.testing.assert_close(mlp(inputs)[member], expected)
+
+
+def test_chosen_members_answer_in_the_order_chosen(g: torch.Generator) -> None:
+    mlp = BatchedMLP(4, (2, 8, 2), functional.silu, truncated_normal, g)
+    inputs = torch.randn(2, 5, 2, generator=g)
+    everyone = mlp(inputs[:1].expand(4, -1, -1))[3], mlp(inputs[1:].expand(4, -1, -1))[1]
+    torch.testing.assert_close(mlp(inputs, torch.tensor([3, 1])), torch.stack(everyone))
+
+
+def test_members_start_different_and_truncated(g: torch.Generator) -> None:
+    mlp = BatchedMLP(3, (100, 50), functional.silu, truncated_normal, g)
+    weight = mlp.weights[0].detach()
+    assert not torch.equal(weight[0], weight[1])
+    assert weight.abs().max() <= 2 * 1 / (2 * 100**0.5)
+
+
+def test_a_dimension_that_never_varies_does_not_blow_up() -> None:
+    normalizer = Normalizer(3, torch.device("cpu"))
+    values = torch.stack((torch.randn(50), torch.full((50,), 3.7), torch.full((50,), 1e6)), dim=1)
+    normalizer.fit(values)
+    assert normalizer.std[1:].tolist() == [1.0, 1.0]
+    slightly_off = values + 0.01
+    assert normalizer(slightly_off)[:, 1].abs().max() < 0.1
+
+
+@pytest.mark.parametrize("distribution", ["deterministic", "gaussian"])
+def test_a_regression_learns_what_can_be_learned(distribution: str, g: torch.Generator) -> None:
+    net = Regression(distribution, 2, 1, [16], (1,), g)  # type: ignore[arg-type]
+    inputs = torch.rand(256, 1, generator=g) * 4 - 2
+    noise = 0.1 * torch.randn(256, 1, generator=g)
+    targets = 50 + 10 * inputs.square() + noise
+    net.fit_normalizers(inputs, targets)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss = net.loss(inputs.expand(2, -1, -1), targets.expand(2, -1, -1)).sum() + net.penalty()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    mean, log_variance = net.moments(inputs.expand(2, -1, -1))
+    assert (mean - targets).square().mean().sqrt() < 0.5, "in the targets' own units"
+    if log_variance is not None:
+        error = (mean - targets).square().mean().sqrt()
+        assert 0.5 < (0.5 * log_variance).exp().mean() / error < 2, "the deviation tells the error"
+
+
+def test_log_variance_limits_are_soft_learned_and_penalised(g: torch.Generator) -> None:
+    net = Regression("gaussian", 1, 1, [4], (2,), g)
+    with torch.no_grad():
+        net.mlp.biases[-1][..., 2:] = 1000.0
+    _, log_variance = net.moments(torch.zeros(1, 3, 1))
+    assert log_variance is not None
+    torch.testing.assert_close(log_variance, torch.full((1, 3, 2), 0.5), atol=1e-3, rtol=0)
+    penalty = net.penalty()
+    torch.testing.assert_close(penalty, torch.tensor(0.01 * (2 * 0.5 + 2 * 10.0)))
+    net.loss(torch.zeros(1, 3, 1), torch.zeros(1, 3, 2)).sum().backward()  # type: ignore[no-untyped-call]
+    assert net.max_log_variance.grad is not None
+    assert net.max_log_variance.grad.abs().sum() > 0
+
+
+def test_gaussian_predictions_have_the_predicted_spread(g: torch.Generator) -> None:
+    net = Regression("gaussian", 1, 1, [4], (1,), g)
+    inputs = torch.zeros(1, 20_000, 1)
+    mean, log_variance = net.moments(inputs)
+    assert log_variance is not None
+    drawn = net.sample(inputs, g)
+    torch.testing.assert_close(drawn.mean(), mean.mean(), atol=0.05, rtol=0)
+    torch.testing.assert_close(drawn.std(), (0.5 * log_variance).exp().mean(), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("predict_difference", [True, False])
+def test_transition_targets_and_predictions_agree(predict_difference: bool, g: torch.Generator) -> None:
+    flag = f"model.transition.predict_difference={predict_difference}"
+    transition = built(make_config(*LEARNED, "model/transition=deterministic", flag)).transition
+    data = random_transitions(5, SPACE)
+    inputs, target = transition.examples(data)
+    torch.testing.assert_close(inputs, torch.cat((data.obs, data.action), 1))
+    torch.testing.assert_close(target, data.next_obs - data.obs if predict_difference else data.next_obs)
+    member = torch.tensor([1])
+    predicted = transition.predict(data.obs[None], data.action[None], member, g)
+    mean, _ = transition.network.moments(inputs[None], member)
+    torch.testing.assert_close(predicted, mean + data.obs if predict_difference else mean)
+
+
+def test_every_learned_part_is_trained() -> None:
+    config = make_config(*LEARNED)
+    model = built(config)
+    before = parameters(model)
+    metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 1)
+    after = parameters(model)
+    assert all(changed(before[name], after[name]) for name in ("transition", "reward", "is_done"))
+    assert {"model/transition_loss", "model/reward_loss", "model/is_done_loss"} <= set(metrics)
+
+
+@pytest.mark.parametrize("part", ["transition", "reward", "is_done"])
+def test_learn_rate_0_leaves_a_part_alone(part: str) -> None:
+    config = make_config(*LEARNED, f"model.{part}.optimizer.learn_rate=0")
+    model = built(config)
+    before = parameters(model)
+    metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 2)
+    after = parameters(model)
+    assert {name for name in before if changed(before[name], after[name])} == set(before) - {part}
+    assert f"model/{part}_loss" not in metrics
+
+
+def test_known_parts_are_not_trained() -> None:
+    config = make_config(*TINY)
+    model = built(config, spaces((3,)))
+    metrics = fitter(config.model.training).fit(model, random_transitions(50, spaces((3,))), 1)
+    assert "model/transition_loss" in metrics
+    assert "model/reward_loss" not in metrics
+    assert "model/is_done_loss" not in metrics
+
+
+def test_parts_are_trained_in_the_order_of_the_page() -> None:
+    assert list(built(make_config(*LEARNED)).learned) == ["transition", "reward", "is_done"]
+
+
+def test_logged_transition_loss_is_the_loss_of_the_page() -> None:
+    # With a learn rate too small to move anything, the one batch of all data has the loss by hand.
+    config = make_config(
+        *LEARNED,
+        "model/transition=deterministic",
+        "model.transition.optimizer.learn_rate=1e-30",
+        "model.training.num_mini_batches=all",
+        "model.training.mini_batch_size=1000",
+        "model.training.holdout_ratio=0",
+        "model.transition.num_elites=null",
+    )
+    model = built(config)
+    data = random_transitions(40, SPACE)
+    loss = fitter(config.model.training).fit(model, data, 1)["model/transition_loss"]
+    inputs, target = model.transition.examples(data)
+    output, _ = model.transition.network.moments(inputs.expand(3, -1, -1))
+    squared_MBD = (output.detach() - target).square()
+    channel_losses = [squared_MBD[..., :3].sum(2), squared_MBD[..., 3:].sum(2)]
+    by_hand = sum(c.mean() / 2 / size for c, size in zip(channel_losses, (3, 1), strict=True)) / 2
+    torch.testing.assert_close(torch.as_tensor(loss), torch.as_tensor(by_hand))
+
+
+def test_holdout_rows_are_persistent_exact_and_capped() -> None:
+    options = make_config("model.training.holdout_ratio=0.3", "model.training.holdout_max=20").model.training
+    fit = fitter(options)
+    training_50, held_out_50 = fit.split(50)
+    training, held_out = fit.split(1000)
+    assert sorted(torch.cat((training, held_out)).tolist()) == list(range(1000))
+    assert len(held_out) == 20
+    assert set(held_out_50.tolist()) <= set(held_out.tolist())
+    assert set(training_50.tolist()) <= set(training.tolist())
+
+
+def test_held_out_rows_never_enter_training() -> None:
+    config = make_config(*LEARNED, "model.training.num_mini_batches=all")
+    model = built(config)
+    data = random_transitions(100, SPACE)
+    fit = fitter(config.model.training)
+    training, held_out = fit.split(100)
+    poisoned = random_transitions(100, SPACE)
+    for name in ("obs", "action", "reward", "next_obs"):
+        getattr(poisoned, name)[held_out] = float("nan")
+    fit.fit(model, poisoned, 1)
+    assert all(torch.isfinite(p).all() for p in model.transition.network.parameters())
+    assert 0 < len(held_out) < len(training)
+    assert len(data) == 100
+
+
+def test_elites_are_those_with_the_smallest_holdout_error() -> None:
+    config = make_config(*LEARNED, "model.transition.num_networks=4", "model.transition.num_elites=2")
+    model = built(config)
+    with torch.no_grad():
+        model.transition.network.mlp.biases[-1][[0, 2]] += 100.0
+    metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 1)
+    assert set(model.transition.elites.tolist()) == {1, 3}
+    errors = [float(metrics[f"model/holdout_error_member_{m}"]) for m in range(4)]
+    assert sorted(range(4), key=errors.__getitem__)[:2] == model.transition.elites.tolist()
+
+
+def test_without_holdout_all_members_predict() -> None:
+    off = ("model.training.holdout_ratio=0", "model.transition.num_elites=null")
+    config = make_config(*LEARNED, *off)
+    model = built(config)
+    metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 1)
+    assert model.transition.elites.tolist() == [0, 1, 2]
+    assert "model/holdout_error" not in metrics
+
+
+@pytest.mark.parametrize(("num_rows", "count", "size"), [(100, 3, 16), (20, 5, 16), (5, 4, 16), (1, 2, 16)])
+def test_mini_batches_by_number(num_rows: int, count: int, size: int) -> None:
+    options = make_config(
+        f"model.training.num_mini_batches={count}", f"model.training.mini_batch_size={size}"
+    ).model.training
+    batches = list(fitter(options).mini_batches(num_rows, 3))
+    assert [tuple(batch.shape) for batch in batches] == [(3, min(size, num_rows))] * count
+    assert all(len(set(row.tolist())) == len(row) for batch in batches for row in batch)
+
+
+def test_mini_batches_all_is_one_pass_in_an_order_of_each_members_own() -> None:
+    options = make_config(
+        "model.training.num_mini_batches=all", "model.training.mini_batch_size=16"
+    ).model.training
+    batches = list(fitter(options).mini_batches(50, 3))
+    assert [batch.shape[1] for batch in batches] == [16, 16, 16, 2]
+    rows = torch.cat(batches, dim=1)
+    assert all(sorted(row.tolist()) == list(range(50)) for row in rows)
+    assert not torch.equal(rows[0], rows[1])
+
+
+def test_fitting_again_goes_on_from_the_last_fit() -> None:
+    config = make_config(*LEARNED)
+    model = built(config)
+    fit = fitter(config.model.training)
+    data = random_transitions(100, SPACE)
+    fit.fit(model, data, 1)
+    steps = [state["step"].item() for state in model.transition.optimizer.adam.state.values()]
+    before = parameters(model)["transition"]
+    fit.fit(model, data, 1)
+    again = [state["step"].item() for state in model.transition.optimizer.adam.state.values()]
+    assert steps[0] > 0
+    assert again == [2 * step for step in steps], "the optimiser was not reset"
+    difference = max(
+        float((b - a).abs().max()) for b, a in zip(before, parameters(model)["transition"], strict=True)
+    )
+    assert 0 < difference < 0.1, "nor were the weights"
+
+
+def test_learned_reward_and_is_done_predict_what_they_were_shown(g: torch.Generator) -> None:
+    space = spaces((1,))
+    config = make_config(
+        *LEARNED,
+        "model/reward=deterministic",
+        "model.training.num_mini_batches=all",
+        "model.reward.optimizer.learn_rate=0.01",
+    )
+    model = built(config, space)
+    obs, action = torch.randn(600, 1, generator=g), torch.rand(600, 1, generator=g) * 2 - 1
+    next_obs = obs + action
+    data = Transitions(
+        obs, action, 3 * next_obs[:, 0] + action[:, 0], next_obs, (next_obs[:, 0] > 1.5).float()
+    )
+    fitter(config.model.training).fit(model, data, 80)
+    assert isinstance(model.reward, LearnedReward)
+    assert isinstance(model.is_done, LearnedIsDone)
+    reward = model.reward.predict(obs, action, next_obs, g)
+    assert (reward - data.reward).square().mean() < 0.05 * data.reward.var()
+    done = model.is_done.predict(obs, action, next_obs, g)
+    assert (done == data.terminated).float().mean() > 0.95
+
+
+def test_state_survives_a_restart(g: torch.Generator) -> None:
+    config = make_config(*LEARNED)
+    model, restored = built(config), built(make_config(*LEARNED, "seed=1"))
+    data = random_transitions(100, SPACE)
+    fitter(config.model.training).fit(model, data, 1)
+    restored.load_state_dict(model.state_dict())
+    for each in (model, restored):
+        fitter(config.model.training, seed=5).fit(each, data, 1)
+    first = model.step(data.obs, data.action, torch.Generator().manual_seed(3))
+    second = restored.step(data.obs, data.action, torch.Generator().manual_seed(3))
+    assert torch.equal(first.next_obs, second.next_obs)
+    assert torch.equal(first.reward, second.reward)

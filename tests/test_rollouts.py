@@ -1,0 +1,171 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.models.transition import LearnedTransition
+from mbpo_cli.rollouts import ModelRolloutOptions, generate, horizon_at
+from mbpo_cli.types import SpaceSpec, Transitions
+from tests.conftest import make_config, spaces
+
+OPTIONS = make_config().mbpo.model_rollout_options
+
+
+def schedule(**changes: Any) -> ModelRolloutOptions:
+    return replace(OPTIONS, **changes)
+
+
+def test_no_schedule_keeps_the_horizon() -> None:
+    options = schedule(horizon_update_schedule="none", horizon=3, horizon_max=1)
+    assert [horizon_at(options, e, 10**6) for e in (0, 1, 10_000)] == [3, 3, 3]
+
+
+def test_piecewise_schedule_of_the_page() -> None:
+    options = schedule(
+        horizon_update_schedule="piecewise",
+        horizon=1,
+        horizon_update_frequency=100,
+        horizon_update_start_epoch=1,
+        horizon_max=3,
+    )
+    table = {0: 1, 1: 1, 100: 1, 101: 2, 200: 2, 201: 3, 301: 3, 10_000: 3}
+    assert {e: horizon_at(options, e, 0) for e in table} == table
+
+
+def test_piecewise_schedule_that_starts_late() -> None:
+    options = schedule(
+        horizon_update_schedule="piecewise",
+        horizon=2,
+        horizon_update_frequency=3,
+        horizon_update_start_epoch=10,
+        horizon_max=20,
+    )
+    table = {1: 2, 10: 2, 12: 2, 13: 3, 15: 3, 16: 4}
+    assert {e: horizon_at(options, e, 0) for e in table} == table
+
+
+def test_linear_schedule_of_the_paper_for_hopper() -> None:
+    # 1 -> 15 over epochs 20 -> 100, an epoch being 1000 environment steps.
+    options = schedule(
+        horizon_update_schedule="linear",
+        horizon=1,
+        horizon_max=15,
+        horizon_update_start_epoch=20,
+        horizon_update_end_epoch=100,
+    )
+    table = {0: 1, 20_000: 1, 25_714: 1, 25_715: 2, 60_000: 8, 99_999: 14, 100_000: 15, 10**6: 15}
+    assert {steps: horizon_at(options, 0, steps) for steps in table} == table
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"horizon_update_schedule": "piecewise", "horizon": 5, "horizon_max": 4}, "horizon_max=4"),
+        (
+            {
+                "horizon_update_schedule": "linear",
+                "horizon_update_start_epoch": 9,
+                "horizon_update_end_epoch": 9,
+            },
+            "horizon_update_end_epoch=9",
+        ),
+    ],
+)
+def test_impossible_schedules_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        schedule(**changes)
+
+
+class AddsMemberNumber(LearnedTransition):
+    """Member m adds m + 1 to every observation."""
+
+    def __init__(self, space: SpaceSpec, num_networks: int, elites: list[int]) -> None:
+        options = make_config(
+            f"model.transition.num_networks={num_networks}", "model.transition.num_elites=null"
+        ).model.transition
+        super().__init__(options, space, torch.Generator())  # type: ignore[arg-type]
+        self.elites = torch.tensor(elites)
+        self.group_sizes: list[list[int]] = []
+
+    def predict(self, obs: Tensor, action: Tensor, members: Tensor, generator: torch.Generator) -> Tensor:
+        return obs + members[:, None, None] + 1
+
+
+class Constant:
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.full_like(obs[:, 0], self.value)
+
+
+class DoneAbove:
+    """Done where the next observation is above a threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
+        return (next_obs[:, 0] > self.threshold).float()
+
+
+@pytest.mark.parametrize("num_networks", [1, 2, 3, 7])
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 20, 21, 22])
+def test_rows_are_dealt_to_networks_in_groups_that_differ_by_at_most_one(
+    num_networks: int, num_rows: int, g: torch.Generator
+) -> None:
+    space = spaces((1,))
+    transition = AddsMemberNumber(space, num_networks, list(range(num_networks)))
+    model = EnvironmentModel(transition, Constant(0), Constant(0))
+    obs = torch.arange(num_rows, dtype=torch.float32)[:, None] * 100
+    step = model.step(obs, torch.zeros(num_rows, 1), g)
+    added = (step.next_obs - obs)[:, 0]
+    sizes = [int((added == member + 1).sum()) for member in range(num_networks)]
+    assert sum(sizes) == num_rows, "every row went through exactly one network, in its own place"
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_grouping_is_random(g: torch.Generator) -> None:
+    model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 2, [0, 1]), Constant(0), Constant(0))
+    obs, action = torch.zeros(50, 1), torch.zeros(50, 1)
+    first, second = model.step(obs, action, g).next_obs, model.step(obs, action, g).next_obs
+    assert not torch.equal(first, second)
+
+
+def test_only_elites_predict(g: torch.Generator) -> None:
+    model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 5, [3, 1]), Constant(0), Constant(0))
+    added = model.step(torch.zeros(40, 1), torch.zeros(40, 1), g).next_obs
+    assert sorted(set(added[:, 0].tolist())) == [2.0, 4.0]
+
+
+def still(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+    assert explore is not None, "rollouts explore"
+    return torch.zeros(len(obs), 1)
+
+
+def test_rollouts_branch_from_the_starts_and_go_on_from_predictions(g: torch.Generator) -> None:
+    model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(7), Constant(0))
+    steps: list[Transitions] = []
+    count = generate(model, still, torch.zeros(4, 1), 3, steps.append, g)
+    assert count == 12
+    assert [step.obs[:, 0].tolist() for step in steps] == [[0.0] * 4, [1.0] * 4, [2.0] * 4]
+    assert [step.next_obs[0, 0].item() for step in steps] == [1.0, 2.0, 3.0]
+    assert steps[0].reward.tolist() == [7.0] * 4
+
+
+def test_rollouts_that_ended_are_not_continued(g: torch.Generator) -> None:
+    model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), DoneAbove(10))
+    steps: list[Transitions] = []
+    count = generate(model, still, torch.tensor([[0.0], [9.5], [8.5]]), 5, steps.append, g)
+    assert [len(step) for step in steps] == [3, 2, 1, 1, 1]
+    assert count == 8
+    assert steps[0].terminated.tolist() == [0.0, 1.0, 0.0]
+    assert steps[2].obs.tolist() == [[2.0]]
+
+
+def test_generation_stops_when_all_rollouts_ended(g: torch.Generator) -> None:
+    model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), Constant(1))
+    assert generate(model, still, torch.zeros(3, 1), 10, lambda step: None, g) == 3

@@ -1,0 +1,280 @@
+"""A spy agent in a counting environment shows the loop's order and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mbpo_cli import build, rollouts
+from mbpo_cli.buffers import ReplayBuffer
+from mbpo_cli.envs.environment import Environment
+from mbpo_cli.evaluate import Evaluation
+from mbpo_cli.logger import Logger
+from mbpo_cli.trainer import ModelBased, Trainer
+from mbpo_cli.types import Metrics, Policy, Transitions
+from tests.conftest import TINY, CountingEnv, gym_env, make_config
+
+
+class Spy:
+    """Writes down what the loop does; stands in for agent, fitter and rollout policy."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.batches: list[Transitions] = []
+
+    def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+        self.events.append("act" if explore is not None else "act greedily")
+        return torch.zeros(len(obs), 1)
+
+    __call__ = act
+
+    def update(self, batch: Transitions) -> Metrics:
+        self.events.append("update")
+        self.batches.append(batch)
+        return {"agent/loss": torch.tensor(1.0)}
+
+    def fit(self, model: Any, data: Transitions, num_epochs: int) -> Metrics:
+        self.events.append(f"fit {len(data)}")
+        return {}
+
+    def decay(self) -> None:
+        self.events.append("decay")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def policy_state(self) -> dict[str, Tensor]:
+        return {}
+
+
+class StandsStill:
+    """A model in which nothing moves and every reward is -1."""
+
+    def __init__(self, spy: Spy) -> None:
+        self.spy = spy
+
+    def step(self, obs: Tensor, action: Tensor, generator: torch.Generator) -> Transitions:
+        self.spy.events.append(f"generate {len(obs)}")
+        return Transitions(obs, action, torch.full((len(obs),), -1.0), obs, torch.zeros(len(obs)))
+
+
+class Recorder:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def write(self, step: int, scalars: Any) -> None:
+        if scalars:
+            self.rows.append({"step": step, **scalars})
+
+    def close(self) -> None: ...
+
+    def series(self, tag: str) -> dict[int, float]:
+        return {int(row["step"]): row[tag] for row in self.rows if tag in row}
+
+
+class Loop:
+    """A trainer around a spy."""
+
+    def __init__(
+        self, *overrides: str, env: CountingEnv | None = None, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        config = make_config(*TINY, *gym_env("tests/Counting-v0"), *overrides)
+        self.spy, self.recorder = Spy(), Recorder()
+        self.counting = env or CountingEnv(episode_steps=5)
+        self.env = Environment(self.counting)
+        space = self.env.spaces
+        self.model_based = None
+        if build.uses_model(config):
+            self.model_based = ModelBased(
+                model=StandsStill(self.spy),  # type: ignore[arg-type]
+                fitter=self.spy,  # type: ignore[arg-type]
+                policy=self.spy,
+                buffer=ReplayBuffer(config.mbpo.model_experience_buffer_length, space),
+            )
+        self.trainer = Trainer(
+            options=config.trainer,
+            agent_options=config.agent,
+            mbpo_options=config.mbpo,
+            seed=config.seed,
+            device=torch.device("cpu"),
+            env=self.env,
+            agent=self.spy,
+            real_buffer=ReplayBuffer(100, space),
+            model_based=self.model_based,
+            evaluate=self.evaluate,
+            logger=Logger([self.recorder]),
+            should_stop=should_stop,
+        )
+
+    def evaluate(self, policy: Policy) -> Evaluation:
+        self.spy.events.append("evaluate")
+        return Evaluation((1.0, 3.0), (5, 5))
+
+    def run(self) -> list[str]:
+        assert self.trainer.train()
+        return self.spy.events
+
+
+GENERATE = ["act", "generate 10", "decay"]
+QUIET = ("trainer.evaluate_every_steps=1000",)
+
+
+def test_rhythm_of_the_page_fits_and_generates_at_the_start_of_each_episode() -> None:
+    # Warm start is episode 1, without the agent; then two episodes of 5 steps.
+    events = Loop("mbpo.generate_every=episode", "trainer.num_env_steps=15", *QUIET).run()
+    episode = ["act", "update"] * 5
+    assert events == ["fit 5", *GENERATE, *episode, "fit 10", *GENERATE, *episode, "evaluate"]
+
+
+def test_rhythm_of_the_paper_fits_and_generates_every_k_steps() -> None:
+    events = Loop("mbpo.generate_every=4", "trainer.num_env_steps=13", *QUIET).run()
+    step = ["act", "update"]
+    assert events == [*step * 3, "fit 8", *GENERATE, *step * 4, "fit 12", *GENERATE, *step, "evaluate"]
+
+
+def test_rhythm_of_the_page_waits_for_an_episode_that_begins_after_the_warm_start() -> None:
+    events = Loop(
+        "mbpo.generate_every=episode", "trainer.num_env_steps=11", "agent.num_warm_start_steps=7", *QUIET
+    ).run()
+    step = ["act", "update"]
+    assert events == [*step * 3, "fit 10", *GENERATE, *step, "evaluate"]
+
+
+@pytest.mark.parametrize("off", ["mbpo=off", "mbpo.real_ratio=1"])
+def test_with_real_experience_only_no_model_is_built_trained_or_sampled(
+    off: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(build, "build_model", refuse)
+    config = make_config(*TINY, off)
+    agent_and_space = (Spy(), Environment(CountingEnv()).spaces)
+    assert build.build_model_based(config, *agent_and_space, torch.device("cpu")) is None
+    loop = Loop(off, "trainer.num_env_steps=8", *QUIET)
+    assert loop.run() == ["act", "update"] * 3 + ["evaluate"]
+    assert set(loop.recorder.series("mix/num_real").values()) == {16}
+    assert set(loop.recorder.series("mix/num_generated").values()) == {0}
+    assert set(loop.recorder.series("buffer/model_size").values()) == {0}
+
+
+def test_a_model_is_built_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(*TINY)
+    space = Environment(CountingEnv()).spaces
+    assert build.build_model_based(config, Spy(), space, torch.device("cpu")) is not None
+
+
+def test_batches_mix_ceil_of_m_times_r_real_experiences() -> None:
+    loop = Loop("mbpo.generate_every=5", "mbpo.real_ratio=0.3", *QUIET)
+    loop.run()
+    # ceil(16 * 0.3) = 5; the model's rewards are -1, real ones positive.
+    assert [int((batch.reward > 0).sum()) for batch in loop.spy.batches] == [5] * 15
+    assert [len(batch) for batch in loop.spy.batches] == [16] * 15
+    assert set(loop.recorder.series("mix/num_real").values()) == {5}
+    assert set(loop.recorder.series("mix/num_generated").values()) == {11}
+    assert set(loop.recorder.series("mix/real_share").values()) == {5 / 16}
+
+
+def test_batches_are_all_real_before_the_first_generation() -> None:
+    loop = Loop("mbpo.generate_every=10", "mbpo.real_ratio=0.3", *QUIET)
+    loop.run()
+    real = [int((batch.reward > 0).sum()) for batch in loop.spy.batches]
+    assert real == [16] * 5 + [5] * 10
+
+
+def test_several_gradient_steps_use_fresh_batches() -> None:
+    loop = Loop("agent.num_gradient_steps_per_update=3", "trainer.num_env_steps=6", *QUIET)
+    assert loop.run()[-5:] == ["act", "update", "update", "update", "evaluate"]
+    assert loop.trainer.gradient_steps == 3
+    first, second, _ = loop.spy.batches
+    assert not torch.equal(first.obs, second.obs)
+
+
+def test_evaluation_cadence_and_end() -> None:
+    loop = Loop("trainer.num_env_steps=25", "trainer.evaluate_every_steps=10", "mbpo=off")
+    loop.run()
+    assert loop.recorder.series("eval/return_mean") == {10: 2.0, 20: 2.0, 25: 2.0}
+    assert loop.recorder.series("eval/return_std") == {10: 1.0, 20: 1.0, 25: 1.0}
+
+
+def test_warm_start_is_random_from_a_stream_of_its_own() -> None:
+    actions = []
+    for _ in range(2):
+        loop = Loop("trainer.num_env_steps=5", "agent.num_warm_start_steps=5")
+        assert "act" not in loop.run()
+        actions.append([float(action[0]) for action in loop.counting.actions])
+    assert actions[0] == actions[1]
+    assert len(set(actions[0])) == 5
+    assert all(-3 <= action <= 1 for action in actions[0])
+
+
+@pytest.mark.parametrize(("terminates", "stored"), [(True, [0, 0, 0, 0, 1]), (False, [0] * 5)])
+def test_a_time_limit_is_not_stored_as_termination(terminates: bool, stored: list[int]) -> None:
+    loop = Loop("trainer.num_env_steps=10", "mbpo=off", env=CountingEnv(5, terminates))
+    loop.run()
+    assert loop.trainer.real_buffer.contents().terminated.tolist() == stored * 2
+
+
+def test_transitions_are_stored_as_they_happened_also_across_episodes() -> None:
+    loop = Loop("trainer.num_env_steps=12", "mbpo=off")
+    loop.run()
+    stored = loop.trainer.real_buffer.contents()
+    assert stored.obs.tolist() == [[e, s] for e in range(3) for s in range(5)][:12]
+    assert stored.next_obs.tolist() == [[e, s + 1] for e in range(3) for s in range(5)][:12]
+    assert stored.reward.tolist() == [float(s % 5 + 1) for s in range(12)]
+    assert loop.recorder.series("train/episode_return") == {5: 15.0, 10: 15.0}
+    assert loop.trainer.episodes == 2
+
+
+def test_every_episode_is_reset_with_a_seed_of_its_own() -> None:
+    first, again, other = (Loop("trainer.num_env_steps=12", "mbpo=off", f"seed={seed}") for seed in (0, 0, 1))
+    for loop in (first, again, other):
+        loop.run()
+    assert first.counting.seeds == again.counting.seeds
+    assert len(set(first.counting.seeds)) == 3
+    assert not set(first.counting.seeds) & set(other.counting.seeds)
+
+
+def test_horizon_follows_its_schedule_and_reaches_the_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    horizons = []
+    original = rollouts.generate
+
+    def watched(*arguments: Any) -> int:
+        horizons.append(arguments[3])
+        return original(*arguments)
+
+    monkeypatch.setattr(rollouts, "generate", watched)
+    prefix = "mbpo.model_rollout_options"
+    loop = Loop(
+        "mbpo.generate_every=5",
+        "trainer.num_env_steps=31",
+        f"{prefix}.horizon_update_schedule=piecewise",
+        f"{prefix}.horizon_update_frequency=2",
+        f"{prefix}.horizon_update_start_epoch=1",
+        f"{prefix}.horizon_max=3",
+    )
+    loop.run()
+    assert horizons == [1, 1, 2, 2, 3, 3]
+    assert list(loop.recorder.series("rollout/horizon").values()) == horizons
+    assert loop.recorder.series("rollout/num_generated")[26] == 30
+
+
+def test_a_wish_to_stop_is_heard_at_the_next_step() -> None:
+    asked = iter([False] * 7 + [True])
+    loop = Loop("mbpo=off", should_stop=lambda: next(asked))
+    assert loop.trainer.train() is False
+    assert loop.trainer.env_steps == 7
+
+
+def test_model_buffer_is_kept_over_generations_and_circular() -> None:
+    loop = Loop("mbpo.generate_every=5", "mbpo.model_experience_buffer_length=25")
+    loop.run()
+    assert loop.recorder.series("buffer/model_size") == {5: 0, 10: 10, 15: 20, 20: 25}
