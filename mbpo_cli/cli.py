@@ -95,7 +95,3 @@ class Rejected(SystemExit):
         """Carry the reason."""
         super().__init__(EXIT_CONFIG)
         self.reason = reason
-
-
-if __name__ == "__main__":
-    main()

@@ -130,7 +130,7 @@ def _value(value: Any, hint: Any, meaning: Meaning, key: str) -> Any:
             if not meaning.allows(value) or abs(value) == float("inf"):
                 raise ConfigError(f"{key}={value}: must be a number {meaning.range or 'that is finite'}")
             return choice(value)
-    raise ConfigError(f"{key}={_shown(value)}: must be {_words(hint)}")
+    raise ConfigError(f"{key}={_shown(value)}: must be {_words(hint)} ({meaning.text})")
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:

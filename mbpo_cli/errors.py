@@ -27,7 +27,9 @@ def explain(error: BaseException) -> str:
         return f"{match[1]}: several values for one run; add -m for one job each, or write a list as [a,b]"
     if match := re.search(r"Interpolation key '([^']+)' not found", text):
         return f"{getattr(error, 'full_key', '')}: refers to '{match[1]}', which is not there"
-    return _one_line(text)
+    override = getattr(error, "override", None)
+    reason = _one_line(text.partition("\nSee http")[0])
+    return f"{override}: {reason}" if override else reason
 
 
 def _unknown_key(key: str) -> str:

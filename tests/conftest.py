@@ -93,9 +93,9 @@ class PointMassEnv(gym.Env[Any, Any]):
         return np.array([self.position], np.float32), reward, False, self.steps == 20, {}
 
 
-gym.register("tests/Counting-v0", CountingEnv)
-gym.register("tests/Channels-v0", ChannelsEnv)
-gym.register("tests/PointMass-v0", PointMassEnv)
+gym.register("tests/Counting-v0", "tests.conftest:CountingEnv")
+gym.register("tests/Channels-v0", "tests.conftest:ChannelsEnv")
+gym.register("tests/PointMass-v0", "tests.conftest:PointMassEnv")
 
 
 def make_config(*overrides: str) -> Config:

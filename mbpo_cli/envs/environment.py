@@ -23,8 +23,8 @@ from mbpo_cli.types import SpaceSpec
 class EnvOptions:
     """The environment, and what is known about it."""
 
-    name: str = option("short name, for tables and run names")
     id: str = option("Gymnasium id, such as Pendulum-v1")
+    name: str = option("short name, for tables and run names")
     kwargs: dict[str, Any] | None = option("keyword arguments of gymnasium.make; null = none")
     module: str | None = option("module to import first, which registers the id; null = none")
     reward_function: str | None = option(

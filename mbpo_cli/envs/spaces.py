@@ -38,7 +38,7 @@ def space_spec(observation: gym.Space[Any], action: gym.Space[Any]) -> SpaceSpec
         raise UnsuitableSpace(f"its action space is {action}, but actions must be a Box of floats")
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
         raise UnsuitableSpace(
-            "its actions are unbounded; give the Box finite bounds, with gymnasium.wrappers.RescaleAction for one"
+            "its actions are unbounded; give the Box finite bounds, as gymnasium.wrappers.RescaleAction does"
         )
     low, high = action.low.astype(float).ravel(), action.high.astype(float).ravel()
     return SpaceSpec(channels, tuple(low.tolist()), tuple(high.tolist()))

@@ -1,0 +1,174 @@
+"""The command itself: in a process of its own where that matters, else in this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mbpo_cli import cli
+from tests.conftest import CONF
+
+COMMAND = [sys.executable, "-m", "mbpo_cli"]
+
+
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture
+def reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run the command in this process; it must end with exit code 2, one line, and nothing written."""
+
+    def rejected(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["mbpo-train", *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        output = capfd.readouterr()
+        assert caught.value.code == 2
+        assert output.out == ""
+        assert output.err.count("\n") == 1, output.err
+        assert list(tmp_path.iterdir()) == []
+        return output.err.removeprefix("mbpo-train: error: ").strip()
+
+    return rejected
+
+
+def test_the_main_job_from_any_directory(tmp_path: Path) -> None:
+    done = command("agent=sac", "env=pendulum", "experiment=smoke", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tensorboard --logdir" in done.stdout
+    assert "last evaluation" in done.stdout
+    (run,) = (tmp_path / "outputs").glob("*/*")
+    assert json.loads((run / "summary.json").read_text())["command"].endswith("experiment=smoke")
+    assert "evaluation return" in (run / "train.log").read_text()
+    assert not (run / ".hydra").exists()
+
+
+def test_help_shows_groups_and_options_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from mbpo_cli.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    groups = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."}
+    assert all(f"{group}: " in done.stdout for group in groups if not group.startswith("hydra"))
+    for option in ("mbpo.real_ratio", "trainer.num_env_steps", "horizon", "num_networks"):
+        assert option in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_named_in_the_help_exist() -> None:
+    import re
+
+    from tests.conftest import make_config
+
+    text = (CONF / "hydra" / "help" / "mbpo.yaml").read_text()
+    overrides = re.findall(r"^    ((?:\w+\.)*\w+=\S+)", text, flags=re.MULTILINE)
+    assert len(overrides) > 10
+    make_config(*(o for o in overrides if not o.startswith(("hydra", "env.kwargs"))))
+
+
+def test_whole_configuration_is_printed(tmp_path: Path) -> None:
+    done = command("--cfg", "job", "--resolve", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "real_ratio: 0.2" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_multirun_gives_every_job_a_directory_and_reports_the_score(tmp_path: Path) -> None:
+    done = command(
+        "-m",
+        "experiment=smoke",
+        "seed=0,1",
+        "trainer.num_env_steps=25",
+        "hydra.sweep.dir=sweep",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    seeds = [json.loads((tmp_path / "sweep" / str(n) / "summary.json").read_text())["seed"] for n in (0, 1)]
+    assert seeds == [0, 1]
+
+
+def test_a_chosen_directory_is_used_and_not_used_twice(tmp_path: Path) -> None:
+    arguments = ("experiment=smoke", "mbpo=off", "trainer.num_env_steps=25", "hydra.run.dir=mine")
+    assert command(*arguments, cwd=tmp_path).returncode == 0
+    again = command(*arguments, cwd=tmp_path)
+    assert again.returncode == 2
+    assert (
+        again.stderr
+        == "mbpo-train: error: hydra.run.dir=mine: holds a run already; name another directory, or none\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("mbpo.RealRatio=0.2", "mbpo.RealRatio=0.2: no such option; did you mean mbpo.real_ratio?"),
+        ("agent.lrr=1", "agent.lrr=1: no such option"),
+        ("agnt=sac", "agnt=sac: no such option or group; did you mean agent=sac?"),
+        ("agent=sacc", "agent=sacc: no such choice; did you mean agent=sac? available: sac"),
+        ("agent=rlSACAgent", "did you mean agent=sac?"),
+        ("model/reward=lerned", "model/reward=lerned: no such choice"),
+        ("experiment=nothing", "experiment=nothing: no such choice"),
+        ("mbpo.real_ratio=1.5", "mbpo.real_ratio=1.5: must be a number from 0 to 1"),
+        ("mbpo.model_rollout_options.horizon=0", "horizon=0: must be a number from 1"),
+        ("mbpo.mini_batch_size=0", "mbpo.mini_batch_size=0"),
+        ("agent.actor_optimizer.learn_rate=-1", "agent.actor_optimizer.learn_rate=-1"),
+        ("+agent.lrr=1", "agent.lrr=1: no such option"),
+        ("seed=1,2", "seed=1,2: several values for one run; add -m"),
+        ("seed=${sed}", "'sed'"),
+        ("agent.hidden_sizes=[64", "hidden_sizes=[64"),
+        ("seed", "seed"),
+        ("env.id=Pendulumm-v1", "env.id=Pendulumm-v1: Environment `Pendulumm` doesn't exist"),
+        ("env.id=nonsense", "env.id=nonsense"),
+        ("env.id=CartPole-v1", "env.id=CartPole-v1: its actions are Discrete"),
+        ("env.module=no_such_module", "env.module=no_such_module: there is no such module"),
+        ("env.kwargs={gg: 1}", "env.kwargs={'gg': 1}: not accepted by Pendulum-v1"),
+        ("device=gpu", "device=gpu: must be auto, cpu, cuda or cuda:i"),
+        ("device=cuda:99", "device=cuda:99: torch sees"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(argument: str, message: str, reject) -> None:  # type: ignore[no-untyped-def]
+    assert message in reject(argument)
+
+
+def test_images_are_refused(reject) -> None:  # type: ignore[no-untyped-def]
+    import gymnasium as gym
+    import numpy as np
+
+    from tests.conftest import CountingEnv
+
+    class Pixels(CountingEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+    gym.register("tests/Pixels-v0", lambda **kwargs: Pixels())
+    assert "images" in reject("env=gym", "env.id=tests/Pixels-v0")
+    gym.registry.pop("tests/Pixels-v0")
+
+
+def test_a_traceback_comes_only_when_asked_for(tmp_path: Path) -> None:
+    assert "Traceback" not in command("seed=x", cwd=tmp_path).stderr
+    assert "Traceback" in command("seed=x", cwd=tmp_path, HYDRA_FULL_ERROR="1").stderr
+
+
+def test_runs_started_together_get_directories_of_their_own(tmp_path: Path) -> None:
+    arguments = [*COMMAND, "experiment=smoke", "mbpo=off", "trainer.num_env_steps=21"]
+    processes = [
+        subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(4)
+    ]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert len(list((tmp_path / "outputs").glob("*/*/summary.json"))) == 4

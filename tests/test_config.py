@@ -1,0 +1,190 @@
+"""Every choice composes and becomes typed; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from mbpo_cli.agents.sac import SACOptions
+from mbpo_cli.config import options_in, suggest
+from mbpo_cli.models.transition import TransitionOptions
+from mbpo_cli.options import ConfigError
+from tests.conftest import CONF, make_config
+
+GROUPS = (
+    "agent",
+    "env",
+    "model/transition",
+    "model/reward",
+    "model/is_done",
+    "model/training",
+    "mbpo",
+    "mbpo/model_rollout_options/noise_options",
+    "trainer",
+    "experiment",
+)
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def test_all_groups_are_listed_here() -> None:
+    folders = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")}
+    assert {f for f in folders if not f.startswith("hydra")} - {"."} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_becomes_typed(group: str, choice: str) -> None:
+    needs_id = ["env.id=Pendulum-v1"] if (group, choice) == ("env", "gym") else []
+    config = make_config(f"{group}={choice}", *needs_id)
+    assert all(value != "???" for _, _, _, value in options_in(config))
+
+
+@pytest.mark.parametrize("transition", ["gaussian", "deterministic"])
+@pytest.mark.parametrize("env", ["pendulum", "gym"])
+def test_choices_combine(env: str, transition: str) -> None:
+    rewards = ["gaussian", "deterministic"] + (["known"] if env == "pendulum" else [])
+    dones = ["learned", "never"] + (["known"] if env == "pendulum" else [])
+    for reward, is_done, mbpo in itertools.product(rewards, dones, ("on", "off")):
+        make_config(
+            f"env={env}",
+            "env.id=Pendulum-v1",
+            f"model/transition={transition}",
+            f"model/reward={reward}",
+            f"model/is_done={is_done}",
+            f"mbpo={mbpo}",
+        )
+
+
+def test_components_get_the_options_of_their_class() -> None:
+    config = make_config()
+    assert isinstance(config.agent, SACOptions)
+    assert isinstance(config.model.transition, TransitionOptions)
+
+
+def test_the_environment_chooses_known_functions_and_the_command_line_wins() -> None:
+    assert make_config().model.reward._target_.endswith("KnownReward")
+    learned = make_config("model/reward=gaussian").model.reward
+    assert learned._target_.endswith("LearnedReward")
+
+
+def test_mbpo_off_is_all_real() -> None:
+    assert make_config("mbpo=off").mbpo.real_ratio == 1.0
+
+
+def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
+    assert make_config("agent.mini_batch_size=77").mbpo.mini_batch_size == 77
+    assert make_config("agent.mini_batch_size=77", "mbpo.mini_batch_size=5").mbpo.mini_batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=1.5", "seed=1.5: must be a whole number"),
+        ("seed=-1", "seed=-1: must be a number from 0"),
+        ("seed=null", "seed=null: must be a whole number"),
+        ("seed=abc", "seed=abc: must be a whole number"),
+        ("seed=true", "seed=True: must be a whole number"),
+        ("threads=0", "threads=0: must be a number from 1"),
+        ("mbpo.real_ratio=1.5", "mbpo.real_ratio=1.5: must be a number from 0 to 1"),
+        ("mbpo.real_ratio=-0.1", "mbpo.real_ratio=-0.1: must be a number from 0 to 1"),
+        ("mbpo.real_ratio=nan", "mbpo.real_ratio=nan: must be a number from 0 to 1"),
+        ("mbpo.mini_batch_size=0", "mbpo.mini_batch_size=0: must be a number from 1"),
+        ("mbpo.model_rollout_options.horizon=0", "mbpo.model_rollout_options.horizon=0: must be"),
+        ("mbpo.model_rollout_options.num_rollout=0", "mbpo.model_rollout_options.num_rollout=0: must be"),
+        (
+            "mbpo.model_rollout_options.horizon_update_schedule=cubic",
+            "horizon_update_schedule=cubic: must be none or piecewise or linear",
+        ),
+        ("mbpo.generate_every=0", "mbpo.generate_every=0: must be"),
+        ("mbpo.generate_every=often", "mbpo.generate_every=often: must be a whole number or episode"),
+        ("agent.actor_optimizer.learn_rate=-1e-3", "agent.actor_optimizer.learn_rate=-0.001: must be"),
+        ("agent.actor_optimizer.learn_rate=inf", "agent.actor_optimizer.learn_rate=inf: must be"),
+        ("agent.actor_optimizer.learn_rate=fast", "agent.actor_optimizer.learn_rate=fast: must be a number"),
+        ("agent.actor_optimizer=3", "agent.actor_optimizer=3: must be a group of options"),
+        ("agent.hidden_sizes=64", "agent.hidden_sizes=64: must be a list, such as [64, 64]"),
+        ("agent.hidden_sizes=[]", "agent.hidden_sizes=[]: must be a list"),
+        ("agent.hidden_sizes=[64,0]", "agent.hidden_sizes=0: must be a number from 1"),
+        ("+agent.lrr=1", "agent.lrr=1: no such option"),
+        ("+agent.mini_batch_sise=1", "did you mean agent.mini_batch_size?"),
+        ("+sed=1", "did you mean seed?"),
+        ("~seed", "seed: needs a value"),
+        ("env=gym", "env.id=null: must be text (Gymnasium id, such as Pendulum-v1)"),
+        ("env.kwargs=5", "env.kwargs=5: must be a mapping such as {key: value} or null"),
+        ("model.transition.num_elites=8", "model.transition.num_elites=8: must be at most num_networks"),
+        ("model.training.holdout_ratio=0", "model.transition.num_elites="),
+        ("env.reward_function=null", "model.reward.function=null: no reward function is known"),
+        ("env.reward_function=math.nothing", "model.reward.function=math.nothing: module 'math' has no"),
+        ("env.reward_function=nothing.at_all", "model.reward.function=nothing.at_all: No module named"),
+        ("env.reward_function=math.pi", "model.reward.function=math.pi: is not a function"),
+        ("agent._target_=mbpo_cli.agents.sac.SACC", "agent._target_=mbpo_cli.agents.sac.SACC: module"),
+        ("agent._target_=math.sqrt", "has no dataclass 'Options'"),
+        ("agent._target_=mbpo_cli.models.reward.LearnedReward", "must derive from AgentOptions"),
+    ],
+)
+def test_wrong_values_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(override)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    assert make_config("trainer.num_env_steps=1e4").trainer.num_env_steps == 10_000
+    learn_rate = make_config("agent.actor_optimizer.learn_rate=1").agent
+    assert isinstance(learn_rate, SACOptions)
+    assert isinstance(learn_rate.actor_optimizer.learn_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("mbpo.RealRatio", "mbpo.real_ratio"),
+        ("mbpo.RealSampleRatio", "mbpo.real_ratio"),
+        ("RealRatio", "mbpo.real_ratio"),
+        ("mbpo.MiniBatchSize", "mbpo.mini_batch_size"),
+        ("agent.MiniBatchSize", "agent.mini_batch_size"),
+        ("model.training.MiniBatchSize", "model.training.mini_batch_size"),
+        ("mbpo.ModelRolloutOptions.NumRollout", "mbpo.model_rollout_options.num_rollout"),
+        ("mbpo.num_rollout", "mbpo.model_rollout_options.num_rollout"),
+        ("agent.actor_optimizer.LearnRate", "agent.actor_optimizer.learn_rate"),
+        ("model.transition.optimizer.learning_rate", "model.transition.optimizer.learn_rate"),
+        ("trainer.num_env_step", "trainer.num_env_steps"),
+        ("num_env_steps", "trainer.num_env_steps"),
+        ("agent.discount", "agent.discount_factor"),
+        ("sed", "seed"),
+        ("bananas", None),
+    ],
+)
+def test_near_misses_and_matlab_names_are_understood(typed: str, meant: str | None) -> None:
+    assert suggest(typed, make_config()) == meant
+
+
+def test_every_option_of_matlab_in_the_specification_is_known() -> None:
+    names = {name for _, _, meaning, _ in options_in(make_config()) for name in meaning.matlab}
+    assert names >= {
+        "NumEpochForTrainingModel",
+        "MiniBatchSize",
+        "RealRatio",
+        "RealSampleRatio",
+        "ModelExperienceBufferLength",
+        "NumRollout",
+        "Horizon",
+        "HorizonUpdateSchedule",
+        "HorizonUpdateFrequency",
+        "HorizonUpdateStartEpoch",
+        "HorizonMax",
+        "NumMiniBatches",
+        "LearnRate",
+        "GradientThreshold",
+        "L2RegularizationFactor",
+        "NumGradientStepsPerUpdate",
+    }
+
+
+def test_every_option_has_a_meaning() -> None:
+    assert all(meaning.text for _, _, meaning, _ in options_in(make_config()))
+
+
+def test_no_yaml_is_left_out_of_the_package() -> None:
+    assert all(path.suffix in (".yaml", ".py", ".pyc") for path in Path(CONF).rglob("*") if path.is_file())

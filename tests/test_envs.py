@@ -1,0 +1,108 @@
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from mbpo_cli.envs.environment import Environment
+from mbpo_cli.envs.known import never, pendulum_reward
+from mbpo_cli.envs.spaces import UnsuitableSpace, space_spec
+from mbpo_cli.types import SpaceSpec
+from tests.conftest import ChannelsEnv, CountingEnv
+
+Box = gym.spaces.Box
+ACTIONS = Box(-1, 1, (2,), np.float32)
+
+
+def test_box_observations_of_any_shape_are_one_channel() -> None:
+    assert space_spec(Box(-1, 1, (2, 3), np.float64), ACTIONS) == SpaceSpec((6,), (-1.0, -1.0), (1.0, 1.0))
+
+
+def test_dict_and_tuple_are_channels_in_the_order_of_the_flat_observation() -> None:
+    env = ChannelsEnv()
+    wrapped = Environment(env)
+    assert wrapped.spaces.channels == (10, 4)
+    obs = wrapped.reset(seed=0)
+    assert obs.dtype == torch.float32
+    assert obs.shape == (14,)
+    assert obs[10:].tolist() == [0.5] * 4, "channel b comes last"
+    pair = gym.spaces.Tuple((Box(-1, 1, (3,)), Box(-1, 1, (2,))))
+    assert space_spec(pair, ACTIONS).channels == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (Box(0, 255, (8, 8, 3), np.uint8), ACTIONS, "images"),
+        (gym.spaces.Discrete(5), ACTIONS, "must be a Box"),
+        (gym.spaces.Dict({"a": gym.spaces.Dict({"b": Box(-1, 1, (1,))})}), ACTIONS, "must be a Box"),
+        (Box(-1, 1, (3,)), gym.spaces.Discrete(2), "needs a Box of continuous actions"),
+        (Box(-1, 1, (3,)), gym.spaces.MultiDiscrete([2, 2]), "must be a Box of floats"),
+        (Box(-1, 1, (3,)), Box(-3, 3, (1,), np.int64), "must be a Box of floats"),
+        (Box(-1, 1, (3,)), Box(-np.inf, np.inf, (1,)), "unbounded"),
+        (Box(-1, 1, (0,)), ACTIONS, "no elements"),
+    ],
+)
+def test_spaces_that_cannot_be_served_are_refused(observation: Any, action: Any, message: str) -> None:
+    with pytest.raises(UnsuitableSpace, match=message):
+        space_spec(observation, action)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_are_scaled_to_the_bounds_of_the_environment(dtype: Any) -> None:
+    counting = CountingEnv(action_dtype=dtype)
+    env = Environment(counting)
+    env.reset(seed=0)
+    for action, expected in ((-1.0, -3.0), (0.0, -1.0), (1.0, 1.0), (2.0, 1.0)):
+        env.step(torch.tensor([action]))
+        assert counting.actions[-1].tolist() == [expected]
+        assert counting.actions[-1].dtype == dtype
+
+
+def test_bounds_hold_in_the_environments_own_precision() -> None:
+    class Tenth(CountingEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = Box(-0.1, 0.1, (1,), np.float64)
+
+    env = Environment(Tenth())
+    env.reset(seed=0)
+    env.step(torch.tensor([1.0]))  # the environment asserts that its space contains the action
+
+
+def test_observations_are_copies() -> None:
+    class Aliased(CountingEnv):
+        shared = np.zeros(2)
+
+        def step(self, action: Any) -> Any:
+            _, *rest = super().step(action)
+            self.shared[:] = self.steps
+            return self.shared, *rest
+
+    env = Environment(Aliased())
+    env.reset(seed=0)
+    first = env.step(torch.zeros(1)).obs
+    env.step(torch.zeros(1))
+    assert first.tolist() == [1.0, 1.0]
+
+
+def test_pendulums_known_functions_agree_with_the_environment() -> None:
+    """2,000 random steps over 10 episodes, in float32."""
+    env = Environment(gym.make("Pendulum-v1"))
+    g = torch.Generator().manual_seed(0)
+    rows = []
+    for episode in range(10):
+        obs = env.reset(seed=episode)
+        for _ in range(200):
+            action = torch.rand(1, generator=g) * 2 - 1
+            step = env.step(action)
+            rows.append((obs, env.spaces.to_env_action(action), step))
+            obs = step.obs
+    obs, action = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+    next_obs = torch.stack([row[2].obs for row in rows])
+    reward = torch.tensor([row[2].reward for row in rows])
+    torch.testing.assert_close(pendulum_reward(obs, action, next_obs), reward, atol=1e-4, rtol=1e-4)
+    done = torch.tensor([float(row[2].terminated) for row in rows])
+    assert torch.equal(never(obs, action, next_obs), done)
+    assert rows[199][2].truncated

@@ -1,0 +1,254 @@
+"""Whole runs: what they leave behind, how they end, and that they repeat."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from mbpo_cli.options import ConfigError, RunFailed
+from mbpo_cli.run import run
+from mbpo_cli.run_directory import RunDirectory
+from tests.conftest import TINY, gym_env, make_config
+
+Train = Callable[..., dict[str, Any]]
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{tag: value for tag, value in row.items() if not tag.startswith("time/")} for row in rows]
+
+
+def same_policy(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(torch.equal(a["policy"][name], b["policy"][name]) for name in a["policy"])
+
+
+def test_a_run_leaves_everything_behind(train_in: Train) -> None:
+    result = train_in(*TINY, "mbpo.generate_every=5")
+    names = sorted(path.name for path in result["path"].iterdir())
+    assert [name for name in names if "tfevents" not in name] == [
+        "config.yaml",
+        "metrics.jsonl",
+        "policy.pt",
+        "summary.json",
+    ]
+    assert sum("tfevents" in name for name in names) == 1
+    summary = result["summary"]
+    expected = {
+        "status": "done",
+        "error": None,
+        "agent": "sac",
+        "env": "pendulum",
+        "seed": 0,
+        "env_steps": 20,
+        "episodes": 0,
+        "gradient_steps": 15,
+        "eval_episodes": 2,
+    }
+    assert {key: summary[key] for key in expected} == expected
+    assert summary["eval_return_mean"] == result["score"]
+    assert summary["best_eval_return_mean"] >= summary["eval_return_mean"]
+    assert summary["eval_return_std"] >= 0
+    assert summary["wall_seconds"] > 0
+    assert set(summary["phase_seconds"]) == {"env", "fit", "generate", "update", "evaluate"}
+    assert {"torch", "gymnasium", "hydra-core", "python", "mbpo-cli"} <= set(summary["versions"])
+    assert summary["command"].startswith("mbpo-train")
+    config = yaml.safe_load((result["path"] / "config.yaml").read_text())
+    assert config["trainer"]["num_env_steps"] == 20
+    assert config["mbpo"]["mini_batch_size"] == 16, "resolved"
+
+
+def test_the_scalars_that_users_look_for_are_logged(train_in: Train) -> None:
+    rows = train_in(*TINY, *gym_env("tests/Counting-v0"), "model/reward=gaussian", "mbpo.generate_every=5")[
+        "metrics"
+    ]
+    tags = {tag for row in rows for tag in row}
+    assert tags >= {
+        "step",
+        "train/episode_return",
+        "train/episode_length",
+        "eval/return_mean",
+        "eval/return_std",
+        "agent/critic_loss",
+        "agent/actor_loss",
+        "agent/entropy_weight",
+        "model/transition_loss",
+        "model/reward_loss",
+        "model/is_done_loss",
+        "model/holdout_error_member_0",
+        "model/holdout_error_member_2",
+        "rollout/horizon",
+        "rollout/num_generated",
+        "buffer/real_size",
+        "buffer/model_size",
+        "mix/num_real",
+        "mix/num_generated",
+        "mix/real_share",
+        "time/env_steps_per_second",
+        *(f"time/{phase}_seconds" for phase in ("env", "fit", "generate", "update", "evaluate")),
+    }
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)), "one object per logged step"
+
+
+def test_tensorboard_shows_the_same_scalars(train_in: Train) -> None:
+    result = train_in(*TINY, "mbpo.generate_every=5")
+    events = EventAccumulator(str(result["path"]), size_guidance={"scalars": 0}).Reload()
+    shown = {(tag, e.step): e.value for tag in events.Tags()["scalars"] for e in events.Scalars(tag)}
+    logged = {(tag, row["step"]): row[tag] for row in result["metrics"] for tag in row if tag != "step"}
+    assert shown.keys() == logged.keys()
+    assert all(np.float32(logged[key]) == np.float32(value) for key, value in shown.items())
+
+
+def test_hyperparameters_are_in_the_run_itself(train_in: Train) -> None:
+    path = train_in(*TINY)["path"]
+    events = EventAccumulator(str(path)).Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    hyperparameters = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert hyperparameters["mbpo.real_ratio"].number_value == 0.2
+    assert hyperparameters["agent.name"].string_value == "sac"
+    assert not [child for child in path.iterdir() if child.is_dir()], "no sub-run"
+
+
+def test_a_seed_repeats_bit_for_bit_and_another_differs(train_in: Train) -> None:
+    options = (*TINY, "mbpo.generate_every=5", "trainer.num_env_steps=30")
+    first = train_in(*options, name="first")
+    # Whatever else draws random numbers in the process changes nothing.
+    torch.manual_seed(123)
+    torch.rand(7)
+    np.random.seed(5)  # noqa: NPY002
+    again = train_in(*options, name="again")
+    other = train_in(*options, "seed=1", name="other")
+    assert without_time(first["metrics"]) == without_time(again["metrics"])
+    assert same_policy(first, again)
+    assert without_time(first["metrics"]) != without_time(other["metrics"])
+    assert not same_policy(first, other)
+
+
+def test_nothing_touches_the_global_random_state(train_in: Train) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    train_in(*TINY, "mbpo.generate_every=5")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_evaluation_leaves_training_untouched(train_in: Train) -> None:
+    often = train_in(*TINY, "trainer.evaluate_every_steps=3", name="often")
+    rarely = train_in(*TINY, "trainer.evaluate_every_steps=20", "trainer.num_eval_episodes=1", name="rarely")
+    assert same_policy(often, rarely)
+
+    def training(result: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = [
+            {t: v for t, v in row.items() if not t.startswith(("time/", "eval/"))}
+            for row in result["metrics"]
+        ]
+        return [row for row in rows if len(row) > 1]
+
+    assert training(often) == training(rarely)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("model/transition=deterministic",),
+        ("model/reward=gaussian", "model/is_done=learned"),
+        ("model/reward=deterministic", "model/is_done=never"),
+        ("model.transition.optimizer.learn_rate=0",),
+        ("model.transition.num_networks=1", "model.transition.num_elites=null"),
+        ("model.transition.predict_difference=false", "model.training.num_mini_batches=all"),
+        ("model.training.holdout_ratio=0", "model.transition.num_elites=null"),
+        ("mbpo/model_rollout_options/noise_options=gaussian",),
+        ("mbpo.model_rollout_options.horizon=4", "mbpo.real_ratio=0"),
+        ("mbpo.generate_every=episode", "agent.num_gradient_steps_per_update=3"),
+        ("agent.actor_optimizer.gradient_threshold=1", "model.transition.optimizer.gradient_threshold=1"),
+        ("mbpo=off",),
+        gym_env("tests/Channels-v0"),
+        (*gym_env("tests/Counting-v0"), "env.kwargs={terminates: true}"),
+        (*gym_env("MountainCarContinuous-v0"), "env.kwargs={goal_velocity: 0.1}"),
+    ],
+)
+def test_every_kind_of_run_runs(choices: tuple[str, ...], train_in: Train) -> None:
+    result = train_in(*TINY, "mbpo.generate_every=5", *choices)
+    assert result["summary"]["status"] == "done"
+    assert np.isfinite(result["score"])
+
+
+def test_a_directory_belongs_to_one_run(tmp_path: Path) -> None:
+    run(make_config(*TINY), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run(make_config(*TINY), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_of_many_claims_at_once_one_wins(tmp_path: Path) -> None:
+    barrier, won = threading.Barrier(16), []
+
+    def claim() -> None:
+        barrier.wait()
+        with contextlib.suppress(ConfigError):
+            won.append(RunDirectory(tmp_path / "run", "a: 1"))
+
+    threads = [threading.Thread(target=claim) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+
+
+def test_ctrl_c_ends_with_a_summary_and_a_policy(tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupt() -> None:
+        while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(*TINY, "trainer.num_env_steps=1_000_000"), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert 0 < summary["env_steps"] < 1_000_000
+    assert (tmp_path / "policy.pt").exists()
+    assert signal.getsignal(signal.SIGINT) is handler, "the handler was given back"
+
+
+def test_a_failure_is_told_by_summary_and_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = (*TINY, *gym_env("tests/Counting-v0"), "env.kwargs={episode_steps: null}")
+    with pytest.raises(RunFailed):
+        run(
+            make_config(
+                *options, "model/reward=known", "env.reward_function=math.sqrt", "mbpo.generate_every=5"
+            ),
+            tmp_path,
+        )
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["error"].startswith("TypeError")
+    assert summary["env_steps"] == 5
+    assert "Traceback" in caplog.text
+
+
+def test_a_saved_policy_is_the_trained_one(train_in: Train) -> None:
+    from mbpo_cli.build import build_agent, build_env
+
+    result = train_in(*TINY)
+    config = make_config(*TINY)
+    agent = build_agent(config, build_env(config).spaces, torch.device("cpu"))
+    agent.actor.load_state_dict(result["policy"])  # type: ignore[attr-defined]
+    assert set(agent.policy_state()) == set(result["policy"])

@@ -1,0 +1,54 @@
+import ast
+from pathlib import Path
+
+import torch
+
+import mbpo_cli
+from mbpo_cli.seeding import episode_seed, generator
+
+PACKAGE = Path(mbpo_cli.__file__).parent
+
+
+def draw(*names: str | int, seed: int = 0) -> float:
+    return torch.rand((), generator=generator(seed, *names)).item()
+
+
+def test_streams_are_reproducible_and_different_by_name_and_seed() -> None:
+    assert draw("agent") == draw("agent")
+    numbers = [draw("agent"), draw("model"), draw("agent", seed=1), draw("model", "reward"), draw("agent", 1)]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_episode_seeds_differ_by_seed_name_and_episode() -> None:
+    seeds = {episode_seed(s, name, e) for s in range(3) for name in ("a", "b") for e in range(50)}
+    assert len(seeds) == 300
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_nothing_draws_from_global_random_state() -> None:
+    """Every torch call that draws is given a generator; numpy's and Python's random are not used."""
+    drawing = {
+        "rand",
+        "randn",
+        "randint",
+        "randperm",
+        "normal",
+        "bernoulli",
+        "multinomial",
+        "uniform_",
+        "trunc_normal_",
+    }
+    drawing |= {"rand_like", "randn_like", "normal_", "random_", "dropout"}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in drawing
+            ):
+                given = {keyword.arg for keyword in node.keywords}
+                assert "generator" in given, f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+            if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("np.random."):
+                assert node.attr == "SeedSequence", f"{path.name}:{node.lineno}"
+            if isinstance(node, ast.Import):
+                assert all(alias.name != "random" for alias in node.names), path.name
