@@ -27,7 +27,7 @@ class ModelRolloutOptions:
     horizon: int = option("steps of a rollout, at first", low=1, high=1000, matlab="Horizon")
     horizon_update_schedule: Literal["none", "piecewise", "linear"] = option(
         "how the horizon grows: not at all; by 1 every horizon_update_frequency model trainings; or "
-        "linearly to horizon_max between two epochs of 1000 environment steps (the paper)",
+        "linearly to horizon_max between two epochs of 1000 environment steps, as in the paper",
         matlab="HorizonUpdateSchedule",
     )
     horizon_update_frequency: int = option(

@@ -44,8 +44,8 @@ class MBPOOptions:
     """What turns the base agent into an MBPO agent: MATLAB's rlMBPOAgentOptions."""
 
     generate_every: int | Literal["episode"] = option(
-        "generation points: 'episode' = the start of each episode (the page), "
-        "k = every k environment steps (the paper)",
+        "when the model is fitted and used: 'episode' = at the start of each episode, as in MATLAB; "
+        "k = every k environment steps, as in the paper",
         low=1,
     )
     num_epoch_for_training_model: int = option(

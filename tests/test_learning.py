@@ -1,0 +1,55 @@
+"""The program learns: a point mass in seconds, Pendulum in minutes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY, gym_env
+
+Train = Callable[..., dict[str, Any]]
+
+POINT_MASS = (
+    *TINY,
+    *gym_env("tests/PointMass-v0"),
+    "agent.hidden_sizes=[32,32]",
+    "agent.mini_batch_size=64",
+    "agent.num_warm_start_steps=40",
+    "agent.num_gradient_steps_per_update=4",
+    "agent.actor_optimizer.learn_rate=3e-3",
+    "agent.critic_optimizer.learn_rate=3e-3",
+    "agent.discount_factor=0.9",
+    "model.transition.hidden_sizes=[32,32]",
+    "model/reward=deterministic",
+    "model.training.num_mini_batches=20",
+    "mbpo.num_epoch_for_training_model=5",
+    "mbpo.model_rollout_options.num_rollout=200",
+    "trainer.num_env_steps=200",
+    "trainer.evaluate_every_steps=40",
+    "trainer.num_eval_episodes=10",
+)
+
+
+@pytest.mark.parametrize("mbpo", ["on", "off"])
+@pytest.mark.parametrize("transition", ["gaussian", "deterministic"])
+def test_a_point_mass_is_pushed_to_the_origin(mbpo: str, transition: str, train_in: Train) -> None:
+    if (mbpo, transition) == ("off", "deterministic"):
+        return  # without a model there is nothing to choose
+    result = train_in(*POINT_MASS, f"mbpo={mbpo}", f"model/transition={transition}")
+    evaluations = [row["eval/return_mean"] for row in result["metrics"] if "eval/return_mean" in row]
+    assert evaluations[0] < -10, "random weights do not solve it"
+    assert result["score"] > -3, "pushing straight to the origin earns about -1"
+
+
+@pytest.mark.slow
+def test_pendulum_is_solved_in_1500_steps_and_not_without_a_model(train_in: Train) -> None:
+    """The acceptance of the default run: five seeds, in about ten minutes."""
+    scores = {
+        mbpo: [train_in(f"mbpo={mbpo}", f"seed={seed}", name=f"{mbpo}{seed}")["score"] for seed in range(5)]
+        for mbpo in ("on", "off")
+    }
+    assert statistics.mean(scores["on"]) >= -200
+    assert statistics.mean(scores["on"]) > statistics.mean(scores["off"]) + 100

@@ -1,0 +1,55 @@
+"""The built wheel carries conf/ and runs from any directory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CONF
+
+ROOT = CONF.parent
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_from_another_directory(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "-w",
+        str(tmp_path / "dist"),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    yaml = {f"mbpo_cli/conf/{path.relative_to(CONF)}" for path in CONF.rglob("*.yaml")}
+    assert yaml <= packed
+    assert "mbpo_cli/py.typed" in packed
+
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True)
+    # What it depends on is taken from here, where this checkout itself is not on the path.
+    site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    program = str(tmp_path / "venv" / "bin" / "mbpo-train")
+    subprocess.run([program, "experiment=smoke", "hydra.run.dir=mine"], check=True, cwd=elsewhere)
+    where = [python, "-c", "import mbpo_cli, mbpo_cli.conf; print(mbpo_cli.__file__, mbpo_cli.conf.__file__)"]
+    places = subprocess.run(where, check=True, cwd=elsewhere, capture_output=True, text=True).stdout.split()
+    assert all(place.startswith(str(site)) for place in places)
+    summary = json.loads((elsewhere / "mine" / "summary.json").read_text())
+    assert summary["status"] == "done"
+    assert summary["git_commit"] is None
