@@ -8,23 +8,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from mbpo_cli.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, typed_config
 from mbpo_cli.options import ConfigError, RunFailed
-
-if TYPE_CHECKING:
-    from mbpo_cli.config import Config
-
-CONFIG_MODULE = "mbpo_cli.conf"
-CONFIG_NAME = "train"
-HYDRA_VERSION_BASE = "1.3"
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
@@ -60,16 +54,6 @@ def train_job(cfg: DictConfig) -> float:
     from mbpo_cli.run import run
 
     return run(typed_config(cfg), Path(HydraConfig.get().runtime.output_dir))
-
-
-def typed_config(cfg: DictConfig) -> Config:
-    """Convert what Hydra composed to the typed configuration."""
-    from mbpo_cli.config import typed
-
-    values: Any = OmegaConf.to_container(cfg, resolve=False)
-    values.pop("hydra", None)
-    values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-    return typed(values)
 
 
 class CheckBeforeRun(Callback):

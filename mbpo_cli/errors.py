@@ -6,11 +6,10 @@ import difflib
 import re
 import sys
 
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from mbpo_cli.compose import composed, typed_config
 from mbpo_cli.options import ConfigError
 
 
@@ -35,17 +34,14 @@ def explain(error: BaseException) -> str:
 def _unknown_key(key: str) -> str:
     value = next((a.partition("=")[2] for a in sys.argv[1:] if a.lstrip("+~").startswith(f"{key}=")), None)
     shown = key if value is None else f"{key}={value}"
-    from mbpo_cli.cli import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, typed_config
     from mbpo_cli.config import suggest
 
-    GlobalHydra.instance().clear()
-    with initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION_BASE):
-        groups = [argument for argument in sys.argv[1:] if _is_group(argument)]
-        try:
-            cfg = compose(CONFIG_NAME, overrides=groups)
-        except (HydraException, OmegaConfBaseException):
-            cfg = compose(CONFIG_NAME)
-        choices = compose(CONFIG_NAME, return_hydra_config=True).hydra.runtime.choices
+    groups = [argument for argument in sys.argv[1:] if _is_group(argument)]
+    try:
+        cfg = composed(*groups)
+    except (HydraException, OmegaConfBaseException):
+        cfg = composed()
+    choices = cfg.hydra.runtime.choices
     if value is not None:
         near = difflib.get_close_matches(key, [name for name in choices if name], n=1, cutoff=0.75)
         if near and "." not in key:

@@ -107,17 +107,3 @@ def resolve(name: str) -> Any:
     if not hasattr(module, attribute):
         raise ImportError(f"module '{module_name}' has no '{attribute}'")
     return getattr(module, attribute)
-
-
-def check_function(name: str) -> None:
-    """Check that an option `function` names something that can be called.
-
-    Raises:
-        ValueError: It does not.
-    """
-    try:
-        function = resolve(name)
-    except ImportError as error:
-        raise ValueError(f"function={name}: {error}") from error
-    if not callable(function):
-        raise ValueError(f"function={name}: is not a function")

@@ -9,9 +9,8 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from hydra import compose, initialize_config_module
-from mbpo_cli.cli import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, typed_config
-from mbpo_cli.config import Config, options_in
+from mbpo_cli.compose import make_config
+from mbpo_cli.config import options_in
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
@@ -25,16 +24,10 @@ CHOICES = [
 ]
 
 
-def defaults() -> Config:
-    """Return the configuration whose values the table shows."""
-    with initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION_BASE):
-        return typed_config(compose(CONFIG_NAME, overrides=CHOICES))
-
-
 def table() -> str:
     """Return all options as a Markdown table."""
     lines = ["| key | meaning | type, range | default | MATLAB |", "|---|---|---|---|---|"]
-    for key, hint, meaning, value in options_in(defaults()):
+    for key, hint, meaning, value in options_in(make_config(*CHOICES)):
         if key.endswith("._target_") or key in ("env.id", "env.name"):
             continue
         kind = ", ".join(filter(None, (_kind(hint), meaning.range)))

@@ -10,10 +10,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
-from mbpo_cli.cli import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, typed_config
-from mbpo_cli.config import Config
+from mbpo_cli.compose import make_config
 from mbpo_cli.types import SpaceSpec, Transitions
 
 torch.set_num_threads(1)
@@ -96,12 +94,6 @@ class PointMassEnv(gym.Env[Any, Any]):
 gym.register("tests/Counting-v0", "tests.conftest:CountingEnv")
 gym.register("tests/Channels-v0", "tests.conftest:ChannelsEnv")
 gym.register("tests/PointMass-v0", "tests.conftest:PointMassEnv")
-
-
-def make_config(*overrides: str) -> Config:
-    """Compose and convert the configuration that the command line would."""
-    with initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION_BASE):
-        return typed_config(compose(CONFIG_NAME, overrides=list(overrides)))
 
 
 TINY = (

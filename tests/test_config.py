@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from mbpo_cli.agents.sac import SACOptions
+from mbpo_cli.compose import make_config
 from mbpo_cli.config import options_in, suggest
 from mbpo_cli.models.transition import TransitionOptions
 from mbpo_cli.options import ConfigError
-from tests.conftest import CONF, make_config
+from scripts.option_table import with_table
+from tests.conftest import CONF
 
 GROUPS = (
     "agent",
@@ -63,7 +65,7 @@ def test_components_get_the_options_of_their_class() -> None:
 
 
 def test_the_environment_chooses_known_functions_and_the_command_line_wins() -> None:
-    assert make_config().model.reward._target_.endswith("KnownReward")
+    assert make_config().model.reward._target_.endswith("models.known.Known")
     learned = make_config("model/reward=gaussian").model.reward
     assert learned._target_.endswith("LearnedReward")
 
@@ -101,7 +103,7 @@ def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
         ("agent.actor_optimizer.learn_rate=-1e-3", "agent.actor_optimizer.learn_rate=-0.001: must be"),
         ("agent.actor_optimizer.learn_rate=inf", "agent.actor_optimizer.learn_rate=inf: must be"),
         ("agent.actor_optimizer.learn_rate=fast", "agent.actor_optimizer.learn_rate=fast: must be a number"),
-        ("agent.actor_optimizer=3", "agent.actor_optimizer=3: must be a group of options"),
+        ("agent.critic_optimizer=3", "agent.critic_optimizer=3: must be a group of options"),
         ("agent.hidden_sizes=64", "agent.hidden_sizes=64: must be a list, such as [64, 64]"),
         ("agent.hidden_sizes=[]", "agent.hidden_sizes=[]: must be a list"),
         ("agent.hidden_sizes=[64,0]", "agent.hidden_sizes=0: must be a number from 1"),
@@ -113,7 +115,7 @@ def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
         ("env.kwargs=5", "env.kwargs=5: must be a mapping such as {key: value} or null"),
         ("model.transition.num_elites=8", "model.transition.num_elites=8: must be at most num_networks"),
         ("model.training.holdout_ratio=0", "model.transition.num_elites="),
-        ("env.reward_function=null", "model.reward.function=null: no reward function is known"),
+        ("env.reward_function=null", "model.reward.function=null: not known for this environment"),
         ("env.reward_function=math.nothing", "model.reward.function=math.nothing: module 'math' has no"),
         ("env.reward_function=nothing.at_all", "model.reward.function=nothing.at_all: No module named"),
         ("env.reward_function=math.pi", "model.reward.function=math.pi: is not a function"),
@@ -188,3 +190,8 @@ def test_every_option_has_a_meaning() -> None:
 
 def test_no_yaml_is_left_out_of_the_package() -> None:
     assert all(path.suffix in (".yaml", ".py", ".pyc") for path in Path(CONF).rglob("*") if path.is_file())
+
+
+def test_the_table_in_the_readme_is_that_of_the_fields() -> None:
+    text = (CONF.parent / "README.md").read_text()
+    assert text == with_table(text), "run python scripts/option_table.py"

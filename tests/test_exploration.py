@@ -3,9 +3,10 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.build import build_component
+from mbpo_cli.compose import make_config
 from mbpo_cli.exploration import AgentExploration, GaussianNoise, GaussianNoiseOptions
 from mbpo_cli.types import Metrics, Transitions
-from tests.conftest import make_config, spaces
+from tests.conftest import spaces
 
 PREFIX = "mbpo.model_rollout_options.noise_options"
 

@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mbpo_cli.build import build_model
+from mbpo_cli.compose import make_config
 from mbpo_cli.config import Config
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter, ModelTrainingOptions
@@ -12,7 +13,7 @@ from mbpo_cli.models.regression import Normalizer, Regression
 from mbpo_cli.models.reward import LearnedReward
 from mbpo_cli.networks import BatchedMLP, truncated_normal, uniform
 from mbpo_cli.types import SpaceSpec, Transitions
-from tests.conftest import TINY, make_config, random_transitions, spaces
+from tests.conftest import TINY, random_transitions, spaces
 
 SPACE = spaces((3, 1), action_size=2)
 LEARNED = (*TINY, "model/reward=gaussian", "model/is_done=learned")

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mbpo_cli.compose import make_config
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.transition import LearnedTransition
 from mbpo_cli.rollouts import ModelRolloutOptions, generate, horizon_at
 from mbpo_cli.types import SpaceSpec, Transitions
-from tests.conftest import make_config, spaces
+from tests.conftest import spaces
 
 OPTIONS = make_config().mbpo.model_rollout_options
 

@@ -19,10 +19,11 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from mbpo_cli.compose import make_config
 from mbpo_cli.options import ConfigError, RunFailed
 from mbpo_cli.run import run
 from mbpo_cli.run_directory import RunDirectory
-from tests.conftest import TINY, gym_env, make_config
+from tests.conftest import TINY, gym_env
 
 Train = Callable[..., dict[str, Any]]
 

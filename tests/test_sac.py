@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from mbpo_cli.agents.networks import SquashedGaussianActor, smooth_update
 from mbpo_cli.agents.sac import SAC
 from mbpo_cli.build import build_agent
+from mbpo_cli.compose import make_config
 from mbpo_cli.networks import BatchedMLP, uniform
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.types import SpaceSpec
-from tests.conftest import TINY, make_config, random_transitions, spaces
+from tests.conftest import TINY, random_transitions, spaces
 
 SPACE = spaces((3,), action_size=2)
 

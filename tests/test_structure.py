@@ -10,7 +10,7 @@ import mbpo_cli
 
 PACKAGE = Path(mbpo_cli.__file__).parent
 ROOT = PACKAGE.parent
-HYDRA_ROOMS = {"cli", "errors"}
+HYDRA_ROOMS = {"cli", "compose", "errors"}
 
 
 def imported_by(path: Path) -> set[str]:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from mbpo_cli import build, rollouts
 from mbpo_cli.buffers import ReplayBuffer
+from mbpo_cli.compose import make_config
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.evaluate import Evaluation
 from mbpo_cli.logger import Logger
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Metrics, Policy, Transitions
-from tests.conftest import TINY, CountingEnv, gym_env, make_config
+from tests.conftest import TINY, CountingEnv, gym_env
 
 
 class Spy:

@@ -12,8 +12,7 @@ from mbpo_cli.models.function import LearnedFunction, LearnedOptions, Network
 from mbpo_cli.models.losses import is_done_loss
 from mbpo_cli.models.regression import Normalizer
 from mbpo_cli.networks import BatchedMLP, truncated_normal
-from mbpo_cli.options import Component, check_function, option, resolve
-from mbpo_cli.types import KnownFunction, SpaceSpec, Transitions
+from mbpo_cli.types import SpaceSpec, Transitions
 
 
 @dataclass
@@ -66,35 +65,3 @@ class LearnedIsDone(LearnedFunction):
         """Return 1.0 where termination is at least as likely as not, else 0.0; shape (B,)."""
         logit = self.network.logits(torch.cat((obs, action, next_obs), -1)[None])[0]
         return (logit >= 0).to(obs.dtype)
-
-
-@dataclass
-class KnownIsDoneOptions(Component):
-    """Options of a known is-done function."""
-
-    function: str | None = option("the function, as package.module.name")
-
-    def __post_init__(self) -> None:
-        """Check that the function is there."""
-        if self.function is None:
-            raise ValueError(
-                "function=null: no is-done function is known for this environment; name one in "
-                "env.is_done_function, or learn it with model/is_done=learned"
-            )
-        check_function(self.function)
-
-
-class KnownIsDone:
-    """The environment's own termination, in the environment's units."""
-
-    Options = KnownIsDoneOptions
-
-    def __init__(self, options: KnownIsDoneOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
-        """Take the function that the options name; it draws nothing from the generator."""
-        assert options.function is not None
-        self.function: KnownFunction = resolve(options.function)
-        self.spaces = spaces
-
-    def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Return 1.0 where o' is terminal, else 0.0; shape (B,)."""
-        return self.function(obs, self.spaces.to_env_action(action), next_obs).to(obs.dtype)

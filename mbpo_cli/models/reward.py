@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mbpo_cli.models.function import LearnedFunction, LearnedOptions
 from mbpo_cli.models.regression import Distribution, Regression
-from mbpo_cli.options import Component, check_function, option, resolve
-from mbpo_cli.types import KnownFunction, SpaceSpec, Transitions
+from mbpo_cli.options import option
+from mbpo_cli.types import SpaceSpec, Transitions
 
 
 @dataclass
@@ -45,35 +45,3 @@ class LearnedReward(LearnedFunction):
         """Predict rewards, shape (B,)."""
         inputs = torch.cat((obs, action, next_obs), -1)
         return self.network.sample(inputs[None], generator)[0, :, 0]
-
-
-@dataclass
-class KnownRewardOptions(Component):
-    """Options of a known reward function."""
-
-    function: str | None = option("the function, as package.module.name")
-
-    def __post_init__(self) -> None:
-        """Check that the function is there."""
-        if self.function is None:
-            raise ValueError(
-                "function=null: no reward function is known for this environment; name one in "
-                "env.reward_function, or learn it with model/reward=gaussian or model/reward=deterministic"
-            )
-        check_function(self.function)
-
-
-class KnownReward:
-    """The environment's own reward function, in the environment's units."""
-
-    Options = KnownRewardOptions
-
-    def __init__(self, options: KnownRewardOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
-        """Take the function that the options name; it draws nothing from the generator."""
-        assert options.function is not None
-        self.function: KnownFunction = resolve(options.function)
-        self.spaces = spaces
-
-    def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Return rewards, shape (B,)."""
-        return self.function(obs, self.spaces.to_env_action(action), next_obs)

@@ -1,0 +1,1 @@
+"""Programs for developers: pictures and tables of the documentation."""
