@@ -16,9 +16,9 @@ help: ## list the targets
 
 # The stamp makes a second call quick; torch comes first, alone, so that its build is chosen by pip's settings
 # and everything else fits around it.
-$(VENV)/installed: pyproject.toml constraints.txt Makefile
+$(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'mbpo-train needs Python 3.11 or newer: make PYTHON=python3.12 ...'; exit 2; }
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -48,7 +48,7 @@ typecheck: install ## check types
 tensorboard: install ## open TensorBoard on all runs, on this machine only
 	$(BIN)/tensorboard --logdir outputs --host 127.0.0.1
 
-curves: install ## train the README's runs and draw its picture (about half an hour on 2 cores)
+curves: install ## train the README's runs and draw its picture (about ten minutes on 2 cores)
 	$(BIN)/python scripts/learning_curves.py $(ARGS)
 
 wheel: install ## build the wheel

@@ -39,7 +39,7 @@ def run(config: Config, path: Path) -> float:
         KeyboardInterrupt: Ctrl-C was pressed; summary and policy are written.
     """
     torch.set_num_threads(config.threads)
-    # Adam's moments decay into denormal numbers, which are slow; to flush them changes no result.
+    # Moments of Adam decay into denormal numbers, which are slow and too small to matter.
     torch.set_flush_denormal(True)
     directory = RunDirectory(path, yaml.safe_dump(asdict(config), sort_keys=False))
     start = time.monotonic()

@@ -2,8 +2,8 @@
 
     python scripts/learning_curves.py [--jobs 2] [--seeds 0 1 2 3 4]
 
-Every run is `mbpo-train env=pendulum trainer.num_env_steps=1500 mbpo=on|off seed=...`, in a process of its own.
-Runs that are done are not repeated. Writes `docs/pendulum.csv`, `docs/pendulum.png` and a table.
+Every run is `mbpo-train env=pendulum trainer.num_env_steps=1500 mbpo=on|off seed=...`, in a process of
+its own. Runs that are done are not repeated. Writes `docs/pendulum.csv`, `docs/pendulum.png` and a table.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -96,11 +97,14 @@ def table(curves: Curves, wall_seconds: dict[str, list[float]]) -> str:
     ]
     for variant, seeds in curves.items():
         at, end = ([points[step] for points in seeds.values()] for step in (BUDGET, NUM_ENV_STEPS))
-        solved = [min(step for step in points if points[step] >= SOLVED) for points in seeds.values()]
+        solved = [
+            min((step for step in points if points[step] >= SOLVED), default=math.inf)
+            for points in seeds.values()
+        ]
         cells = [
             f"{np.mean(at):.0f} ± {np.std(at):.0f}",
             f"{min(at):.0f}",
-            ", ".join(f"{step:,}" for step in sorted(solved)),
+            ", ".join(f"{step:,.0f}" for step in sorted(solved)),
             f"{np.mean(end):.0f} ± {np.std(end):.0f}",
             f"{statistics.median(wall_seconds[variant]):.0f} s",
         ]
