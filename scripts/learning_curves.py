@@ -90,11 +90,15 @@ def draw(curves: Curves, path: Path) -> None:
 
 def table(curves: Curves, wall_seconds: dict[str, list[float]]) -> str:
     """Return the results as a Markdown table."""
-    lines = [
-        f"| | return at {BUDGET:,} steps | worst seed there | first evaluation at {SOLVED:.0f} or more, by seed "
-        f"| return at {NUM_ENV_STEPS:,} steps | wall time for {NUM_ENV_STEPS:,} steps |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "",
+        f"return at {BUDGET:,} steps",
+        "worst seed there",
+        f"first evaluation at {SOLVED:.0f} or more, by seed",
+        f"return at {NUM_ENV_STEPS:,} steps",
+        f"wall time for {NUM_ENV_STEPS:,} steps",
+    )
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for variant, seeds in curves.items():
         at, end = ([points[step] for points in seeds.values()] for step in (BUDGET, NUM_ENV_STEPS))
         solved = [
