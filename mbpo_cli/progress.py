@@ -34,8 +34,8 @@ class Progress:
         self._start = self._last_line = time.monotonic()
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
-        # disable=None: silent where stderr is not a terminal.
-        self._bar = tqdm(total=num_env_steps, unit=" steps", dynamic_ncols=True, disable=None)
+        # disable=None: silent where stderr is not a terminal. Speed is smoothed over evaluations.
+        self._bar = tqdm(total=num_env_steps, unit=" steps", dynamic_ncols=True, disable=None, smoothing=0.05)
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Show where the run is."""

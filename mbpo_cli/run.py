@@ -77,10 +77,11 @@ def _logger(config: Config, directory: RunDirectory) -> Logger:
 
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """Return all options by key, as values that TensorBoard's HParams can show."""
+    """Return the options that are set, by key, as values that TensorBoard's HParams can show."""
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, _, _, value in options_in(config)
+        if value is not None and not key.endswith("_target_")
     }
 
 

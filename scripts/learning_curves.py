@@ -83,7 +83,7 @@ def draw(curves: Curves, path: Path) -> None:
         ylabel="evaluation return (20 episodes)",
         title=f"Pendulum-v1: mean of {len(seeds)} seeds (thin: each seed)",
     )
-    axes.legend(loc="center right", edgecolor="white", framealpha=1)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.1), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 
