@@ -5,6 +5,7 @@ The only room that makes objects out of `_target_`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -41,9 +42,9 @@ def build_device(config: Config) -> torch.device:
     name = config.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9]\d*))?", name):
         raise ConfigError(f"device={name}: must be auto, cpu, cuda or cuda:i")
+    kind, _, index = name.partition(":")
     count = torch.cuda.device_count()
     if kind == "cuda" and int(index or 0) >= count:
         raise ConfigError(f"device={name}: torch sees {count} GPUs; use device=cpu or device=auto")

@@ -14,6 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -51,9 +52,13 @@ def main() -> None:
 @hydra.main(version_base=HYDRA_VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
 def train_job(cfg: DictConfig) -> float:
     """Train one run in Hydra's output directory and return its last evaluation, for sweepers."""
+    from mbpo_cli import build
     from mbpo_cli.run import run
 
-    return run(typed_config(cfg), Path(HydraConfig.get().runtime.output_dir))
+    config = typed_config(cfg)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # a single run was checked before it got its directory
+        build.check(config)
+    return run(config, Path(HydraConfig.get().runtime.output_dir))
 
 
 class CheckBeforeRun(Callback):
@@ -65,11 +70,12 @@ class CheckBeforeRun(Callback):
 
         try:
             build.check(typed_config(config))
-            directory = Path(config.hydra.run.dir)
-            if run_directory.is_taken(directory):
-                raise run_directory.taken(directory)
+            run_directory.check_usable(Path(config.hydra.run.dir))
         except (ConfigError, OmegaConfBaseException) as reason:
             raise Rejected(reason) from reason
+        except Exception as error:  # whatever an environment or a user's module may raise
+            text = f"{type(error).__name__} while the parts were checked: {error}"
+            raise Rejected(ConfigError(text)) from error
 
 
 class Rejected(SystemExit):

@@ -58,7 +58,7 @@ class Optimizer:
     def _limit_gradients(self, threshold: float) -> None:
         # Members do not share a norm: one with an exploding gradient must not slow the others.
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        square_M = sum((g.flatten(1).square().sum(1) for g in gradients), torch.zeros(()))
+        square_M = sum((g.reshape(len(g), -1).square().sum(1) for g in gradients), torch.zeros(()))
         scale_M = (threshold / square_M.sqrt()).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(scale_M.view(-1, *[1] * (gradient.ndim - 1)))

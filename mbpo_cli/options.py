@@ -101,7 +101,7 @@ def resolve(name: str) -> Any:
         ImportError: There is no such module, or nothing of that name in it.
     """
     module_name, _, attribute = name.rpartition(".")
-    if not module_name:
+    if not all(part.isidentifier() for part in name.split(".")) or not module_name:
         raise ImportError(f"'{name}' is not of the form package.module.name")
     module = importlib.import_module(module_name)
     if not hasattr(module, attribute):

@@ -36,13 +36,16 @@ def run(config: Config, path: Path) -> float:
     Raises:
         ConfigError: The directory holds a run already.
         RunFailed: Anything else went wrong.
-        KeyboardInterrupt: Ctrl-C was pressed; summary and policy are written.
+        KeyboardInterrupt: Ctrl-C was pressed; the summary is written, and the policy too
+            unless it was pressed twice.
     """
     torch.set_num_threads(config.threads)
     # Moments of Adam decay into denormal numbers, which are slow and too small to matter.
     torch.set_flush_denormal(True)
     directory = RunDirectory(path, yaml.safe_dump(asdict(config), sort_keys=False))
     start = time.monotonic()
+    if config.trainer.num_env_steps <= config.agent.num_warm_start_steps:
+        log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
     trainer: Trainer | None = None
     status, error = "failed", None
     try:

@@ -55,7 +55,7 @@ class RunDirectory:
     def save_policy(self, state: Mapping[str, Tensor]) -> None:
         """Store the weights of the greedy policy; `torch.load(..., weights_only=True)` reads them."""
         temporary = self.path / "policy.pt.tmp"
-        torch.save(dict(state), temporary)
+        torch.save({name: tensor.cpu() for name, tensor in state.items()}, temporary)
         os.replace(temporary, self.path / "policy.pt")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -71,9 +71,17 @@ class RunDirectory:
         os.replace(temporary, self.path / "summary.json")
 
 
-def is_taken(path: Path) -> bool:
-    """Tell whether a directory belongs to a run already."""
-    return (path / "config.yaml").exists()
+def check_usable(path: Path) -> None:
+    """Check that a run may write into a directory, which need not exist yet.
+
+    Raises:
+        ConfigError: It belongs to another run, or it cannot be made or written.
+    """
+    if (path / "config.yaml").exists():
+        raise taken(path)
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"hydra.run.dir={path}: {existing} is not a directory that can be written")
 
 
 def taken(path: Path) -> ConfigError:

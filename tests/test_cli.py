@@ -99,6 +99,14 @@ def test_multirun_gives_every_job_a_directory_and_reports_the_score(tmp_path: Pa
     assert seeds == [0, 1]
 
 
+def test_a_bad_job_of_a_sweep_ends_without_a_traceback(tmp_path: Path) -> None:
+    done = command("-m", "env.id=Nope-v0", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("mbpo-train: error: env.id=Nope-v0: ")
+    assert not list(tmp_path.rglob("summary.json"))
+
+
 def test_a_chosen_directory_is_used_and_not_used_twice(tmp_path: Path) -> None:
     arguments = ("experiment=smoke", "mbpo=off", "trainer.num_env_steps=25", "hydra.run.dir=mine")
     assert command(*arguments, cwd=tmp_path).returncode == 0
@@ -134,6 +142,10 @@ def test_a_chosen_directory_is_used_and_not_used_twice(tmp_path: Path) -> None:
         ("env.id=CartPole-v1", "env.id=CartPole-v1: its actions are Discrete"),
         ("env.module=no_such_module", "env.module=no_such_module: there is no such module"),
         ("env.kwargs={gg: 1}", "env.kwargs={'gg': 1}: not accepted by Pendulum-v1"),
+        ("device=cpu:", "device=cpu:: must be auto, cpu, cuda or cuda:i"),
+        ("hydra.run.dir=/proc/version/x", "hydra.run.dir=/proc/version/x: /proc/version is not a directory"),
+        ("env.reward_function=.x.y", "model.reward.function=.x.y: '.x.y' is not of the form"),
+        ("env.module=''", "while the parts were checked"),
         ("device=gpu", "device=gpu: must be auto, cpu, cuda or cuda:i"),
         ("device=cuda:99", "device=cuda:99: torch sees"),
     ],

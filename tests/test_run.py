@@ -174,7 +174,11 @@ def test_evaluation_leaves_training_untouched(train_in: Train) -> None:
         ("mbpo/model_rollout_options/noise_options=gaussian",),
         ("mbpo.model_rollout_options.horizon=4", "mbpo.real_ratio=0"),
         ("mbpo.generate_every=episode", "agent.num_gradient_steps_per_update=3"),
-        ("agent.actor_optimizer.gradient_threshold=1", "model.transition.optimizer.gradient_threshold=1"),
+        (
+            "agent.actor_optimizer.gradient_threshold=1",
+            "agent.entropy_weight_options.gradient_threshold=1",
+            "model.transition.optimizer.gradient_threshold=1",
+        ),
         ("mbpo=off",),
         gym_env("tests/Channels-v0"),
         (*gym_env("tests/Counting-v0"), "env.kwargs={terminates: true}"),

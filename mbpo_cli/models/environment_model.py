@@ -36,12 +36,12 @@ class EnvironmentModel:
     @property
     def learned(self) -> dict[str, LearnedFunction]:
         """The functions that are learned and have a learn rate above 0, in the order of training."""
+        return {name: part for name, part in self._functions.items() if part.is_trained}
+
+    @property
+    def _functions(self) -> dict[str, LearnedFunction]:
         parts = {"transition": self.transition, "reward": self.reward, "is_done": self.is_done}
-        return {
-            name: part
-            for name, part in parts.items()
-            if isinstance(part, LearnedFunction) and part.is_trained
-        }
+        return {name: part for name, part in parts.items() if isinstance(part, LearnedFunction)}
 
     def step(self, obs: Tensor, action: Tensor, generator: torch.Generator) -> Transitions:
         """Predict one step from each observation.
@@ -70,9 +70,9 @@ class EnvironmentModel:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every learned function."""
-        return {name: part.state_dict() for name, part in self.learned.items()}
+        return {name: part.state_dict() for name, part in self._functions.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        for name, part in self.learned.items():
+        for name, part in self._functions.items():
             part.load_state_dict(state[name])
