@@ -1,0 +1,148 @@
+"""Cart-poles with a continuous force: to balance, as in MATLAB's predefined environment, and to swing up.
+
+Importing this module registers both with Gymnasium. Knows nothing of agents, models or tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+GRAVITY = 9.8  # m/s^2
+CART_MASS = 1.0  # kg
+POLE_MASS = 0.1  # kg
+HALF_LENGTH = 0.5  # m, from the joint to the pole's centre of mass
+MAX_FORCE = 10.0  # N
+STEP_SECONDS = 0.02
+TRACK_LIMIT = 2.4  # m, from the centre to either end of the track
+ANGLE_LIMIT = math.radians(12)  # beyond it the pole has fallen
+FALL_REWARD = -50.0
+
+State = tuple[float, float, float, float]
+"""Position (m), velocity (m/s), angle from upright (rad) and angular velocity (rad/s)."""
+Observation = NDArray[np.float32]
+
+
+def euler_step(state: State, force: float, seconds: float) -> State:
+    """Move a cart-pole by one step of Euler's method.
+
+    A uniform pole on a frictionless cart: its moment of inertia gives the 4/3.
+
+    Source: Florian 2007, "Correct equations for the dynamics of the cart-pole system", eq. 23 and 24
+    without friction, with the constants of Gymnasium's CartPole-v1.
+
+    Args:
+        state: Where the system is.
+        force: Horizontal force on the cart in newtons, positive to the right.
+        seconds: Length of the step.
+    """
+    position, velocity, angle, angular_velocity = state
+    mass, sine, cosine = CART_MASS + POLE_MASS, math.sin(angle), math.cos(angle)
+    push = (force + POLE_MASS * HALF_LENGTH * angular_velocity**2 * sine) / mass
+    inertia = HALF_LENGTH * (4 / 3 - POLE_MASS * cosine**2 / mass)
+    angular_acceleration = (GRAVITY * sine - push * cosine) / inertia
+    acceleration = push - POLE_MASS * HALF_LENGTH * angular_acceleration * cosine / mass
+    return (
+        position + seconds * velocity,
+        velocity + seconds * acceleration,
+        angle + seconds * angular_velocity,
+        angular_velocity + seconds * angular_acceleration,
+    )
+
+
+class _CartPole(gym.Env[Observation, NDArray[np.float32]]):
+    """What both tasks share: the force as action, the dynamics, and a start near a given angle."""
+
+    start_angle: float
+    substeps: int
+
+    def __init__(self) -> None:
+        """Make the action space; the state is there after `reset`."""
+        self.action_space = gym.spaces.Box(-MAX_FORCE, MAX_FORCE, (1,), np.float32)
+        self.state: State = (0.0, 0.0, self.start_angle, 0.0)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start within 0.05 (m, m/s, rad, rad/s) of rest, uniformly; `options` has no effect."""
+        super().reset(seed=seed)
+        position, velocity, angle, angular_velocity = self.np_random.uniform(-0.05, 0.05, 4).tolist()
+        self.state = (position, velocity, self.start_angle + angle, angular_velocity)
+        return self._observation(), {}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Apply a force in newtons, shape (1,), for 0.02 s."""
+        force = min(max(float(action[0]), -MAX_FORCE), MAX_FORCE)
+        for _ in range(self.substeps):
+            self.state = euler_step(self.state, force, STEP_SECONDS / self.substeps)
+        reward, terminated = self._outcome()
+        return self._observation(), reward, terminated, False, {}
+
+    def _observation(self) -> Observation:
+        raise NotImplementedError
+
+    def _outcome(self) -> tuple[float, bool]:
+        """Return the reward of the state reached, and whether it is terminal."""
+        raise NotImplementedError
+
+
+class CartPoleContinuous(_CartPole):
+    """Balance an upright pole: CartPole-v1 with any force between -10 and 10 N.
+
+    Observation: position (m), velocity (m/s), angle (rad, 0 = upright), angular velocity (rad/s).
+    Reward: 0.5 + 0.5 (1 - |x| / 2.4) in the state reached, or -50 where the pole has fallen (more
+    than 12 degrees from upright) or the cart left the track (|x| > 2.4 m), which ends the episode.
+    """
+
+    start_angle = 0.0
+    substeps = 1
+
+    def __init__(self) -> None:
+        """Make the spaces."""
+        super().__init__()
+        # Twice the limits, as in CartPole-v1, since the state that ends an episode lies outside of them.
+        high = np.array([2 * TRACK_LIMIT, np.inf, 2 * ANGLE_LIMIT, np.inf], np.float32)
+        self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32)
+
+    def _observation(self) -> Observation:
+        return np.array(self.state, np.float32)
+
+    def _outcome(self) -> tuple[float, bool]:
+        position, _, angle, _ = self.state
+        fallen = abs(position) > TRACK_LIMIT or abs(angle) > ANGLE_LIMIT
+        return FALL_REWARD if fallen else 0.5 + 0.5 * (1 - abs(position) / TRACK_LIMIT), fallen
+
+
+class CartPoleSwingUp(_CartPole):
+    """Swing a hanging pole up and hold it upright in the middle of the track.
+
+    Observation: position (m), velocity (m/s), cosine and sine of the angle (0 = upright), angular
+    velocity (rad/s). Reward: (1 + cos angle) / 2 * exp(-x^2 / 2) in the state reached, between 0 and
+    1. Leaving the track (|x| > 2.4 m) ends the episode, and with it all further reward.
+    """
+
+    start_angle = math.pi
+    # Euler's method with steps of 0.02 s would feed a swinging pole with energy of its own.
+    substeps = 10
+
+    def __init__(self) -> None:
+        """Make the spaces."""
+        super().__init__()
+        high = np.array([2 * TRACK_LIMIT, np.inf, 1, 1, np.inf], np.float32)
+        self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32)
+
+    def _observation(self) -> Observation:
+        position, velocity, angle, angular_velocity = self.state
+        return np.array([position, velocity, math.cos(angle), math.sin(angle), angular_velocity], np.float32)
+
+    def _outcome(self) -> tuple[float, bool]:
+        position, _, angle, _ = self.state
+        return (1 + math.cos(angle)) / 2 * math.exp(-(position**2) / 2), abs(position) > TRACK_LIMIT
+
+
+gym.register("mbpo/CartPoleContinuous-v0", "mbpo_cli.envs.cart_pole:CartPoleContinuous", max_episode_steps=500)
+gym.register("mbpo/CartPoleSwingUp-v0", "mbpo_cli.envs.cart_pole:CartPoleSwingUp", max_episode_steps=500)
