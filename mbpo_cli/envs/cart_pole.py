@@ -144,5 +144,5 @@ class CartPoleSwingUp(_CartPole):
         return (1 + math.cos(angle)) / 2 * math.exp(-(position**2) / 2), abs(position) > TRACK_LIMIT
 
 
-gym.register("mbpo/CartPoleContinuous-v0", "mbpo_cli.envs.cart_pole:CartPoleContinuous", max_episode_steps=500)
-gym.register("mbpo/CartPoleSwingUp-v0", "mbpo_cli.envs.cart_pole:CartPoleSwingUp", max_episode_steps=500)
+for _name in ("CartPoleContinuous", "CartPoleSwingUp"):
+    gym.register(f"mbpo/{_name}-v0", f"{__name__}:{_name}", max_episode_steps=500)

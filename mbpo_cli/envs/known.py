@@ -151,7 +151,7 @@ def reacher_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
 
     The last two elements of obs are the vector from target to fingertip.
     """
-    return -next_obs[:, 8:10].norm(dim=1) - action.square().sum(1)
+    return -_length(next_obs[:, 8:10]) - action.square().sum(1)
 
 
 def pusher_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -160,8 +160,13 @@ def pusher_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
     The last nine elements of obs are the places of fingertip, object and goal.
     """
     tip, thing, goal = next_obs[:, 14:17], next_obs[:, 17:20], next_obs[:, 20:23]
-    near, distance = (thing - tip).norm(dim=1), (thing - goal).norm(dim=1)
+    near, distance = _length(thing - tip), _length(thing - goal)
     return -0.5 * near - distance - 0.1 * action.square().sum(1)
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """Return Euclidean lengths, from shape (B, N) to (B,)."""
+    return vectors.square().sum(1).sqrt()
 
 
 # --- MuJoCo: locomotion. The first element of obs is the height, as places along the ground are left out.
