@@ -88,6 +88,8 @@ def test_healthy_is_what_the_environment_calls_healthy(name: str) -> None:
         if row % 10 == 0:
             # Hopper limits angles, too. Places along the ground, which obs does not have, stay finite.
             robot.data.qpos[rng.integers(2, rest.size)] = rng.choice([-101, 101, np.nan])
+        if row % 10 == 5:
+            robot.data.qvel[rng.integers(robot.data.qvel.size)] = np.nan
         obs.append(robot._get_obs())
         healthy.append(bool(robot.is_healthy))
     assert 100 < sum(healthy) < 900
