@@ -19,13 +19,14 @@ from mbpo_cli.envs import environment
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.envs.spaces import UnsuitableSpace
 from mbpo_cli.evaluate import Evaluator
+from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
 from mbpo_cli.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.options import Component, ConfigError, resolve
 from mbpo_cli.seeding import generator
 from mbpo_cli.trainer import ModelBased, Trainer
-from mbpo_cli.types import Agent, SpaceSpec
+from mbpo_cli.types import Agent, ContinuousActions, DiscreteActions, SpaceSpec
 
 
 def build_component(options: Component, *arguments: Any) -> Any:
@@ -75,9 +76,20 @@ def build_env(config: Config) -> Environment:
 
 
 def build_agent(config: Config, spaces: SpaceSpec, device: torch.device) -> Agent:
-    """Make the base agent."""
-    agent: Agent = build_component(config.agent, spaces, generator(config.seed, "agent", device=device))
+    """Make the base agent, with its exploration noise if its options name one."""
+    arguments = [spaces, generator(config.seed, "agent", device=device)]
+    exploration = getattr(config.agent, "exploration", None)
+    if exploration is not None:
+        arguments.append(build_component(exploration, spaces))
+    agent: Agent = build_component(config.agent, *arguments)
     return agent
+
+
+def build_rollout_policy(config: Config, agent: Agent, spaces: SpaceSpec) -> RolloutPolicy:
+    """Make what chooses the actions in rollouts."""
+    options = config.mbpo.model_rollout_options.noise_options
+    is_empty = isinstance(options, EmptyOptions)
+    return RolloutPolicy(agent, None if is_empty else build_component(options, spaces))
 
 
 def build_model(config: Config, spaces: SpaceSpec, device: torch.device) -> EnvironmentModel:
@@ -103,7 +115,6 @@ def build_model_based(
     """Make what MBPO adds to the agent, or None if all experience is to be real."""
     if not uses_model(config):
         return None
-    rollouts = config.mbpo.model_rollout_options
     return ModelBased(
         model=build_model(config, spaces, device),
         fitter=ModelFitter(
@@ -111,7 +122,7 @@ def build_model_based(
             config.agent.experience_buffer_length,
             generator(config.seed, "model", "fit", device=device),
         ),
-        policy=build_component(rollouts.noise_options, agent, spaces),
+        policy=build_rollout_policy(config, agent, spaces),
         buffer=ReplayBuffer(config.mbpo.model_experience_buffer_length, spaces, device),
     )
 
@@ -159,7 +170,38 @@ def check(config: Config) -> None:
         ConfigError: It cannot.
     """
     build_device(config)
-    build_env(config).close()
+    env = build_env(config)
+    env.close()
+    check_actions(config, env.spaces)
+
+
+# For an error message: each kind of actions, and what here serves it as agent and as noise.
+SUITABLE = {
+    ContinuousActions: ("a Box of actions", "sac, td3 or ddpg", "gaussian"),
+    DiscreteActions: ("Discrete actions", "dqn or sac", "epsilon_greedy"),
+}
+
+
+def check_actions(config: Config, spaces: SpaceSpec) -> None:
+    """Check that the agent and all noise can serve the environment's actions.
+
+    Raises:
+        ConfigError: One of them needs the other kind.
+    """
+    kind, agents, noises = SUITABLE[type(spaces.actions)]
+    exploration: Component | None = getattr(config.agent, "exploration", None)
+    noise = config.mbpo.model_rollout_options.noise_options if uses_model(config) else None
+    for key, options, suitable in (
+        ("agent", config.agent, agents),
+        ("agent.exploration", exploration, noises),
+        ("mbpo.model_rollout_options.noise_options", noise, noises),
+    ):
+        if options is None:
+            continue
+        part = resolve(options._target_)
+        if not isinstance(spaces.actions, getattr(part, "actions", object)):
+            name = config.agent.name if key == "agent" else part.__name__
+            raise ConfigError(f"{key}={name}: not for {kind}, which {config.env.id} has; use {suitable}")
 
 
 def _one_line(error: Exception) -> str:

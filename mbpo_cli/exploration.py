@@ -1,10 +1,13 @@
-"""Policies that explore within model rollouts, one per choice of `noise_options`.
+"""Exploration: what is done to greedy actions so that something new is tried.
 
-Each wraps the base agent and has its signature. Knows agents only by their contract.
+The same noise models serve agents in the real environment and rollouts in the model. Knows agents
+only by their contract.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,36 +15,49 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.options import Component, option
-from mbpo_cli.types import Agent, SpaceSpec
+from mbpo_cli.types import ActionSpec, Agent, ContinuousActions, DiscreteActions, SpaceSpec
+
+DECAY = "share by which it shrinks: an agent's at each environment step, that of rollouts at each generation"
 
 
-@dataclass
-class EmptyOptions(Component):
-    """Empty noise options: the base agent explores in rollouts as it does outside."""
+class Noise(ABC):
+    """Perturbs greedy actions, by an amount that may decay."""
 
+    actions: type[ActionSpec]
+    """The kind of actions that can be perturbed."""
 
-class AgentExploration:
-    """The base agent's own exploration policy, the choice of the page when noise is empty."""
+    @abstractmethod
+    def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        """Perturb greedy actions, shape (B, A), each row on its own."""
 
-    Options = EmptyOptions
+    def advance(self, action: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+        """Perturb the action of the next real step, shape (1, A), and decay.
 
-    def __init__(self, options: EmptyOptions, agent: Agent, spaces: SpaceSpec) -> None:
-        """Explore as `agent` does."""
-        self.agent = agent
+        `first` says that an episode begins, where noise that is correlated in time starts anew.
+        """
+        action = self(action, generator)
+        self.decay()
+        return action
 
-    def __call__(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        """Return the agent's actions, shape (B, A)."""
-        return self.agent.act(obs, explore)
-
+    @abstractmethod
     def decay(self) -> None:
-        """Nothing decays."""
+        """Shrink the amount of noise."""
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: there is no state."""
-        return {}
+        """Return the current amount of noise, and all else that must survive a restart."""
 
+    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore nothing."""
+        """Restore what `state_dict` returned."""
+
+
+def decayed(value: float, rate: float, minimum: float) -> float:
+    """Return `value` shrunk by `rate`, not below `minimum`; a value that is below it already stays.
+
+    Source: MATLAB's GaussianActionNoise and EpsilonGreedyExploration.
+    """
+    return max(value * (1 - rate), minimum) if value > minimum else value
 
 
 @dataclass
@@ -53,7 +69,10 @@ class GaussianNoiseOptions(Component):
         "standard deviation of the noise, at first", low=0, high=10, matlab="StandardDeviation"
     )
     standard_deviation_decay_rate: float = option(
-        "share by which it shrinks after each generation", low=0, high=1, matlab="StandardDeviationDecayRate"
+        DECAY,
+        low=0,
+        high=1,
+        matlab="StandardDeviationDecayRate",
     )
     standard_deviation_min: float = option(
         "it does not shrink below this", low=0, high=10, matlab="StandardDeviationMin"
@@ -69,32 +88,31 @@ class GaussianNoiseOptions(Component):
             )
 
 
-class GaussianNoise:
-    """The agent's greedy action plus limited Gaussian noise, clipped to [-1, 1]."""
+class GaussianNoise(Noise):
+    """Adds limited Gaussian noise and clips actions to [-1, 1]."""
 
     Options = GaussianNoiseOptions
+    actions = ContinuousActions
 
-    def __init__(self, options: GaussianNoiseOptions, agent: Agent, spaces: SpaceSpec) -> None:
-        """Explore around the greedy actions of `agent`."""
+    def __init__(self, options: GaussianNoiseOptions, spaces: SpaceSpec) -> None:
+        """Start with the first standard deviation."""
         self.options = options
-        self.agent = agent
         self.standard_deviation = options.standard_deviation
 
-    def __call__(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        """Return noisy actions, shape (B, A); greedy ones without a random stream."""
-        action = self.agent.act(obs)
-        if explore is None:
-            return action
-        noise = torch.randn(action.shape, generator=explore, device=action.device)
+    def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        """Return noisy actions, shape (B, A)."""
+        noise = torch.randn(action.shape, generator=generator, device=action.device)
         noise = noise * self.standard_deviation + self.options.mean
         noise = noise.clamp(self.options.lower_limit, self.options.upper_limit)
         return (action + noise).clamp(-1, 1)
 
     def decay(self) -> None:
         """Shrink the standard deviation by the decay rate, not below its minimum."""
-        if self.standard_deviation > self.options.standard_deviation_min:
-            shrunk = self.standard_deviation * (1 - self.options.standard_deviation_decay_rate)
-            self.standard_deviation = max(shrunk, self.options.standard_deviation_min)
+        self.standard_deviation = decayed(
+            self.standard_deviation,
+            self.options.standard_deviation_decay_rate,
+            self.options.standard_deviation_min,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the current standard deviation."""
@@ -103,3 +121,173 @@ class GaussianNoise:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.standard_deviation = state["standard_deviation"]
+
+
+@dataclass
+class OrnsteinUhlenbeckNoiseOptions(Component):
+    """MATLAB's OrnsteinUhlenbeckActionNoise, in units of the scaled action, with steps as unit of time."""
+
+    initial_action: float = option("noise at the start of an episode", low=-2, high=2, matlab="InitialAction")
+    mean: float = option("what the noise is drawn to", low=-2, high=2, matlab="Mean")
+    mean_attraction_constant: float = option(
+        "share of the distance to the mean that is covered in a step",
+        above=0,
+        high=1,
+        matlab="MeanAttractionConstant",
+    )
+    standard_deviation: float = option(
+        "standard deviation of what is added in a step, at first", low=0, high=10, matlab="StandardDeviation"
+    )
+    standard_deviation_decay_rate: float = option(
+        DECAY,
+        low=0,
+        high=1,
+        matlab="StandardDeviationDecayRate",
+    )
+    standard_deviation_min: float = option(
+        "it does not shrink below this", low=0, high=10, matlab="StandardDeviationMin"
+    )
+
+
+class OrnsteinUhlenbeckNoise(Noise):
+    """Adds noise that is correlated from step to step, x += c (mean - x) + std N(0, 1), and clips.
+
+    Rows that explore on their own, in rollouts, draw from the process's stationary distribution.
+
+    Source: Lillicrap et al. 2016, "Continuous control with deep reinforcement learning", section 7.
+    """
+
+    Options = OrnsteinUhlenbeckNoiseOptions
+    actions = ContinuousActions
+
+    def __init__(self, options: OrnsteinUhlenbeckNoiseOptions, spaces: SpaceSpec) -> None:
+        """Start at the initial action."""
+        self.options = options
+        self.standard_deviation = options.standard_deviation
+        self.noise = torch.full((1, spaces.action_size), options.initial_action)
+
+    def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        """Return actions with stationary noise, shape (B, A)."""
+        kept = 1 - self.options.mean_attraction_constant
+        stationary_deviation = self.standard_deviation / math.sqrt(1 - kept**2)
+        noise = torch.randn(action.shape, generator=generator, device=action.device)
+        return (action + self.options.mean + stationary_deviation * noise).clamp(-1, 1)
+
+    def advance(self, action: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+        """Return the action of the next real step, shape (1, A)."""
+        noise = self.noise.to(action.device)
+        if first:
+            noise = torch.full_like(action, self.options.initial_action)
+        else:
+            drift = self.options.mean_attraction_constant * (self.options.mean - noise)
+            diffusion = torch.randn(action.shape, generator=generator, device=action.device)
+            noise = noise + drift + self.standard_deviation * diffusion
+        self.noise = noise
+        self.decay()
+        return (action + noise).clamp(-1, 1)
+
+    def decay(self) -> None:
+        """Shrink the standard deviation by the decay rate, not below its minimum."""
+        self.standard_deviation = decayed(
+            self.standard_deviation,
+            self.options.standard_deviation_decay_rate,
+            self.options.standard_deviation_min,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the noise and its current standard deviation."""
+        return {"noise": self.noise.clone(), "standard_deviation": self.standard_deviation}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.noise = state["noise"].clone()
+        self.standard_deviation = state["standard_deviation"]
+
+
+@dataclass
+class EpsilonGreedyOptions(Component):
+    """MATLAB's EpsilonGreedyExploration."""
+
+    epsilon: float = option("probability of a random action, at first", low=0, high=1, matlab="Epsilon")
+    epsilon_decay: float = option(
+        DECAY,
+        low=0,
+        high=1,
+        matlab="EpsilonDecay",
+    )
+    epsilon_min: float = option("it does not shrink below this", low=0, high=1, matlab="EpsilonMin")
+
+
+class EpsilonGreedy(Noise):
+    """Replaces some actions by random ones."""
+
+    Options = EpsilonGreedyOptions
+    actions = DiscreteActions
+
+    def __init__(self, options: EpsilonGreedyOptions, spaces: SpaceSpec) -> None:
+        """Start with the first epsilon."""
+        self.options = options
+        self.epsilon = options.epsilon
+
+    def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the actions, shape (B, A), a share of epsilon of them random."""
+        num_rows, num_actions = action.shape
+        is_random = torch.rand(num_rows, generator=generator, device=action.device) < self.epsilon
+        index = torch.randint(num_actions, (num_rows,), generator=generator, device=action.device)
+        random_action = DiscreteActions(num_actions).one_hot(index)
+        return torch.where(is_random[:, None], random_action, action)
+
+    def decay(self) -> None:
+        """Shrink epsilon by its decay, not below its minimum."""
+        self.epsilon = decayed(self.epsilon, self.options.epsilon_decay, self.options.epsilon_min)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the current epsilon."""
+        return {"epsilon": self.epsilon}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.epsilon = state["epsilon"]
+
+
+@dataclass
+class EmptyOptions(Component):
+    """Empty noise options: in rollouts the base agent explores as it does outside."""
+
+
+class Empty:
+    """The mark of empty noise options."""
+
+    Options = EmptyOptions
+
+
+class RolloutPolicy:
+    """How actions are chosen within rollouts.
+
+    Source: the page, step 3.2.3: with the noise, or, if it is empty, with the base agent's exploration.
+    """
+
+    def __init__(self, agent: Agent, noise: Noise | None) -> None:
+        """Explore with `noise` around the greedy actions of `agent`, or, without it, as the agent does."""
+        self.agent = agent
+        self.noise = noise
+
+    def __call__(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+        """Return actions, shape (B, A); greedy ones without a random stream."""
+        if self.noise is None or explore is None:
+            return self.agent.act(obs, explore)
+        return self.noise(self.agent.act(obs), explore)
+
+    def decay(self) -> None:
+        """Let the noise shrink, once per generation; an agent's own decays with real steps."""
+        if self.noise is not None:
+            self.noise.decay()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the noise."""
+        return {} if self.noise is None else self.noise.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if self.noise is not None:
+            self.noise.load_state_dict(state)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.evaluate import Evaluation
+from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
@@ -69,22 +70,6 @@ class MBPOOptions:
     model_rollout_options: ModelRolloutOptions = option(
         "how experience is generated", matlab="ModelRolloutOptions"
     )
-
-
-class RolloutPolicy(Policy, Protocol):
-    """Chooses actions in rollouts, with noise that may decay."""
-
-    def decay(self) -> None:
-        """Let the noise decay; called after each generation."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the noise."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        ...
 
 
 @dataclass
@@ -249,8 +234,9 @@ class Trainer:
 
     def _choose_action(self, obs: Tensor) -> Tensor:
         if self.env_steps < self.agent_options.num_warm_start_steps:
-            return 2 * torch.rand(self.env.spaces.action_size, generator=self._warm_start_stream) - 1
-        return self.agent.act(obs[None].to(self._device), explore=self._exploration_stream)[0].cpu()
+            return self.env.spaces.actions.sample(self._warm_start_stream)
+        first = self._episode_steps == 0
+        return self.agent.explore(obs[None].to(self._device), self._exploration_stream, first)[0].cpu()
 
     def _update_agent(self) -> None:
         generated = self.model_based.buffer if self.model_based is not None else None

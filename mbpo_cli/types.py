@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Metrics = Mapping[str, Tensor | float]
 """Quantities by tag (`room/quantity`); tensors are detached and zero-dimensional."""
@@ -25,7 +27,7 @@ class Transitions:
 
     Attributes:
         obs: Observations o, shape (B, O): all channels flattened and side by side.
-        action: Actions a in [-1, 1], shape (B, A).
+        action: Actions a, shape (B, A): scaled to [-1, 1], or one-hot.
         reward: Rewards r, shape (B,).
         next_obs: Next observations o', shape (B, O).
         terminated: 1.0 where the episode ended in a terminal state, else 0.0; shape (B,). Time
@@ -53,19 +55,72 @@ class Transitions:
 
 
 @dataclass(frozen=True)
+class ContinuousActions:
+    """A Box of actions. Within the program they are scaled to [-1, 1].
+
+    Attributes:
+        low: Lower bounds of the environment's actions, shape (A,).
+        high: Upper bounds of the environment's actions, shape (A,).
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        """A, the elements of an action."""
+        return len(self.low)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw one action uniformly, shape (A,)."""
+        return 2 * torch.rand(self.size, generator=generator) - 1
+
+    def to_env(self, action: Tensor) -> Tensor:
+        """Scale actions of shape (..., A) to the environment's bounds."""
+        low, high = action.new_tensor(self.low), action.new_tensor(self.high)
+        return torch.clamp(low + (action + 1) / 2 * (high - low), low, high)
+
+
+@dataclass(frozen=True)
+class DiscreteActions:
+    """Finitely many actions. Within the program they are one-hot vectors.
+
+    Attributes:
+        size: A, the number of actions.
+        start: The environment's number of the first one.
+    """
+
+    size: int
+    start: int = 0
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw one action uniformly, shape (A,)."""
+        return self.one_hot(torch.randint(self.size, (), generator=generator))
+
+    def one_hot(self, index: Tensor) -> Tensor:
+        """Map numbers from 0 to A - 1, shape (...), to actions of shape (..., A)."""
+        return functional.one_hot(index, self.size).float()
+
+    def to_env(self, action: Tensor) -> Tensor:
+        """Map actions of shape (..., A) to the environment's numbers, shape (...)."""
+        return action.argmax(-1) + self.start
+
+
+ActionSpec = ContinuousActions | DiscreteActions
+
+
+@dataclass(frozen=True)
 class SpaceSpec:
     """What the rest of the program needs to know of an environment's spaces.
 
     Attributes:
         channels: Number of elements of each observation channel, in the order in which they stand
             in the flat observation.
-        action_low: Lower bounds of the environment's actions, shape (A,).
-        action_high: Upper bounds of the environment's actions, shape (A,).
+        actions: What actions there are.
     """
 
     channels: tuple[int, ...]
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
+    actions: ActionSpec
 
     @property
     def obs_size(self) -> int:
@@ -74,20 +129,15 @@ class SpaceSpec:
 
     @property
     def action_size(self) -> int:
-        """Elements of an action."""
-        return len(self.action_low)
-
-    def to_env_action(self, action: Tensor) -> Tensor:
-        """Scale actions from [-1, 1], shape (..., A), to the environment's bounds."""
-        low, high = action.new_tensor(self.action_low), action.new_tensor(self.action_high)
-        return torch.clamp(low + (action + 1) / 2 * (high - low), low, high)
+        """Elements of an action: of the Box, or of the one-hot vector."""
+        return self.actions.size
 
 
 class Policy(Protocol):
     """Anything that chooses actions."""
 
     def __call__(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        """Return actions in [-1, 1] of shape (B, A) for observations of shape (B, O).
+        """Return actions of shape (B, A) for observations of shape (B, O).
 
         With `explore`, actions are drawn with exploration from that random stream; without it
         they are greedy.
@@ -101,8 +151,19 @@ class Agent(Protocol):
     It never samples a buffer, logs, or looks at the count of environment steps.
     """
 
+    actions: type[ContinuousActions] | type[DiscreteActions] | UnionType
+    """The kind of actions that this agent can serve."""
+
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        """Choose actions, as described in `Policy`."""
+        """Choose actions, as described in `Policy`; each row explores on its own."""
+        ...
+
+    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+        """Choose the action of the next real step, shape (1, A), for an observation (1, O).
+
+        This is where exploration moves on in time: noise that is correlated from step to step, and
+        what decays with the number of steps. `first` says that an episode begins.
+        """
         ...
 
     def update(self, batch: Transitions) -> Metrics:
@@ -126,5 +187,8 @@ class KnownFunction(Protocol):
     """A known reward or is-done function of an environment, in that environment's own units."""
 
     def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        """Map (B, O), (B, A) in the environment's bounds, and (B, O) to shape (B,)."""
+        """Map (B, O), actions and (B, O) to shape (B,).
+
+        Actions are the environment's own: (B, A) within its bounds, or its numbers, int64 of shape (B,).
+        """
         ...

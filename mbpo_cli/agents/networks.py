@@ -10,25 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mbpo_cli.networks import BatchedMLP, uniform
+from mbpo_cli.types import DiscreteActions, SpaceSpec
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Source: Haarnoja et al. 2018, public code
 
 
 class Critics(nn.Module):
-    """Q-functions of observation and action, evaluated together."""
+    """Q-functions of observation and continuous action, evaluated together."""
 
     def __init__(
-        self,
-        num_critics: int,
-        obs_size: int,
-        action_size: int,
-        hidden_sizes: Sequence[int],
-        generator: torch.Generator,
+        self, num_critics: int, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator
     ) -> None:
         """Build the critics on the generator's device."""
         super().__init__()
         self.num_critics = num_critics
-        sizes = (obs_size + action_size, *hidden_sizes, 1)
+        sizes = (spaces.obs_size + spaces.action_size, *hidden_sizes, 1)
         self.mlp = BatchedMLP(num_critics, sizes, functional.relu, uniform, generator)
 
     def forward(self, obs_BO: Tensor, action_BA: Tensor) -> Tensor:
@@ -38,15 +34,50 @@ class Critics(nn.Module):
         return values[..., 0]
 
 
+class DiscreteCritics(nn.Module):
+    """Q-functions of the observation with one output per discrete action, evaluated together."""
+
+    def __init__(
+        self, num_critics: int, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator
+    ) -> None:
+        """Build the critics on the generator's device."""
+        super().__init__()
+        self.num_critics = num_critics
+        sizes = (spaces.obs_size, *hidden_sizes, spaces.action_size)
+        self.mlp = BatchedMLP(num_critics, sizes, functional.relu, uniform, generator)
+
+    def of_all_actions(self, obs_BO: Tensor) -> Tensor:
+        """Return each critic's values of all actions, shape (num_critics, B, A)."""
+        values: Tensor = self.mlp(obs_BO.expand(self.num_critics, -1, -1))
+        return values
+
+    def forward(self, obs_BO: Tensor, action_BA: Tensor) -> Tensor:
+        """Return each critic's values of one-hot actions, shape (num_critics, B)."""
+        return (self.of_all_actions(obs_BO) * action_BA).sum(-1)
+
+
+class DeterministicActor(nn.Module):
+    """A policy that maps each observation to one action in [-1, 1]."""
+
+    def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
+        """Build the actor on the generator's device."""
+        super().__init__()
+        sizes = (spaces.obs_size, *hidden_sizes, spaces.action_size)
+        self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
+
+    def forward(self, obs_BO: Tensor) -> Tensor:
+        """Return actions, shape (B, A)."""
+        output: Tensor = self.mlp(obs_BO[None])[0]
+        return output.tanh()
+
+
 class SquashedGaussianActor(nn.Module):
     """A Gaussian policy squashed to [-1, 1] by tanh."""
 
-    def __init__(
-        self, obs_size: int, action_size: int, hidden_sizes: Sequence[int], generator: torch.Generator
-    ) -> None:
+    def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
         """Build the actor on the generator's device."""
         super().__init__()
-        sizes = (obs_size, *hidden_sizes, 2 * action_size)
+        sizes = (spaces.obs_size, *hidden_sizes, 2 * spaces.action_size)
         self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
 
     def moments(self, obs_BO: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +85,15 @@ class SquashedGaussianActor(nn.Module):
         mean, log_std = self.mlp(obs_BO[None])[0].chunk(2, dim=-1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
-    def sample(self, obs_BO: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def greedy(self, obs_BO: Tensor) -> Tensor:
+        """Return the squashed mean, shape (B, A)."""
+        return self.moments(obs_BO)[0].tanh()
+
+    def sample(self, obs_BO: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw actions, shape (B, A)."""
+        return self.sample_with_log_density(obs_BO, generator)[0]
+
+    def sample_with_log_density(self, obs_BO: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw actions (B, A), differentiable in the parameters, and their log densities (B,).
 
         Source: Haarnoja et al. 2018, appendix C, with log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)),
@@ -66,6 +105,51 @@ class SquashedGaussianActor(nn.Module):
         log_density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         log_slope = 2 * (math.log(2) - unsquashed - functional.softplus(-2 * unsquashed))
         return unsquashed.tanh(), (log_density - log_slope).sum(-1)
+
+    def expect(
+        self, obs_BO: Tensor, critics: Critics | DiscreteCritics, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Estimate the policy's least Q-value and its entropy, both (B,), from one action per row."""
+        action, log_density = self.sample_with_log_density(obs_BO, generator)
+        return critics(obs_BO, action).amin(0), -log_density
+
+
+class CategoricalActor(nn.Module):
+    """A policy that gives each discrete action a probability."""
+
+    def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
+        """Build the actor on the generator's device."""
+        super().__init__()
+        self.num_actions = spaces.action_size
+        sizes = (spaces.obs_size, *hidden_sizes, self.num_actions)
+        self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
+
+    def log_probabilities(self, obs_BO: Tensor) -> Tensor:
+        """Return the log probability of each action, shape (B, A)."""
+        return functional.log_softmax(self.mlp(obs_BO[None])[0], dim=-1)
+
+    def greedy(self, obs_BO: Tensor) -> Tensor:
+        """Return the most probable action, one-hot, shape (B, A)."""
+        return DiscreteActions(self.num_actions).one_hot(self.log_probabilities(obs_BO).argmax(-1))
+
+    def sample(self, obs_BO: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw actions, one-hot, shape (B, A)."""
+        probabilities = self.log_probabilities(obs_BO).exp()
+        index = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        return DiscreteActions(self.num_actions).one_hot(index)
+
+    def expect(
+        self, obs_BO: Tensor, critics: Critics | DiscreteCritics, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the policy's expected least Q-value and its entropy, both (B,), exactly.
+
+        Source: Christodoulou 2019, "Soft Actor-Critic for Discrete Action Settings", equations 10 to 12.
+        """
+        assert isinstance(critics, DiscreteCritics)
+        log_probability = self.log_probabilities(obs_BO)
+        probability = log_probability.exp()
+        value = critics.of_all_actions(obs_BO).amin(0)
+        return (probability * value).sum(-1), -(probability * log_probability).sum(-1)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Soft actor-critic for continuous actions, with twin critics and a learned entropy weight.
+"""Soft actor-critic (SAC) with twin critics and a learned entropy weight, for both kinds of actions.
 
-Source: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications". Knows neither buffers
-nor models.
+Source: Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications"; for discrete actions
+Christodoulou 2019, "Soft Actor-Critic for Discrete Action Settings". Knows neither buffers nor models.
 """
 
 from __future__ import annotations
@@ -14,11 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbpo_cli.agents.networks import Critics, SquashedGaussianActor, smooth_update
+from mbpo_cli.agents.networks import (
+    CategoricalActor,
+    Critics,
+    DiscreteCritics,
+    SquashedGaussianActor,
+    smooth_update,
+)
 from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import option
-from mbpo_cli.types import Metrics, SpaceSpec, Transitions
+from mbpo_cli.types import ContinuousActions, DiscreteActions, Metrics, SpaceSpec, Transitions
+
+# Share of the largest possible entropy, log(n). Source: Christodoulou 2019, public code.
+DISCRETE_TARGET_ENTROPY = 0.98
 
 
 @dataclass
@@ -26,7 +35,9 @@ class EntropyWeightOptions(OptimizerOptions):
     """How the entropy weight alpha is found: MATLAB's EntropyWeightOptions."""
 
     entropy_weight: float = option("alpha, at first", above=0, high=1000, matlab="EntropyWeight")
-    target_entropy: float | None = option("entropy to hold; null = -dim(action)", matlab="TargetEntropy")
+    target_entropy: float | None = option(
+        "entropy to hold; null = -dim(action), or 0.98 log(n) for n discrete actions", matlab="TargetEntropy"
+    )
 
 
 @dataclass
@@ -52,9 +63,10 @@ class SACOptions(AgentOptions):
 
 
 class SAC:
-    """Soft actor-critic on actions in [-1, 1]."""
+    """Soft actor-critic: a squashed Gaussian policy, or a categorical one if actions are discrete."""
 
     Options = SACOptions
+    actions = ContinuousActions | DiscreteActions
 
     def __init__(self, options: SACOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         """Build networks and optimisers on the generator's device.
@@ -66,12 +78,19 @@ class SAC:
         """
         self.options = options
         self.generator = generator
-        obs_size, action_size = spaces.obs_size, spaces.action_size
-        self.actor = SquashedGaussianActor(obs_size, action_size, options.hidden_sizes, generator)
-        self.critics = Critics(2, obs_size, action_size, options.hidden_sizes, generator)
+        self.actor: SquashedGaussianActor | CategoricalActor
+        self.critics: Critics | DiscreteCritics
+        if isinstance(spaces.actions, ContinuousActions):
+            self.actor = SquashedGaussianActor(spaces, options.hidden_sizes, generator)
+            self.critics = Critics(2, spaces, options.hidden_sizes, generator)
+            target_entropy = -float(spaces.action_size)
+        else:
+            self.actor = CategoricalActor(spaces, options.hidden_sizes, generator)
+            self.critics = DiscreteCritics(2, spaces, options.hidden_sizes, generator)
+            target_entropy = DISCRETE_TARGET_ENTROPY * math.log(spaces.action_size)
         self.target_critics = copy.deepcopy(self.critics)
         entropy = options.entropy_weight_options
-        self.target_entropy = -action_size if entropy.target_entropy is None else entropy.target_entropy
+        self.target_entropy = target_entropy if entropy.target_entropy is None else entropy.target_entropy
         self.log_alpha = nn.Parameter(
             torch.full((1,), math.log(entropy.entropy_weight), device=generator.device)
         )
@@ -82,11 +101,12 @@ class SAC:
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        """Return actions, shape (B, A): drawn from the policy, or its squashed mean."""
-        if explore is not None:
-            return self.actor.sample(obs, explore)[0]
-        mean, _ = self.actor.moments(obs)
-        return mean.tanh()
+        """Return actions, shape (B, A): drawn from the policy, or its mode."""
+        return self.actor.greedy(obs) if explore is None else self.actor.sample(obs, explore)
+
+    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+        """Return the action of the next real step, drawn from the policy."""
+        return self.act(obs, generator)
 
     def update(self, batch: Transitions) -> Metrics:
         """Take one gradient step on the critics, and when due on actor and entropy weight."""
@@ -100,9 +120,8 @@ class SAC:
 
     def _update_critics(self, batch: Transitions) -> dict[str, Tensor | float]:
         with torch.no_grad():
-            next_action, next_log_density = self.actor.sample(batch.next_obs, self.generator)
-            next_value = self.target_critics(batch.next_obs, next_action).amin(0)
-            next_value = next_value - self.log_alpha.exp() * next_log_density
+            next_value, entropy = self.actor.expect(batch.next_obs, self.target_critics, self.generator)
+            next_value = next_value + self.log_alpha.exp() * entropy
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
         values = self.critics(batch.obs, batch.action)
         loss = 0.5 * (values - target).square().mean(1).sum()
@@ -110,11 +129,11 @@ class SAC:
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
 
     def _update_actor(self, batch: Transitions) -> dict[str, Tensor | float]:
-        action, log_density = self.actor.sample(batch.obs, self.generator)
         alpha = self.log_alpha.detach().exp()
-        loss = (alpha * log_density - self.critics(batch.obs, action).amin(0)).mean()
+        value, entropy_B = self.actor.expect(batch.obs, self.critics, self.generator)
+        loss = -(value + alpha * entropy_B).mean()
         self.actor_optimizer.minimize(loss)
-        entropy = -log_density.detach().mean()
+        entropy = entropy_B.detach().mean()
         self.alpha_optimizer.minimize((self.log_alpha.exp() * (entropy - self.target_entropy)).sum())
         return {
             "agent/actor_loss": loss.detach(),

@@ -1,4 +1,4 @@
-"""A Gymnasium environment as the algorithm sees it: flat float32 observations, actions in [-1, 1].
+"""A Gymnasium environment as the algorithm sees it: flat float32 observations, scaled or one-hot actions.
 
 Scaling and flattening happen here and nowhere else. Knows nothing of agents or models.
 """
@@ -62,8 +62,6 @@ class Environment:
         """
         self.spaces: SpaceSpec = space_spec(env.observation_space, env.action_space)
         self._env = env
-        assert isinstance(env.action_space, gym.spaces.Box)
-        self._action_space = env.action_space
 
     def reset(self, seed: int) -> Tensor:
         """Start an episode and return its first observation, shape (O,)."""
@@ -71,17 +69,21 @@ class Environment:
         return self._flatten(obs)
 
     def step(self, action: Tensor) -> Step:
-        """Take an action in [-1, 1], shape (A,)."""
-        space = self._action_space
-        env_action = self.spaces.to_env_action(action.cpu()).numpy().reshape(space.shape)
-        # In the space's own precision a bound may lie a rounding error further in.
-        env_action = np.clip(env_action.astype(space.dtype), space.low, space.high)
-        obs, reward, terminated, truncated, _ = self._env.step(env_action)
+        """Take an action, scaled to [-1, 1] or one-hot, shape (A,)."""
+        obs, reward, terminated, truncated, _ = self._env.step(self._env_action(action.cpu()))
         return Step(self._flatten(obs), float(reward), bool(terminated), bool(truncated))
 
     def close(self) -> None:
         """Release what the environment holds."""
         self._env.close()
+
+    def _env_action(self, action: Tensor) -> Any:
+        space = self._env.action_space
+        env_action = self.spaces.actions.to_env(action).numpy().astype(space.dtype)
+        if isinstance(space, gym.spaces.Box):
+            # In the space's own precision a bound may lie a rounding error further in.
+            return np.clip(env_action.reshape(space.shape), space.low, space.high)
+        return env_action[()]
 
     def _flatten(self, obs: Any) -> Tensor:
         flat: Any = gym.spaces.flatten(self._env.observation_space, obs)

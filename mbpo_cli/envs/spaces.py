@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from mbpo_cli.types import SpaceSpec
+from mbpo_cli.types import ActionSpec, ContinuousActions, DiscreteActions, SpaceSpec
 
 
 class UnsuitableSpace(ValueError):
@@ -31,17 +31,27 @@ def space_spec(observation: gym.Space[Any], action: gym.Space[Any]) -> SpaceSpec
         parts = list(observation.spaces)
     else:
         parts = [observation]
-    channels = tuple(_channel_size(part) for part in parts)
+    return SpaceSpec(tuple(_channel_size(part) for part in parts), _action_spec(action))
+
+
+def _action_spec(action: gym.Space[Any]) -> ActionSpec:
     if isinstance(action, spaces.Discrete):
-        raise UnsuitableSpace("its actions are Discrete, but agent=sac needs a Box of continuous actions")
+        return DiscreteActions(int(action.n), int(action.start))
+    if isinstance(action, spaces.MultiDiscrete | spaces.MultiBinary):
+        raise UnsuitableSpace(
+            f"its action space is {action}, but actions must be Discrete or a Box of floats; "
+            "number the combinations in a wrapper, which makes them Discrete"
+        )
     if not isinstance(action, spaces.Box) or not np.issubdtype(action.dtype or np.int_, np.floating):
-        raise UnsuitableSpace(f"its action space is {action}, but actions must be a Box of floats")
+        raise UnsuitableSpace(
+            f"its action space is {action}, but actions must be Discrete or a Box of floats"
+        )
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
         raise UnsuitableSpace(
             "its actions are unbounded; give the Box finite bounds, as gymnasium.wrappers.RescaleAction does"
         )
     low, high = action.low.astype(float).ravel(), action.high.astype(float).ravel()
-    return SpaceSpec(channels, tuple(low.tolist()), tuple(high.tolist()))
+    return ContinuousActions(tuple(low.tolist()), tuple(high.tolist()))
 
 
 def _channel_size(space: gym.Space[Any]) -> int:

@@ -42,4 +42,4 @@ class Known:
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
         """Return rewards, or 1.0 where o' is terminal; shape (B,)."""
-        return self.function(obs, self.spaces.to_env_action(action), next_obs).to(obs.dtype)
+        return self.function(obs, self.spaces.actions.to_env(action), next_obs).to(obs.dtype)

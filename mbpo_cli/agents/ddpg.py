@@ -1,0 +1,125 @@
+"""Deep deterministic policy gradient (DDPG): one critic, a deterministic actor, correlated noise.
+
+Source: Lillicrap et al. 2016, "Continuous control with deep reinforcement learning". Knows neither
+buffers nor models.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbpo_cli.agents.networks import Critics, DeterministicActor, smooth_update
+from mbpo_cli.agents.options import AgentOptions
+from mbpo_cli.exploration import Noise
+from mbpo_cli.optimizers import Optimizer, OptimizerOptions
+from mbpo_cli.options import Component, option
+from mbpo_cli.types import ContinuousActions, Metrics, SpaceSpec, Transitions
+
+
+@dataclass
+class DDPGOptions(AgentOptions):
+    """Options of DDPG: MATLAB's rlDDPGAgentOptions."""
+
+    actor_optimizer: OptimizerOptions = option("how the actor is trained", matlab="ActorOptimizerOptions")
+    critic_optimizer: OptimizerOptions = option("how the critic is trained", matlab="CriticOptimizerOptions")
+    exploration: Component = option("noise on actions (group agent/exploration)", matlab="NoiseOptions")
+    target_smooth_factor: float = option(
+        "share by which targets move to actor and critic", above=0, high=1, matlab="TargetSmoothFactor"
+    )
+    target_update_frequency: int = option(
+        "updates between two moves of the targets", low=1, matlab="TargetUpdateFrequency"
+    )
+
+
+class DDPG:
+    """Deep deterministic policy gradient on actions in [-1, 1]."""
+
+    Options = DDPGOptions
+    actions = ContinuousActions
+
+    def __init__(
+        self, options: DDPGOptions, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
+    ) -> None:
+        """Build networks and optimisers on the generator's device.
+
+        Args:
+            options: Hyperparameters.
+            spaces: Sizes of observations and actions.
+            generator: Random stream of the initial weights.
+            exploration: Noise on the greedy actions.
+        """
+        self.options = options
+        self.exploration = exploration
+        self.actor = DeterministicActor(spaces, options.hidden_sizes, generator)
+        self.critic = Critics(1, spaces, options.hidden_sizes, generator)
+        self.target_actor = copy.deepcopy(self.actor)
+        self.target_critic = copy.deepcopy(self.critic)
+        self.actor_optimizer = Optimizer(self.actor.parameters(), options.actor_optimizer)
+        self.critic_optimizer = Optimizer(self.critic.parameters(), options.critic_optimizer)
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+        """Return actions, shape (B, A): the actor's, with noise if they explore."""
+        action: Tensor = self.actor(obs)
+        return action if explore is None else self.exploration(action, explore)
+
+    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+        """Return the action of the next real step, with noise that moves on in time."""
+        return self.exploration.advance(self.act(obs), generator, first)
+
+    def update(self, batch: Transitions) -> Metrics:
+        """Take one gradient step on critic and actor, and move the targets when due."""
+        self.num_updates += 1
+        metrics = self._update_critic(batch) | self._update_actor(batch)
+        if self.num_updates % self.options.target_update_frequency == 0:
+            smooth_update(self.target_critic, self.critic, self.options.target_smooth_factor)
+            smooth_update(self.target_actor, self.actor, self.options.target_smooth_factor)
+        return metrics
+
+    def _update_critic(self, batch: Transitions) -> dict[str, Tensor | float]:
+        with torch.no_grad():
+            next_value = self.target_critic(batch.next_obs, self.target_actor(batch.next_obs))[0]
+            target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
+        values = self.critic(batch.obs, batch.action)
+        loss = 0.5 * (values - target).square().mean()
+        self.critic_optimizer.minimize(loss)
+        return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
+
+    def _update_actor(self, batch: Transitions) -> dict[str, Tensor | float]:
+        loss = -self.critic(batch.obs, self.actor(batch.obs))[0].mean()
+        self.actor_optimizer.minimize(loss)
+        return {"agent/actor_loss": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return networks, targets, optimisers, noise and the count of updates."""
+        return {
+            "actor": self.actor.state_dict(),
+            "critic": self.critic.state_dict(),
+            "target_actor": self.target_actor.state_dict(),
+            "target_critic": self.target_critic.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "exploration": self.exploration.state_dict(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.actor.load_state_dict(state["actor"])
+        self.critic.load_state_dict(state["critic"])
+        self.target_actor.load_state_dict(state["target_actor"])
+        self.target_critic.load_state_dict(state["target_critic"])
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.exploration.load_state_dict(state["exploration"])
+        self.num_updates = state["num_updates"]
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return the actor's weights."""
+        return self.actor.state_dict()

@@ -1,0 +1,122 @@
+"""Deep Q-network (DQN) for discrete actions, double by default.
+
+Source: Mnih et al. 2015, "Human-level control through deep reinforcement learning"; van Hasselt et
+al. 2016, "Deep Reinforcement Learning with Double Q-learning". Knows neither buffers nor models.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbpo_cli.agents.networks import DiscreteCritics, smooth_update
+from mbpo_cli.agents.options import AgentOptions
+from mbpo_cli.exploration import Noise
+from mbpo_cli.optimizers import Optimizer, OptimizerOptions
+from mbpo_cli.options import Component, option
+from mbpo_cli.types import DiscreteActions, Metrics, SpaceSpec, Transitions
+
+
+@dataclass
+class DQNOptions(AgentOptions):
+    """Options of DQN: MATLAB's rlDQNAgentOptions."""
+
+    critic_optimizer: OptimizerOptions = option("how the critic is trained", matlab="CriticOptimizerOptions")
+    exploration: Component = option(
+        "what makes some actions random (group agent/exploration)", matlab="EpsilonGreedyExploration"
+    )
+    use_double_dqn: bool = option(
+        "choose the next action by the critic, and value it by the target critic", matlab="UseDoubleDQN"
+    )
+    target_smooth_factor: float = option(
+        "share by which the target critic moves to the critic; 1 = copy",
+        above=0,
+        high=1,
+        matlab="TargetSmoothFactor",
+    )
+    target_update_frequency: int = option(
+        "updates between two moves of the target critic", low=1, matlab="TargetUpdateFrequency"
+    )
+
+
+class DQN:
+    """Deep Q-network on one-hot actions."""
+
+    Options = DQNOptions
+    actions = DiscreteActions
+
+    def __init__(
+        self, options: DQNOptions, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
+    ) -> None:
+        """Build networks and the optimiser on the generator's device.
+
+        Args:
+            options: Hyperparameters.
+            spaces: Sizes of observations and actions.
+            generator: Random stream of the initial weights.
+            exploration: Replaces some greedy actions.
+        """
+        self.options = options
+        self.exploration = exploration
+        self.num_actions = spaces.action_size
+        self.critic = DiscreteCritics(1, spaces, options.hidden_sizes, generator)
+        self.target_critic = copy.deepcopy(self.critic)
+        self.critic_optimizer = Optimizer(self.critic.parameters(), options.critic_optimizer)
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+        """Return actions, one-hot, shape (B, A): those of greatest value, some replaced if they explore."""
+        action = self._greedy(self.critic, obs)
+        return action if explore is None else self.exploration(action, explore)
+
+    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+        """Return the action of the next real step; exploration decays."""
+        return self.exploration.advance(self.act(obs), generator, first)
+
+    def update(self, batch: Transitions) -> Metrics:
+        """Take one gradient step on the critic, and move its target when due."""
+        self.num_updates += 1
+        metrics = self._update_critic(batch)
+        if self.num_updates % self.options.target_update_frequency == 0:
+            smooth_update(self.target_critic, self.critic, self.options.target_smooth_factor)
+        return metrics
+
+    def _update_critic(self, batch: Transitions) -> dict[str, Tensor | float]:
+        with torch.no_grad():
+            chooser = self.critic if self.options.use_double_dqn else self.target_critic
+            next_value = self.target_critic(batch.next_obs, self._greedy(chooser, batch.next_obs))[0]
+            target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
+        values = self.critic(batch.obs, batch.action)
+        loss = 0.5 * (values - target).square().mean()
+        self.critic_optimizer.minimize(loss)
+        return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
+
+    def _greedy(self, critic: DiscreteCritics, obs: Tensor) -> Tensor:
+        return DiscreteActions(self.num_actions).one_hot(critic.of_all_actions(obs)[0].argmax(-1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return critic, target, optimiser, exploration and the count of updates."""
+        return {
+            "critic": self.critic.state_dict(),
+            "target_critic": self.target_critic.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "exploration": self.exploration.state_dict(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.critic.load_state_dict(state["critic"])
+        self.target_critic.load_state_dict(state["target_critic"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.exploration.load_state_dict(state["exploration"])
+        self.num_updates = state["num_updates"]
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return the critic's weights: the greedy policy takes the action of greatest value."""
+        return self.critic.state_dict()

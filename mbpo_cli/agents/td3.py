@@ -1,0 +1,157 @@
+"""Twin delayed DDPG (TD3): twin critics, smoothed target actions, delayed policy updates.
+
+Source: Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-Critic Methods".
+Knows neither buffers nor models.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mbpo_cli.agents.networks import Critics, DeterministicActor, smooth_update
+from mbpo_cli.agents.options import AgentOptions
+from mbpo_cli.exploration import Noise
+from mbpo_cli.optimizers import Optimizer, OptimizerOptions
+from mbpo_cli.options import Component, option
+from mbpo_cli.types import ContinuousActions, Metrics, SpaceSpec, Transitions
+
+
+@dataclass
+class TargetPolicySmoothOptions:
+    """Gaussian noise on target actions, in units of the scaled action."""
+
+    standard_deviation: float = option(
+        "standard deviation of the noise", low=0, high=10, matlab="StandardDeviation"
+    )
+    limit: float = option(
+        "largest size of the noise, either way", low=0, high=2, matlab=("LowerLimit", "UpperLimit")
+    )
+
+
+@dataclass
+class TD3Options(AgentOptions):
+    """Options of TD3: MATLAB's rlTD3AgentOptions."""
+
+    actor_optimizer: OptimizerOptions = option("how the actor is trained", matlab="ActorOptimizerOptions")
+    critic_optimizer: OptimizerOptions = option(
+        "how the critics are trained", matlab="CriticOptimizerOptions"
+    )
+    exploration: Component = option("noise on actions (group agent/exploration)", matlab="ExplorationModel")
+    target_policy_smooth_options: TargetPolicySmoothOptions = option(
+        "noise on target actions", matlab="TargetPolicySmoothModel"
+    )
+    target_smooth_factor: float = option(
+        "share by which targets move to actor and critics", above=0, high=1, matlab="TargetSmoothFactor"
+    )
+    target_update_frequency: int = option(
+        "updates between two moves of the targets", low=1, matlab="TargetUpdateFrequency"
+    )
+    policy_update_frequency: int = option(
+        "updates between two of the actor", low=1, matlab="PolicyUpdateFrequency"
+    )
+
+
+class TD3:
+    """Twin delayed DDPG on actions in [-1, 1]."""
+
+    Options = TD3Options
+    actions = ContinuousActions
+
+    def __init__(
+        self, options: TD3Options, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
+    ) -> None:
+        """Build networks and optimisers on the generator's device.
+
+        Args:
+            options: Hyperparameters.
+            spaces: Sizes of observations and actions.
+            generator: Random stream of the initial weights and of the noise on target actions.
+            exploration: Noise on the greedy actions.
+        """
+        self.options = options
+        self.generator = generator
+        self.exploration = exploration
+        self.actor = DeterministicActor(spaces, options.hidden_sizes, generator)
+        self.critics = Critics(2, spaces, options.hidden_sizes, generator)
+        self.target_actor = copy.deepcopy(self.actor)
+        self.target_critics = copy.deepcopy(self.critics)
+        self.actor_optimizer = Optimizer(self.actor.parameters(), options.actor_optimizer)
+        self.critic_optimizer = Optimizer(self.critics.parameters(), options.critic_optimizer)
+        self.num_updates = 0
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+        """Return actions, shape (B, A): the actor's, with noise if they explore."""
+        action: Tensor = self.actor(obs)
+        return action if explore is None else self.exploration(action, explore)
+
+    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+        """Return the action of the next real step, with noise that moves on in time."""
+        return self.exploration.advance(self.act(obs), generator, first)
+
+    def update(self, batch: Transitions) -> Metrics:
+        """Take one gradient step on the critics, and when due on the actor and the targets."""
+        self.num_updates += 1
+        metrics = self._update_critics(batch)
+        if self.num_updates % self.options.policy_update_frequency == 0:
+            metrics |= self._update_actor(batch)
+        if self.num_updates % self.options.target_update_frequency == 0:
+            smooth_update(self.target_critics, self.critics, self.options.target_smooth_factor)
+            smooth_update(self.target_actor, self.actor, self.options.target_smooth_factor)
+        return metrics
+
+    def _update_critics(self, batch: Transitions) -> dict[str, Tensor | float]:
+        with torch.no_grad():
+            next_action = self._smoothed(self.target_actor(batch.next_obs))
+            next_value = self.target_critics(batch.next_obs, next_action).amin(0)
+            target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
+        values = self.critics(batch.obs, batch.action)
+        loss = 0.5 * (values - target).square().mean(1).sum()
+        self.critic_optimizer.minimize(loss)
+        return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
+
+    def _smoothed(self, action: Tensor) -> Tensor:
+        smoothing = self.options.target_policy_smooth_options
+        noise = torch.randn(action.shape, generator=self.generator, device=action.device)
+        noise = (noise * smoothing.standard_deviation).clamp(-smoothing.limit, smoothing.limit)
+        return (action + noise).clamp(-1, 1)
+
+    def _update_actor(self, batch: Transitions) -> dict[str, Tensor | float]:
+        loss = -self.critics(batch.obs, self.actor(batch.obs))[0].mean()
+        self.actor_optimizer.minimize(loss)
+        return {"agent/actor_loss": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return networks, targets, optimisers, noise and the count of updates."""
+        return {
+            "actor": self.actor.state_dict(),
+            "critics": self.critics.state_dict(),
+            "target_actor": self.target_actor.state_dict(),
+            "target_critics": self.target_critics.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "exploration": self.exploration.state_dict(),
+            "num_updates": self.num_updates,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.actor.load_state_dict(state["actor"])
+        self.critics.load_state_dict(state["critics"])
+        self.target_actor.load_state_dict(state["target_actor"])
+        self.target_critics.load_state_dict(state["target_critics"])
+        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.exploration.load_state_dict(state["exploration"])
+        self.num_updates = state["num_updates"]
+        self.generator.set_state(state["generator"])
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return the actor's weights."""
+        return self.actor.state_dict()
