@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format typecheck tensorboard curves wheel clean
+.PHONY: help install train test test-slow lint format typecheck tensorboard results wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,8 +48,8 @@ typecheck: install ## check types
 tensorboard: install ## open TensorBoard on all runs, on this machine only
 	$(BIN)/tensorboard --logdir outputs --host 127.0.0.1
 
-curves: install ## train the README's runs and draw its picture (about ten minutes on 2 cores)
-	$(BIN)/python scripts/learning_curves.py $(ARGS)
+results: install ## train the runs of docs/results.md that are missing, and draw them (ARGS="--only sac_pendulum")
+	$(BIN)/python scripts/results.py $(ARGS)
 
 wheel: install ## build the wheel
 	$(BIN)/python -m build --wheel

@@ -199,7 +199,7 @@ def check_actions(config: Config, spaces: SpaceSpec) -> None:
         if options is None:
             continue
         part = resolve(options._target_)
-        if not isinstance(spaces.actions, getattr(part, "actions", object)):
+        if not isinstance(spaces.actions, getattr(part, "actions", object)):  # both kinds unless it says so
             name = config.agent.name if key == "agent" else part.__name__
             raise ConfigError(f"{key}={name}: not for {kind}, which {config.env.id} has; use {suitable}")
 

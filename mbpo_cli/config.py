@@ -105,15 +105,9 @@ def _value(value: Any, hint: Any, meaning: Meaning, key: str) -> Any:
     """Convert one value to what the type hint asks for."""
     if is_dataclass(hint) and isinstance(hint, type):
         return _dataclass(value, hint, key)
-    if get_origin(hint) is list:
-        if not isinstance(value, list) or not value:
-            raise ConfigError(f"{key}={value}: must be a list, such as [64, 64]")
-        return [_value(item, get_args(hint)[0], meaning, key) for item in value]
-    if get_origin(hint) is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{key}={value}: must be a mapping, such as {{key: value}}")
-        return value
     for choice in _choices(hint):
+        if get_origin(choice) is list and isinstance(value, list) and value:
+            return [_value(item, get_args(choice)[0], meaning, key) for item in value]
         if get_origin(choice) is dict and isinstance(value, dict):
             return value
         if choice is type(None) and value is None:
@@ -148,6 +142,8 @@ def _words(hint: Any) -> str:
     for choice in _choices(hint):
         if get_origin(choice) is Literal:
             words += [str(literal) for literal in get_args(choice)]
+        elif get_origin(choice) is list:
+            words.append("a list such as [64, 64]" if get_args(choice) == (int,) else "a list of numbers")
         elif get_origin(choice) is dict:
             words.append("a mapping such as {key: value}")
         else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import UnionType
 from typing import Any, Protocol
 
 import torch
@@ -148,11 +147,9 @@ class Policy(Protocol):
 class Agent(Protocol):
     """An off-policy base agent: it acts, and takes one gradient step on the batch it is given.
 
-    It never samples a buffer, logs, or looks at the count of environment steps.
+    It never samples a buffer, logs, or looks at the count of environment steps. A class that serves
+    one kind of actions only says so in an attribute `actions`: that kind's class.
     """
-
-    actions: type[ContinuousActions] | type[DiscreteActions] | UnionType
-    """The kind of actions that this agent can serve."""
 
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         """Choose actions, as described in `Policy`; each row explores on its own."""

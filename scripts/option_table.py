@@ -15,26 +15,51 @@ from mbpo_cli.config import options_in
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
 
-# Every part that has options is chosen, and no environment tunes any.
-CHOICES = [
-    "env=gym",
-    "env.id=any",
-    "model/reward=deterministic",
-    "mbpo/model_rollout_options/noise_options=gaussian",
-]
+# Every part that has options is chosen by one of these, and no environment tunes any.
+COMMON = ["env=gym", "env.id=any", "model/reward=deterministic"]
+VARIANTS = {
+    "sac": ["mbpo/model_rollout_options/noise_options=gaussian"],
+    "td3": ["mbpo/model_rollout_options/noise_options=gaussian"],
+    "ddpg": ["mbpo/model_rollout_options/noise_options=gaussian"],
+    "dqn": ["mbpo/model_rollout_options/noise_options=epsilon_greedy"],
+}
 
 
 def table() -> str:
-    """Return all options as a Markdown table."""
+    """Return all options as a Markdown table; the agent is named where values differ between agents."""
+    rows: dict[str, tuple[str, str]] = {}
+    defaults: dict[str, dict[str, str]] = {}
+    for agent, choices in VARIANTS.items():
+        for key, hint, meaning, value in options_in(make_config(*COMMON, f"agent={agent}", *choices)):
+            if key.endswith("._target_") or key in ("env.id", "env.name", "agent.name"):
+                continue
+            kind = ", ".join(filter(None, (_kind(hint), meaning.range)))
+            matlab = ", ".join(name for name in meaning.matlab if not name.startswith("rl"))
+            rows.setdefault(key, (f"{meaning.text} | {kind}", matlab))
+            defaults.setdefault(key, {})[agent] = _shown(value)
     lines = ["| key | meaning | type, range | default | MATLAB |", "|---|---|---|---|---|"]
-    for key, hint, meaning, value in options_in(make_config(*CHOICES)):
-        if key.endswith("._target_") or key in ("env.id", "env.name"):
-            continue
-        kind = ", ".join(filter(None, (_kind(hint), meaning.range)))
-        matlab = ", ".join(name for name in meaning.matlab if not name.startswith("rl"))
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        lines.append(f"| `{key}` | {meaning.text} | {kind} | {shown} | {matlab} |")
+    for key, (described, matlab) in sorted(rows.items(), key=lambda row: _section(row[0])):
+        lines.append(f"| `{key}` | {described} | {_default(defaults[key])} | {matlab} |")
     return "\n".join(lines)
+
+
+def _section(key: str) -> int:
+    sections = ("seed", "device", "threads", "agent", "env", "model", "mbpo", "trainer")
+    return sections.index(key.partition(".")[0])
+
+
+def _default(by_agent: dict[str, str]) -> str:
+    """Return the value if all agents agree on it, else each value with its agents."""
+    agents_of: dict[str, list[str]] = {}
+    for agent, value in by_agent.items():
+        agents_of.setdefault(value, []).append(agent)
+    if list(agents_of.values()) == [list(VARIANTS)]:
+        return next(iter(agents_of))
+    return "; ".join(f"{', '.join(agents)}: {value}" for value, agents in agents_of.items())
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _kind(hint: Any) -> str:

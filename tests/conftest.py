@@ -10,9 +10,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from mbpo_cli.compose import make_config
-from mbpo_cli.types import SpaceSpec, Transitions
+from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec, Transitions
 
 torch.set_num_threads(1)
 
@@ -91,9 +92,34 @@ class PointMassEnv(gym.Env[Any, Any]):
         return np.array([self.position], np.float32), reward, False, self.steps == 20, {}
 
 
+class DiscretePointMassEnv(PointMassEnv):
+    """The same point, pushed left, not at all or right by the actions 1, 2 and 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Discrete(3, start=1)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        return super().step(np.array([action - 2.0]))
+
+
+class DiscreteChannelsEnv(ChannelsEnv):
+    """The channels of 10 and 4 elements with two actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gym.spaces.Discrete(2)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return super().step(np.array([action]))
+
+
 gym.register("tests/Counting-v0", "tests.conftest:CountingEnv")
 gym.register("tests/Channels-v0", "tests.conftest:ChannelsEnv")
 gym.register("tests/PointMass-v0", "tests.conftest:PointMassEnv")
+gym.register("tests/DiscretePointMass-v0", "tests.conftest:DiscretePointMassEnv")
+gym.register("tests/DiscreteChannels-v0", "tests.conftest:DiscreteChannelsEnv")
 
 
 TINY = (
@@ -122,7 +148,12 @@ def gym_env(env_id: str) -> tuple[str, ...]:
 
 def spaces(channels: Sequence[int] = (3,), action_size: int = 1) -> SpaceSpec:
     """A space with actions between -1 and 1."""
-    return SpaceSpec(tuple(channels), (-1.0,) * action_size, (1.0,) * action_size)
+    return SpaceSpec(tuple(channels), ContinuousActions((-1.0,) * action_size, (1.0,) * action_size))
+
+
+def discrete(channels: Sequence[int] = (3,), num_actions: int = 2) -> SpaceSpec:
+    """A space with so many actions."""
+    return SpaceSpec(tuple(channels), DiscreteActions(num_actions))
 
 
 def random_transitions(count: int, space: SpaceSpec, seed: int = 0) -> Transitions:
@@ -130,11 +161,21 @@ def random_transitions(count: int, space: SpaceSpec, seed: int = 0) -> Transitio
     g = torch.Generator().manual_seed(seed)
     return Transitions(
         torch.randn(count, space.obs_size, generator=g),
-        torch.rand(count, space.action_size, generator=g) * 2 - 1,
+        torch.stack([space.actions.sample(g) for _ in range(count)]),
         torch.randn(count, generator=g),
         torch.randn(count, space.obs_size, generator=g),
         (torch.rand(count, generator=g) < 0.1).float(),
     )
+
+
+def copies(module: nn.Module) -> list[Tensor]:
+    """The parameters as they are now."""
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(module: nn.Module, before: list[Tensor]) -> bool:
+    """Whether the parameters are exactly those."""
+    return all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
 
 
 @pytest.fixture

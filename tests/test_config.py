@@ -17,6 +17,7 @@ from tests.conftest import CONF
 
 GROUPS = (
     "agent",
+    "agent/exploration",
     "env",
     "model/transition",
     "model/reward",
@@ -37,7 +38,7 @@ def test_all_groups_are_listed_here() -> None:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_becomes_typed(group: str, choice: str) -> None:
-    needs_id = ["env.id=Pendulum-v1"] if (group, choice) == ("env", "gym") else []
+    needs_id = ["env.id=Pendulum-v1"] if choice in ("gym", "dmc") else []
     config = make_config(f"{group}={choice}", *needs_id)
     assert all(value != "???" for _, _, _, value in options_in(config))
 
@@ -104,7 +105,7 @@ def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
         ("agent.actor_optimizer.learn_rate=inf", "agent.actor_optimizer.learn_rate=inf: must be"),
         ("agent.actor_optimizer.learn_rate=fast", "agent.actor_optimizer.learn_rate=fast: must be a number"),
         ("agent.critic_optimizer=3", "agent.critic_optimizer=3: must be a group of options"),
-        ("agent.hidden_sizes=64", "agent.hidden_sizes=64: must be a list, such as [64, 64]"),
+        ("agent.hidden_sizes=64", "agent.hidden_sizes=64: must be a list such as [64, 64]"),
         ("agent.hidden_sizes=[]", "agent.hidden_sizes=[]: must be a list"),
         ("agent.hidden_sizes=[64,0]", "agent.hidden_sizes=0: must be a number from 1"),
         ("+agent.lrr=1", "agent.lrr=1: no such option"),

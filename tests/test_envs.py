@@ -8,15 +8,15 @@ import torch
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.envs.known import never, pendulum_reward
 from mbpo_cli.envs.spaces import UnsuitableSpace, space_spec
-from mbpo_cli.types import SpaceSpec
-from tests.conftest import ChannelsEnv, CountingEnv
+from mbpo_cli.types import DiscreteActions
+from tests.conftest import ChannelsEnv, CountingEnv, DiscretePointMassEnv, spaces
 
 Box = gym.spaces.Box
 ACTIONS = Box(-1, 1, (2,), np.float32)
 
 
 def test_box_observations_of_any_shape_are_one_channel() -> None:
-    assert space_spec(Box(-1, 1, (2, 3), np.float64), ACTIONS) == SpaceSpec((6,), (-1.0, -1.0), (1.0, 1.0))
+    assert space_spec(Box(-1, 1, (2, 3), np.float64), ACTIONS) == spaces((6,), 2)
 
 
 def test_dict_and_tuple_are_channels_in_the_order_of_the_flat_observation() -> None:
@@ -37,9 +37,9 @@ def test_dict_and_tuple_are_channels_in_the_order_of_the_flat_observation() -> N
         (Box(0, 255, (8, 8, 3), np.uint8), ACTIONS, "images"),
         (gym.spaces.Discrete(5), ACTIONS, "must be a Box"),
         (gym.spaces.Dict({"a": gym.spaces.Dict({"b": Box(-1, 1, (1,))})}), ACTIONS, "must be a Box"),
-        (Box(-1, 1, (3,)), gym.spaces.Discrete(2), "needs a Box of continuous actions"),
-        (Box(-1, 1, (3,)), gym.spaces.MultiDiscrete([2, 2]), "must be a Box of floats"),
-        (Box(-1, 1, (3,)), Box(-3, 3, (1,), np.int64), "must be a Box of floats"),
+        (Box(-1, 1, (3,)), gym.spaces.MultiDiscrete([2, 2]), "number the combinations in a wrapper"),
+        (Box(-1, 1, (3,)), gym.spaces.MultiBinary(3), "must be Discrete or a Box of floats"),
+        (Box(-1, 1, (3,)), Box(-3, 3, (1,), np.int64), "must be Discrete or a Box of floats"),
         (Box(-1, 1, (3,)), Box(-np.inf, np.inf, (1,)), "unbounded"),
         (Box(-1, 1, (0,)), ACTIONS, "no elements"),
     ],
@@ -97,7 +97,7 @@ def test_pendulums_known_functions_agree_with_the_environment() -> None:
         for _ in range(200):
             action = torch.rand(1, generator=g) * 2 - 1
             step = env.step(action)
-            rows.append((obs, env.spaces.to_env_action(action), step))
+            rows.append((obs, env.spaces.actions.to_env(action), step))
             obs = step.obs
     obs, action = torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
     next_obs = torch.stack([row[2].obs for row in rows])
@@ -106,3 +106,16 @@ def test_pendulums_known_functions_agree_with_the_environment() -> None:
     done = torch.tensor([float(row[2].terminated) for row in rows])
     assert torch.equal(never(obs, action, next_obs), done)
     assert rows[199][2].truncated
+
+
+def test_discrete_actions_are_one_hot_within_and_numbers_of_the_environment_outside(
+    g: torch.Generator,
+) -> None:
+    env = Environment(DiscretePointMassEnv())
+    assert env.spaces.actions == DiscreteActions(3, start=1)
+    position = float(env.reset(seed=0)[0])
+    for action, push in (([1.0, 0, 0], -0.3), ([0.0, 1, 0], 0.0), ([0.0, 0, 1], 0.3)):
+        env.reset(seed=0)
+        assert float(env.step(torch.tensor(action)).obs[0]) == pytest.approx(position + push)
+    batch = torch.stack([env.spaces.actions.sample(g) for _ in range(50)])
+    assert set(env.spaces.actions.to_env(batch).tolist()) == {1, 2, 3}

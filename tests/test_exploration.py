@@ -2,13 +2,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbpo_cli.build import build_component
+from mbpo_cli.build import build_component, build_rollout_policy
 from mbpo_cli.compose import make_config
-from mbpo_cli.exploration import AgentExploration, GaussianNoise, GaussianNoiseOptions
+from mbpo_cli.exploration import (
+    EpsilonGreedy,
+    GaussianNoise,
+    GaussianNoiseOptions,
+    OrnsteinUhlenbeckNoise,
+    RolloutPolicy,
+)
 from mbpo_cli.types import Metrics, Transitions
-from tests.conftest import spaces
+from tests.conftest import discrete, spaces
 
 PREFIX = "mbpo.model_rollout_options.noise_options"
+
+
+HALF = torch.full((20_000, 1), 0.5)
 
 
 class HalfAgent:
@@ -16,6 +25,9 @@ class HalfAgent:
 
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         return torch.full((len(obs), 1), 0.5 if explore is None else 0.25)
+
+    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+        return self.act(obs, generator)
 
     def update(self, batch: Transitions) -> Metrics:
         return {}
@@ -32,28 +44,24 @@ class HalfAgent:
 def gaussian(**changes: float) -> GaussianNoise:
     overrides = [f"{PREFIX}.{key}={value}" for key, value in changes.items()]
     config = make_config("mbpo/model_rollout_options/noise_options=gaussian", *overrides)
-    noise = build_component(config.mbpo.model_rollout_options.noise_options, HalfAgent(), spaces())
+    noise = build_component(config.mbpo.model_rollout_options.noise_options, spaces())
     assert isinstance(noise, GaussianNoise)
     return noise
 
 
 def test_empty_noise_is_the_agents_own_exploration(g: torch.Generator) -> None:
-    options = make_config().mbpo.model_rollout_options.noise_options
-    policy = build_component(options, HalfAgent(), spaces())
-    assert isinstance(policy, AgentExploration)
+    policy = build_rollout_policy(make_config(), HalfAgent(), spaces())
     assert policy(torch.zeros(2, 3), explore=g).tolist() == [[0.25], [0.25]]
 
 
 def test_gaussian_noise_has_mean_and_deviation_around_the_greedy_action(g: torch.Generator) -> None:
-    actions = gaussian(mean=-0.1, standard_deviation=0.05)(torch.zeros(20_000, 3), explore=g)
+    actions = gaussian(mean=-0.1, standard_deviation=0.05)(HALF, g)
     torch.testing.assert_close(actions.mean(), torch.tensor(0.4), atol=2e-3, rtol=0)
     torch.testing.assert_close(actions.std(), torch.tensor(0.05), atol=2e-3, rtol=0)
 
 
 def test_gaussian_noise_is_limited_and_so_are_actions(g: torch.Generator) -> None:
-    actions = gaussian(standard_deviation=5, lower_limit=-0.2, upper_limit=1.5)(
-        torch.zeros(999, 3), explore=g
-    )
+    actions = gaussian(standard_deviation=5, lower_limit=-0.2, upper_limit=1.5)(HALF, g)
     assert actions.min().item() == pytest.approx(0.3)
     assert actions.max().item() == 1.0
 
@@ -77,9 +85,91 @@ def test_gaussian_noise_below_its_minimum_stays_as_it_is() -> None:
 
 
 def test_without_a_stream_there_is_no_noise() -> None:
-    assert gaussian()(torch.zeros(2, 3)).tolist() == [[0.5], [0.5]]
+    assert RolloutPolicy(HalfAgent(), gaussian())(torch.zeros(2, 3)).tolist() == [[0.5], [0.5]]
+
+
+def test_noise_in_rollouts_is_put_on_greedy_actions(g: torch.Generator) -> None:
+    policy = RolloutPolicy(HalfAgent(), gaussian(mean=0.2, standard_deviation=0, upper_limit=1))
+    assert policy(torch.zeros(2, 3), explore=g)[:, 0].tolist() == pytest.approx([0.7, 0.7])
 
 
 def test_impossible_limits_are_refused() -> None:
     with pytest.raises(ValueError, match="lower_limit=1"):
         GaussianNoiseOptions("x", 0, 1, 0, 0, 1.0, 0.5)
+
+
+def ornstein_uhlenbeck(**changes: float) -> OrnsteinUhlenbeckNoise:
+    overrides = [f"agent.exploration.{key}={value}" for key, value in changes.items()]
+    config = make_config("agent=ddpg", "agent/exploration=ornstein_uhlenbeck", *overrides)
+    noise = build_component(config.agent.exploration, spaces())  # type: ignore[attr-defined]
+    assert isinstance(noise, OrnsteinUhlenbeckNoise)
+    return noise
+
+
+def walk(noise: OrnsteinUhlenbeckNoise, num_steps: int, g: torch.Generator) -> Tensor:
+    zero = torch.zeros(1, 1)
+    return torch.cat([noise.advance(zero, g, first=step == 0)[0] for step in range(num_steps)])
+
+
+def test_correlated_noise_without_chance_goes_from_the_initial_action_to_the_mean(g: torch.Generator) -> None:
+    noise = ornstein_uhlenbeck(
+        initial_action=0.8, mean=0.4, mean_attraction_constant=0.5, standard_deviation=0
+    )
+    assert walk(noise, 4, g).tolist() == pytest.approx([0.8, 0.6, 0.5, 0.45])
+    assert walk(noise, 2, g).tolist() == pytest.approx([0.8, 0.6]), "an episode starts anew"
+
+
+def test_correlated_noise_has_the_deviation_and_correlation_of_its_process(g: torch.Generator) -> None:
+    noise = ornstein_uhlenbeck(mean_attraction_constant=0.2, standard_deviation=0.1)
+    path = walk(noise, 20_000, g)[100:]
+    deviation = 0.1 / (1 - 0.8**2) ** 0.5
+    assert path.std().item() == pytest.approx(deviation, rel=0.05)
+    correlation = torch.corrcoef(torch.stack((path[1:], path[:-1])))[0, 1].item()
+    assert correlation == pytest.approx(0.8, abs=0.02)
+    rows = noise(torch.zeros(20_000, 1), g)
+    assert rows.std().item() == pytest.approx(deviation, rel=0.05), "rows are drawn as it is in the long run"
+
+
+def test_correlated_noise_decays_and_is_restored(g: torch.Generator) -> None:
+    noise = ornstein_uhlenbeck(
+        standard_deviation=0.4, standard_deviation_decay_rate=0.5, standard_deviation_min=0.15
+    )
+    walk(noise, 3, g)
+    assert noise.standard_deviation == 0.15
+    other = ornstein_uhlenbeck(
+        standard_deviation=0.4, standard_deviation_decay_rate=0.5, standard_deviation_min=0.15
+    )
+    other.load_state_dict(noise.state_dict())
+    streams = [torch.Generator().manual_seed(1) for _ in range(2)]
+    paths = [
+        [float(one.advance(torch.zeros(1, 1), stream, first=False)) for _ in range(5)]
+        for one, stream in zip((noise, other), streams, strict=True)
+    ]
+    assert paths[0] == paths[1]
+
+
+def epsilon_greedy(**changes: float) -> EpsilonGreedy:
+    overrides = [f"{PREFIX}.{key}={value}" for key, value in changes.items()]
+    choice = "mbpo/model_rollout_options/noise_options=epsilon_greedy"
+    config = make_config(choice, *overrides)
+    noise = build_component(config.mbpo.model_rollout_options.noise_options, discrete(num_actions=4))
+    assert isinstance(noise, EpsilonGreedy)
+    return noise
+
+
+def test_epsilon_is_the_share_of_random_actions_among_which_all_are_alike(g: torch.Generator) -> None:
+    greedy = torch.tensor([[0.0, 1.0, 0.0, 0.0]]).expand(40_000, 4)
+    shares = epsilon_greedy(epsilon=0.4)(greedy, g).mean(0)
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.7, 0.1, 0.1]), atol=0.01, rtol=0)
+    assert torch.equal(epsilon_greedy(epsilon=0)(greedy, g), greedy)
+
+
+def test_epsilon_decays_to_its_minimum_and_is_restored() -> None:
+    noise, seen = epsilon_greedy(epsilon=1, epsilon_decay=0.5, epsilon_min=0.3), []
+    for _ in range(4):
+        seen.append(noise.epsilon)
+        noise.decay()
+    assert seen == [1.0, 0.5, 0.3, 0.3]
+    other = epsilon_greedy()
+    other.load_state_dict(noise.state_dict())
+    assert other.epsilon == 0.3

@@ -2,16 +2,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from mbpo_cli.agents.networks import SquashedGaussianActor, smooth_update
+from mbpo_cli.agents.networks import CategoricalActor, DiscreteCritics, SquashedGaussianActor
 from mbpo_cli.agents.sac import SAC
 from mbpo_cli.build import build_agent
 from mbpo_cli.compose import make_config
-from mbpo_cli.networks import BatchedMLP, uniform
-from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.types import SpaceSpec
-from tests.conftest import TINY, random_transitions, spaces
+from tests.conftest import TINY, copies, discrete, random_transitions, same, spaces
 
 SPACE = spaces((3,), action_size=2)
 
@@ -22,18 +19,10 @@ def sac(*overrides: str, space: SpaceSpec = SPACE) -> SAC:
     return agent
 
 
-def copies(module: nn.Module) -> list[Tensor]:
-    return [p.detach().clone() for p in module.parameters()]
-
-
-def same(module: nn.Module, before: list[Tensor]) -> bool:
-    return all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
-
-
 def test_log_density_is_that_of_a_tanh_transformed_normal(g: torch.Generator) -> None:
-    actor = SquashedGaussianActor(3, 2, [8], g)
+    actor = SquashedGaussianActor(SPACE, [8], g)
     obs = torch.randn(50, 3, generator=g)
-    action, log_density = actor.sample(obs, g)
+    action, log_density = actor.sample_with_log_density(obs, g)
     mean, log_std = actor.moments(obs)
     reference = torch.distributions.TransformedDistribution(
         torch.distributions.Normal(mean, log_std.exp()), [torch.distributions.TanhTransform()]
@@ -43,10 +32,10 @@ def test_log_density_is_that_of_a_tanh_transformed_normal(g: torch.Generator) ->
 
 
 def test_log_density_is_finite_where_tanh_saturates(g: torch.Generator) -> None:
-    actor = SquashedGaussianActor(1, 1, [4], g)
+    actor = SquashedGaussianActor(spaces((1,)), [4], g)
     with torch.no_grad():
         actor.mlp.biases[-1][..., 0] = 50.0
-    action, log_density = actor.sample(torch.zeros(10, 1), g)
+    action, log_density = actor.sample_with_log_density(torch.zeros(10, 1), g)
     assert action.abs().max() <= 1
     assert torch.isfinite(log_density).all()
 
@@ -68,7 +57,8 @@ def test_critic_loss_by_hand() -> None:
     batch = random_transitions(16, SPACE)
     state = agent.generator.get_state()
     with torch.no_grad():
-        next_action, log_density = agent.actor.sample(batch.next_obs, agent.generator)
+        assert isinstance(agent.actor, SquashedGaussianActor)
+        next_action, log_density = agent.actor.sample_with_log_density(batch.next_obs, agent.generator)
         q = agent.target_critics(batch.next_obs, next_action)
         soft_value = torch.minimum(q[0], q[1]) - agent.log_alpha.exp() * log_density
         target = batch.reward + 0.99 * (1 - batch.terminated) * soft_value
@@ -122,12 +112,6 @@ def test_targets_follow_by_the_smooth_factor() -> None:
         torch.testing.assert_close(target, 0.75 * old + 0.25 * source)
 
 
-def test_smooth_update_with_factor_1_copies(g: torch.Generator) -> None:
-    a, b = (BatchedMLP(2, (3, 4, 1), torch.relu, uniform, g) for _ in range(2))
-    smooth_update(a, b, 1.0)
-    assert same(a, copies(b))
-
-
 def test_update_frequencies() -> None:
     agent = sac("agent.target_update_frequency=3", "agent.policy_update_frequency=2")
     moved = []
@@ -145,40 +129,34 @@ def test_twin_critics_differ() -> None:
     assert not torch.equal(values[0], values[1])
 
 
-def test_gradient_threshold_limits_each_network_by_itself() -> None:
-    parameter = nn.Parameter(torch.zeros(2, 3))
-    options = OptimizerOptions(learn_rate=1.0, gradient_threshold=1.0, l2_regularization=0.0)
-    optimizer = Optimizer([parameter], options)
-    slope = torch.tensor([[30.0, 40.0, 0.0], [0.3, 0.4, 0.0]])
-    optimizer.minimize((parameter * slope).sum())
-    expected = torch.tensor([[0.6, 0.8, 0.0], [0.3, 0.4, 0.0]])
-    torch.testing.assert_close(parameter.grad, expected)
+def test_discrete_actions_get_a_categorical_policy_and_its_target_entropy(g: torch.Generator) -> None:
+    agent = sac(space=discrete(num_actions=4))
+    assert agent.target_entropy == pytest.approx(0.98 * math.log(4))
+    obs = torch.randn(500, 3, generator=g)
+    assert isinstance(agent.actor, CategoricalActor)
+    drawn = agent.act(obs, explore=g)
+    assert drawn.sum(1).tolist() == [1.0] * 500
+    assert set(drawn.argmax(1).tolist()) == {0, 1, 2, 3}
+    assert torch.equal(agent.act(obs).argmax(1), agent.actor.log_probabilities(obs).argmax(1))
 
 
-def test_l2_regularization_pulls_weights_to_zero() -> None:
-    parameter = nn.Parameter(torch.ones(1, 3))
-    options = OptimizerOptions(learn_rate=0.1, gradient_threshold=None, l2_regularization=0.1)
-    Optimizer([parameter], options).minimize((parameter * 0).sum())
-    assert (parameter < 1).all()
-
-
-def test_interrupted_and_restored_equals_uninterrupted() -> None:
-    agent, restored = sac(), sac("seed=9")
-    batches = [random_transitions(16, SPACE, seed=i) for i in range(6)]
-    for batch in batches[:3]:
-        agent.update(batch)
-    restored.load_state_dict(agent.state_dict())
-    for batch in batches[3:]:
-        agent.update(batch)
-        restored.update(batch)
-    for part in ("actor", "critics", "target_critics"):
-        assert same(getattr(agent, part), copies(getattr(restored, part)))
-    assert torch.equal(agent.log_alpha, restored.log_alpha)
-    assert agent.num_updates == restored.num_updates
-
-
-def test_metrics_are_detached() -> None:
-    for value in sac().update(random_transitions(16, SPACE)).values():
-        assert isinstance(value, Tensor)
-        assert not value.requires_grad
-        assert value.ndim == 0
+def test_discrete_losses_by_hand() -> None:
+    space = discrete(num_actions=3)
+    agent, batch = sac(space=space), random_transitions(16, space)
+    assert isinstance(agent.actor, CategoricalActor)
+    assert isinstance(agent.critics, DiscreteCritics)
+    assert isinstance(agent.target_critics, DiscreteCritics)
+    alpha = agent.log_alpha.exp().item()
+    with torch.no_grad():
+        log_p = agent.actor.log_probabilities(batch.next_obs)
+        q = agent.target_critics.of_all_actions(batch.next_obs)
+        expected = torch.zeros(16)
+        for a in range(3):
+            expected += log_p[:, a].exp() * (torch.minimum(q[0, :, a], q[1, :, a]) - alpha * log_p[:, a])
+        target = batch.reward + 0.99 * (1 - batch.terminated) * expected
+        taken = batch.action.argmax(1)
+        values = agent.critics.of_all_actions(batch.obs)[:, torch.arange(16), taken]
+        by_hand = 0.5 * (values - target).square().mean(1).sum()
+    metrics = agent.update(batch)
+    torch.testing.assert_close(metrics["agent/critic_loss"], by_hand)
+    assert metrics["agent/entropy"] <= math.log(3) + 1e-6

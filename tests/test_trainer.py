@@ -14,6 +14,7 @@ from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.compose import make_config
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.evaluate import Evaluation
+from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.logger import Logger
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Metrics, Policy, Transitions
@@ -21,7 +22,7 @@ from tests.conftest import TINY, CountingEnv, gym_env
 
 
 class Spy:
-    """Writes down what the loop does; stands in for agent, fitter and rollout policy."""
+    """Writes down what the loop does; stands in for agent, fitter and rollout noise."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -31,7 +32,13 @@ class Spy:
         self.events.append("act" if explore is not None else "act greedily")
         return torch.zeros(len(obs), 1)
 
-    __call__ = act
+    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+        self.events.append("start" if first else "act")
+        return torch.zeros(1, 1)
+
+    def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        self.events.append("perturb")
+        return action
 
     def update(self, batch: Transitions) -> Metrics:
         self.events.append("update")
@@ -97,7 +104,7 @@ class Loop:
             self.model_based = ModelBased(
                 model=StandsStill(self.spy),  # type: ignore[arg-type]
                 fitter=self.spy,  # type: ignore[arg-type]
-                policy=self.spy,
+                policy=RolloutPolicy(self.spy, self.spy),  # type: ignore[arg-type]
                 buffer=ReplayBuffer(config.mbpo.model_experience_buffer_length, space),
             )
         self.trainer = Trainer(
@@ -124,14 +131,14 @@ class Loop:
         return self.spy.events
 
 
-GENERATE = ["act", "generate 10", "decay"]
+GENERATE = ["act greedily", "perturb", "generate 10", "decay"]
 QUIET = ("trainer.evaluate_every_steps=1000",)
 
 
 def test_rhythm_of_the_page_fits_and_generates_at_the_start_of_each_episode() -> None:
     # Warm start is episode 1, without the agent; then two episodes of 5 steps.
     events = Loop("mbpo.generate_every=episode", "trainer.num_env_steps=15", *QUIET).run()
-    episode = ["act", "update"] * 5
+    episode = ["start", "update", *["act", "update"] * 4]
     assert events == ["fit 5", *GENERATE, *episode, "fit 10", *GENERATE, *episode, "evaluate"]
 
 

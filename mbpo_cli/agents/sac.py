@@ -24,7 +24,7 @@ from mbpo_cli.agents.networks import (
 from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import option
-from mbpo_cli.types import ContinuousActions, DiscreteActions, Metrics, SpaceSpec, Transitions
+from mbpo_cli.types import ContinuousActions, Metrics, SpaceSpec, Transitions
 
 # Share of the largest possible entropy, log(n). Source: Christodoulou 2019, public code.
 DISCRETE_TARGET_ENTROPY = 0.98
@@ -66,7 +66,6 @@ class SAC:
     """Soft actor-critic: a squashed Gaussian policy, or a categorical one if actions are discrete."""
 
     Options = SACOptions
-    actions = ContinuousActions | DiscreteActions
 
     def __init__(self, options: SACOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         """Build networks and optimisers on the generator's device.

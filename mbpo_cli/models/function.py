@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from mbpo_cli.optimizers import Optimizer, OptimizerOptions
+from mbpo_cli.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
-from mbpo_cli.types import Transitions
+from mbpo_cli.types import SpaceSpec, Transitions
 
 
 @dataclass
@@ -18,7 +20,35 @@ class LearnedOptions(Component):
     """Options that all learned functions share."""
 
     hidden_sizes: list[int] = option("units of each hidden layer", low=1, high=65536)
+
+
+Inputs = Literal["obs_action_next_obs", "obs_action", "action_next_obs", "next_obs"]
+_SELECTED: dict[Inputs, tuple[bool, bool, bool]] = {
+    "obs_action_next_obs": (True, True, True),
+    "obs_action": (True, True, False),
+    "action_next_obs": (False, True, True),
+    "next_obs": (False, False, True),
+}
+
+
+@dataclass
+class OutcomeOptions(LearnedOptions):
+    """Options that learned reward and is-done functions share."""
+
     optimizer: OptimizerOptions = option("how it is trained")
+    inputs: Inputs = option(
+        "what the function sees of observation, action and next observation",
+        matlab=("ObservationInputNames", "ActionInputNames", "NextObservationInputNames"),
+    )
+
+    def input_size(self, spaces: SpaceSpec) -> int:
+        """Return I, the elements of what the function sees."""
+        sizes = (spaces.obs_size, spaces.action_size, spaces.obs_size)
+        return sum(itertools.compress(sizes, _SELECTED[self.inputs]))
+
+    def select(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """Return what the function sees, shape (B, I)."""
+        return torch.cat(list(itertools.compress((obs, action, next_obs), _SELECTED[self.inputs])), -1)
 
 
 class Network(nn.Module, ABC):
@@ -42,11 +72,11 @@ class Network(nn.Module, ABC):
 class LearnedFunction(ABC):
     """A network with its optimiser, trained on examples that it takes from transitions."""
 
-    def __init__(self, network: Network, options: LearnedOptions) -> None:
-        """Train `network` as `options.optimizer` says; a learn rate of 0 leaves it as it is."""
+    def __init__(self, network: Network, optimizer: OptimizerOptions | MemberOptimizerOptions) -> None:
+        """Train `network` as `optimizer` says; a learn rate of 0 leaves it as it is."""
         self.network = network
-        self.optimizer = Optimizer(network.parameters(), options.optimizer)
-        self.is_trained = options.optimizer.learn_rate > 0
+        self.optimizer = Optimizer(network.parameters(), optimizer)
+        self.is_trained = optimizer.learn_rate not in (0, [0] * network.num_members)
 
     @abstractmethod
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:

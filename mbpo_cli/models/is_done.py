@@ -8,16 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mbpo_cli.models.function import LearnedFunction, LearnedOptions, Network
+from mbpo_cli.models.function import LearnedFunction, Network, OutcomeOptions
 from mbpo_cli.models.losses import is_done_loss
 from mbpo_cli.models.regression import Normalizer
 from mbpo_cli.networks import BatchedMLP, truncated_normal
+from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec, Transitions
 
 
 @dataclass
-class LearnedIsDoneOptions(LearnedOptions):
-    """Options of a learned is-done function."""
+class LearnedIsDoneOptions(OutcomeOptions):
+    """Options of a learned is-done function: MATLAB's rlIsDoneFunction."""
+
+    use_deterministic_predict: bool = option(
+        "true: done where that is at least as likely as not; false: drawn with the predicted probability",
+        matlab="UseDeterministicPredict",
+    )
 
 
 class Classifier(Network):
@@ -46,22 +52,26 @@ class Classifier(Network):
 
 
 class LearnedIsDone(LearnedFunction):
-    """A network that predicts termination from observation, action and next observation."""
+    """A network that predicts termination from what it sees of observation, action and next observation."""
 
     Options = LearnedIsDoneOptions
     network: Classifier
 
     def __init__(self, options: LearnedIsDoneOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         """Build the network on the generator's device."""
-        input_size = 2 * spaces.obs_size + spaces.action_size
-        super().__init__(Classifier(input_size, options.hidden_sizes, generator), options)
+        network = Classifier(options.input_size(spaces), options.hidden_sizes, generator)
+        super().__init__(network, options.optimizer)
+        self.select = options.select
+        self.use_deterministic_predict = options.use_deterministic_predict
 
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
-        """Return (o, a, o') and 1 where o' is terminal."""
-        inputs = torch.cat((transitions.obs, transitions.action, transitions.next_obs), -1)
+        """Return what the function sees, and 1 where o' is terminal."""
+        inputs = self.select(transitions.obs, transitions.action, transitions.next_obs)
         return inputs, transitions.terminated[:, None]
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Return 1.0 where termination is at least as likely as not, else 0.0; shape (B,)."""
-        logit = self.network.logits(torch.cat((obs, action, next_obs), -1)[None])[0]
-        return (logit >= 0).to(obs.dtype)
+        """Return 1.0 where the episode is predicted to end, else 0.0; shape (B,)."""
+        logit = self.network.logits(self.select(obs, action, next_obs)[None])[0]
+        if self.use_deterministic_predict:
+            return (logit >= 0).to(obs.dtype)
+        return torch.bernoulli(logit.sigmoid(), generator=generator)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mbpo_cli.models.function import LearnedFunction, LearnedOptions
+from mbpo_cli.models.function import LearnedFunction, OutcomeOptions
 from mbpo_cli.models.regression import Distribution, Regression
 from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec, Transitions
 
 
 @dataclass
-class LearnedRewardOptions(LearnedOptions):
+class LearnedRewardOptions(OutcomeOptions):
     """Options of a learned reward function."""
 
     distribution: Distribution = option(
@@ -24,24 +24,24 @@ class LearnedRewardOptions(LearnedOptions):
 
 
 class LearnedReward(LearnedFunction):
-    """A network that predicts the reward from observation, action and next observation."""
+    """A network that predicts the reward from what it sees of observation, action and next observation."""
 
     Options = LearnedRewardOptions
     network: Regression
 
     def __init__(self, options: LearnedRewardOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         """Build the network on the generator's device."""
-        input_size = 2 * spaces.obs_size + spaces.action_size
-        super().__init__(
-            Regression(options.distribution, 1, input_size, options.hidden_sizes, (1,), generator), options
-        )
+        input_size = options.input_size(spaces)
+        network = Regression(options.distribution, 1, input_size, options.hidden_sizes, (1,), generator)
+        super().__init__(network, options.optimizer)
+        self.select = options.select
 
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
-        """Return (o, a, o') and r."""
-        inputs = torch.cat((transitions.obs, transitions.action, transitions.next_obs), -1)
+        """Return what the function sees, and r."""
+        inputs = self.select(transitions.obs, transitions.action, transitions.next_obs)
         return inputs, transitions.reward[:, None]
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
         """Predict rewards, shape (B,)."""
-        inputs = torch.cat((obs, action, next_obs), -1)
+        inputs = self.select(obs, action, next_obs)
         return self.network.sample(inputs[None], generator)[0, :, 0]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mbpo_cli.models.function import LearnedFunction, LearnedOptions
 from mbpo_cli.models.regression import Distribution, Regression
+from mbpo_cli.optimizers import MemberOptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec, Transitions
 
@@ -18,6 +19,7 @@ from mbpo_cli.types import SpaceSpec, Transitions
 class TransitionOptions(LearnedOptions):
     """Options of the ensemble of transition functions."""
 
+    optimizer: MemberOptimizerOptions = option("how they are trained", matlab="TransitionOptimizerOptions")
     distribution: Distribution = option(
         "deterministic: half-mean loss; gaussian: maximum likelihood with learned variance",
         matlab=("rlContinuousDeterministicTransitionFunction", "rlContinuousGaussianTransitionFunction"),
@@ -30,6 +32,11 @@ class TransitionOptions(LearnedOptions):
 
     def __post_init__(self) -> None:
         """Check what no single option can tell."""
+        for name, value in vars(self.optimizer).items():
+            if isinstance(value, list) and len(value) != self.num_networks:
+                raise ValueError(
+                    f"optimizer.{name}={value}: needs a value per network, num_networks={self.num_networks}"
+                )
         if self.num_elites is not None and self.num_elites > self.num_networks:
             raise ValueError(
                 f"num_elites={self.num_elites}: must be at most num_networks={self.num_networks}"
@@ -52,7 +59,7 @@ class LearnedTransition(LearnedFunction):
             spaces.channels,
             generator,
         )
-        super().__init__(network, options)
+        super().__init__(network, options.optimizer)
         self.predict_difference = options.predict_difference
         self.num_elites = options.num_elites or options.num_networks
         self.elites = torch.arange(self.num_elites, device=generator.device)
