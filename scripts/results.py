@@ -31,6 +31,15 @@ ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "outputs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 FOLDER = ROOT / "docs" / "results"
+INTRODUCTION = """\
+# Learning results
+
+Written by `make results` (`scripts/results.py`), which repeats what has changed. Returns are those of greedy
+evaluation episodes at the goal's number of real environment steps, mean ± standard deviation over seeds.
+Beneath each row with a model stands the same agent without one, with as many real steps and updates. Wall
+time: median of the runs, two side by side on two cores, one thread each. The points are in
+[`results/`](results).
+"""
 COLORS = {"on": "tab:blue", "off": "tab:orange"}
 
 
@@ -221,14 +230,7 @@ def page(results: dict[str, dict[tuple[str, int], Run]]) -> str:
         "wall time",
     )
     lines = [
-        "# Learning results",
-        "",
-        "Written by `make results` (`scripts/results.py`), which repeats what has changed. Returns are those of",
-        "greedy evaluation episodes at the goal's number of real environment steps, mean ± standard deviation over",
-        "seeds. Beneath each row with a model stands the same agent without one, with as many real steps and",
-        "updates. Wall time: median of the runs, two side by side on two cores, one thread each. The points are in",
-        "[`results/`](results).",
-        "",
+        INTRODUCTION,
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
     ]
