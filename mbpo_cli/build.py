@@ -16,7 +16,7 @@ import torch
 from mbpo_cli.buffers import ReplayBuffer, num_real_of
 from mbpo_cli.config import Config
 from mbpo_cli.envs import environment
-from mbpo_cli.envs.environment import Environment
+from mbpo_cli.envs.environment import BadWrapper, Environment
 from mbpo_cli.envs.spaces import UnsuitableSpace
 from mbpo_cli.evaluate import Evaluator
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
@@ -27,6 +27,8 @@ from mbpo_cli.options import Component, ConfigError, resolve
 from mbpo_cli.seeding import generator
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Agent, ContinuousActions, DiscreteActions, SpaceSpec
+
+EXTRAS = ("mujoco", "box2d")  # groups of optional dependencies that environments need
 
 
 def build_component(options: Component, *arguments: Any) -> Any:
@@ -67,8 +69,13 @@ def build_env(config: Config) -> Environment:
         if error.name == config.env.module:
             raise ConfigError(f"env.module={config.env.module}: there is no such module") from error
         raise ConfigError(f"{key}: {_one_line(error)}") from error
+    except BadWrapper as error:
+        raise ConfigError(f"env.wrappers={_one_line(error)}") from error
     except (gym.error.Error, ImportError) as error:
-        raise ConfigError(f"{key}: {_one_line(error)}") from error
+        message = _one_line(error)
+        extra = next((name for name in EXTRAS if name in message.lower()), None)
+        hint = f" (here: pip install 'mbpo-cli[{extra}]')" if extra else ""
+        raise ConfigError(f"{key}: {message}{hint}") from error
     except TypeError as error:
         raise ConfigError(
             f"env.kwargs={config.env.kwargs}: not accepted by {config.env.id}: {error}"

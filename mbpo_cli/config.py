@@ -143,7 +143,8 @@ def _words(hint: Any) -> str:
         if get_origin(choice) is Literal:
             words += [str(literal) for literal in get_args(choice)]
         elif get_origin(choice) is list:
-            words.append("a list such as [64, 64]" if get_args(choice) == (int,) else "a list of numbers")
+            lists = {int: "a list such as [64, 64]", float: "a list of numbers"}
+            words.append(lists.get(get_args(choice)[0], "a list"))
         elif get_origin(choice) is dict:
             words.append("a mapping such as {key: value}")
         else:

@@ -73,9 +73,13 @@ class ChannelsEnv(gym.Env[Any, Any]):
 
 
 class PointMassEnv(gym.Env[Any, Any]):
-    """A point on a line, pushed by the action; reward is minus the squared distance to the origin."""
+    """A point on a line, pushed by the action; reward is minus the squared distance to the origin.
 
-    def __init__(self) -> None:
+    With walls, to touch one at -2 or 2 is the end.
+    """
+
+    def __init__(self, walls: bool = False) -> None:
+        self.walls = walls
         self.observation_space = gym.spaces.Box(-2, 2, (1,), np.float32)
         self.action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
         self.steps, self.position = 0, 0.0
@@ -89,14 +93,25 @@ class PointMassEnv(gym.Env[Any, Any]):
         self.steps += 1
         self.position = float(np.clip(self.position + 0.3 * float(action[0]), -2, 2))
         reward = -(self.position**2)
-        return np.array([self.position], np.float32), reward, False, self.steps == 20, {}
+        terminated = self.walls and abs(self.position) == 2
+        return np.array([self.position], np.float32), reward, terminated, self.steps == 20, {}
+
+
+def point_mass_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    """The known reward of a point mass."""
+    return -next_obs[:, 0].square()
+
+
+def point_mass_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    """The known end of a point mass between walls."""
+    return next_obs[:, 0].abs() >= 2
 
 
 class DiscretePointMassEnv(PointMassEnv):
     """The same point, pushed left, not at all or right by the actions 1, 2 and 3."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, walls: bool = False) -> None:
+        super().__init__(walls)
         self.action_space = gym.spaces.Discrete(3, start=1)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -262,8 +262,8 @@ def test_every_agent_learns_to_push_a_point_to_the_origin(
         "mbpo.num_epoch_for_training_model=3",
         "mbpo.model_rollout_options.num_rollout=100",
         "mbpo.model_rollout_options.horizon=3",
-        "trainer.num_env_steps=500",
-        "trainer.evaluate_every_steps=500",
+        "trainer.num_env_steps=300",
+        "trainer.evaluate_every_steps=300",
         "trainer.num_eval_episodes=20",
     )
     assert run["score"] > -5

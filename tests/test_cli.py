@@ -124,7 +124,7 @@ def test_a_chosen_directory_is_used_and_not_used_twice(tmp_path: Path) -> None:
         ("mbpo.RealRatio=0.2", "mbpo.RealRatio=0.2: no such option; did you mean mbpo.real_ratio?"),
         ("agent.lrr=1", "agent.lrr=1: no such option"),
         ("agnt=sac", "agnt=sac: no such option or group; did you mean agent=sac?"),
-        ("agent=sacc", "agent=sacc: no such choice; did you mean agent=sac? available: sac"),
+        ("agent=sacc", "agent=sacc: no such choice; did you mean agent=sac? available: ddpg, dqn, sac, td3"),
         ("agent=rlSACAgent", "did you mean agent=sac?"),
         ("model/reward=lerned", "model/reward=lerned: no such choice"),
         ("experiment=nothing", "experiment=nothing: no such choice"),

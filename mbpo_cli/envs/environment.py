@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.envs.spaces import space_spec
-from mbpo_cli.options import option
+from mbpo_cli.options import option, resolve
 from mbpo_cli.types import SpaceSpec
 
 
@@ -27,12 +27,19 @@ class EnvOptions:
     name: str = option("short name, for tables and run names")
     kwargs: dict[str, Any] | None = option("keyword arguments of gymnasium.make; null = none")
     module: str | None = option("module to import first, which registers the id; null = none")
+    wrappers: list[str | dict[str, Any]] | None = option(
+        "wrappers, innermost first, as package.module.Class or {_target_: that, key: value}; null = none"
+    )
     reward_function: str | None = option(
         "known reward function as package.module.name, for model/reward=known; null = not known"
     )
     is_done_function: str | None = option(
         "known is-done function as package.module.name, for model/is_done=known; null = not known"
     )
+
+
+class BadWrapper(ValueError):
+    """A wrapper cannot be put around the environment."""
 
 
 class Step(NamedTuple):
@@ -98,9 +105,17 @@ def make(options: EnvOptions) -> Environment:
         ImportError: `options.module` cannot be imported, or the environment needs a missing package.
         gymnasium.error.Error: There is no such environment.
         UnsuitableSpace: No agent can serve the environment's spaces.
+        BadWrapper: There is no such wrapper, or it does not fit.
         TypeError: The environment does not accept `options.kwargs`.
     """
     if options.module is not None:
         importlib.import_module(options.module)
     # The passive checker costs time at every step and only warns.
-    return Environment(gym.make(options.id, disable_env_checker=True, **(options.kwargs or {})))
+    env = gym.make(options.id, disable_env_checker=True, **(options.kwargs or {}))
+    for wrapper in options.wrappers or ():
+        kwargs = {"_target_": wrapper} if isinstance(wrapper, str) else dict(wrapper)
+        try:
+            env = resolve(str(kwargs.pop("_target_", None)))(env, **kwargs)
+        except (ImportError, AssertionError, TypeError, ValueError) as error:
+            raise BadWrapper(f"{wrapper}: {error}") from error
+    return Environment(env)
