@@ -3,8 +3,8 @@
     python scripts/results.py [--jobs 2] [--seeds 0 1 2 3 4] [--only sac_pendulum ...] [--dry]
 
 Every run is `mbpo-train OVERRIDES mbpo=on|off seed=...`, in a process of its own. Finished runs are kept in
-`docs/results/`, with a fingerprint of their whole configuration, and repeated only if that has changed; an
-interrupted program goes on where it was. Writes `docs/results.md`, and a picture and the points per task.
+`docs/results/` with their configuration, and repeated only where an option has another value now; a
+program that was interrupted goes on where it was. Writes `docs/results.md` and a picture per task.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
+import re
 import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -26,6 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from mbpo_cli.compose import make_config
+from mbpo_cli.config import options_in
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "outputs" / "results"
@@ -88,8 +93,8 @@ PENDULUM_ALONE = ("agent.num_warm_start_steps=1_000", "trainer.evaluate_every_st
 TASKS = (
     Task("sac_pendulum", "SAC on Pendulum", ("agent=sac", "env=pendulum"), -200, 1_000, 1_500),
     Task("dqn_cartpole", "DQN on CartPole", ("agent=dqn", "env=cartpole"), 475, 4_000, 4_000),
-    Task("td3_pendulum", "TD3 on Pendulum", ("agent=td3", "env=pendulum"), -200, 3_000, 3_000),
-    Task("ddpg_pendulum", "DDPG on Pendulum", ("agent=ddpg", "env=pendulum"), -200, 3_000, 3_000),
+    Task("td3_pendulum", "TD3 on Pendulum", ("agent=td3", "env=pendulum"), -200, 2_000, 2_000),
+    Task("ddpg_pendulum", "DDPG on Pendulum", ("agent=ddpg", "env=pendulum"), -200, 2_000, 2_000),
     Task("sac_cartpole", "discrete SAC on CartPole", ("agent=sac", "env=cartpole"), 475, 5_000, 5_000),
     Task("matlab_cartpole", "MATLAB's cart-pole", ("experiment=matlab_cartpole",), 480, 10_000, 10_000),
     Task(
@@ -100,7 +105,7 @@ TASKS = (
         4_000,
         4_000,
     ),
-    Task("dqn_acrobot", "DQN on Acrobot", ("agent=dqn", "env=acrobot"), -100, 15_000, 15_000),
+    Task("dqn_acrobot", "DQN on Acrobot", ("agent=dqn", "env=acrobot"), -100, 6_000, 6_000),
     Task(
         "sac_mountain_car_continuous",
         "SAC on MountainCarContinuous",
@@ -117,72 +122,93 @@ TASKS = (
 
 
 @dataclass
-class Run:
-    """A finished run, as `docs/results/TASK.json` keeps it."""
+class Curves:
+    """The finished runs of a task with or without the model, as `docs/results/TASK.json` keeps them.
 
-    variant: str
-    seed: int
-    fingerprint: str
-    wall_seconds: float
-    returns: dict[str, float] = field(default_factory=dict)
-    """Mean evaluation return by environment step."""
+    Attributes:
+        config: Value of every option but the seed.
+        wall_seconds: By seed.
+        returns: Mean evaluation return by seed and environment step.
+    """
+
+    config: dict[str, Any]
+    wall_seconds: dict[str, float] = field(default_factory=dict)
+    returns: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def at(self, step: int) -> list[float]:
+        """Return every seed's evaluation at a step."""
+        return [points[str(step)] for points in self.returns.values()]
 
 
-def fingerprint(overrides: list[str]) -> str:
-    """Return a digest of the whole configuration of a run."""
-    return hashlib.sha256(repr(asdict(make_config(*overrides))).encode()).hexdigest()[:12]
+def configuration(overrides: list[str]) -> dict[str, Any]:
+    """Return the value of every option of a run but its seed."""
+    leaves = options_in(make_config(*overrides))
+    return {key: value for key, _, _, value in leaves if key != "seed"}
 
 
-def load(task: Task) -> dict[tuple[str, int], Run]:
-    """Read the runs of a task that are at hand."""
+def load(task: Task) -> dict[str, Curves]:
+    """Read the runs of a task that are at hand; an option that has another value now makes them void."""
     path = FOLDER / f"{task.name}.json"
-    runs = [Run(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
-    return {(run.variant, run.seed): run for run in runs}
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    results = {}
+    for variant in task.variants:
+        config = configuration(task.command(variant, 0))
+        old = stored.get(variant, {}).get("config", {})
+        is_current = all(config[key] == value for key, value in old.items() if key in config)
+        results[variant] = (
+            Curves(**{**stored[variant], "config": config}) if old and is_current else Curves(config)
+        )
+    return results
 
 
-def save(task: Task, runs: dict[tuple[str, int], Run]) -> None:
+def save(task: Task, results: dict[str, Curves]) -> None:
     """Store the runs of a task."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    entries = [asdict(run) for _, run in sorted(runs.items(), key=lambda item: (item[0][0] != "on", item[0]))]
-    lines = ",\n".join(json.dumps(entry) for entry in entries)
-    (FOLDER / f"{task.name}.json").write_text(f"[\n{lines}\n]\n")
+    text = json.dumps({variant: asdict(curves) for variant, curves in results.items()}, indent=1)
+    # One line for each curve.
+    text = re.sub(r'("\d+": \{)([^{}]*)\}', lambda m: m[1] + " ".join(m[2].split()) + "}", text)
+    (FOLDER / f"{task.name}.json").write_text(text + "\n")
 
 
-def train(task: Task, variant: str, seed: int) -> Run:
-    """Train one run, or take it from the run directory where it is done."""
+def train(task: Task, variant: str, seed: int, curves: Curves) -> None:
+    """Train one run, unless its directory tells that it is done, and add it to the curves."""
     overrides = task.command(variant, seed)
-    digest = fingerprint(overrides)
-    directory = RUNS / f"{task.name}_{variant}_seed{seed}_{digest}"
+    digest = hashlib.sha256(repr(curves.config).encode()).hexdigest()[:8]
+    directory = RUNS / f"{task.name}_{variant}_{digest}_seed{seed}"
     if not (directory / "summary.json").exists():
-        command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={directory}"]
         if directory.exists():
-            directory.rename(directory.with_name(f"{directory.name}_unfinished_{len(list(RUNS.iterdir()))}"))
+            directory.rename(f"{directory}_unfinished_{time.time():.0f}")
+        command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={directory}"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((directory / "summary.json").read_text())
+    if summary["status"] != "done":
+        raise RuntimeError(f"{directory}: {summary['status']}")
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    returns = {str(row["step"]): row["eval/return_mean"] for row in rows if "eval/return_mean" in row}
-    rounded = {step: round(value, 2) for step, value in returns.items()}
+    points = {
+        str(row["step"]): round(row["eval/return_mean"], 2) for row in rows if "eval/return_mean" in row
+    }
+    curves.wall_seconds[str(seed)] = round(summary["wall_seconds"], 1)
+    curves.returns[str(seed)] = {step: round(value, 2) for step, value in points.items()}
     print(f"{task.name} {variant} seed {seed}: {summary['eval_return_mean']:.1f}", flush=True)
-    return Run(variant, seed, digest, round(summary["wall_seconds"], 1), rounded)
 
 
-def draw(task: Task, runs: dict[tuple[str, int], Run]) -> None:
+def draw(task: Task, results: dict[str, Curves]) -> None:
     """Draw the mean over seeds, and each seed thinly."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for variant in task.variants:
-        seeds = [run for run in runs.values() if run.variant == variant]
-        if not seeds:
+    num_seeds = 0
+    for variant, curves in results.items():
+        if not curves.returns:
             continue
-        steps = sorted(map(int, seeds[0].returns))
-        values = np.array([[run.returns[str(step)] for step in steps] for run in seeds])
+        num_seeds = max(num_seeds, len(curves.returns))
+        steps = sorted(map(int, next(iter(curves.returns.values()))))
+        values = np.array([curves.at(step) for step in steps])
         label = "MBPO (mbpo=on)" if variant == "on" else "the agent alone (mbpo=off)"
-        axes.plot(steps, values.T, color=COLORS[variant], alpha=0.25, linewidth=0.8)
-        axes.plot(steps, values.mean(0), color=COLORS[variant], linewidth=2.2, label=label)
+        axes.plot(steps, values, color=COLORS[variant], alpha=0.25, linewidth=0.8)
+        axes.plot(steps, values.mean(1), color=COLORS[variant], linewidth=2.2, label=label)
     axes.axhline(task.target, color="gray", linestyle=":", linewidth=1)
     axes.annotate(f"{task.target:g}", (0, task.target), color="gray", fontsize=8, va="bottom")
     if task.budget < task.num_env_steps:
         axes.axvline(task.budget, color="gray", linestyle=":", linewidth=1)
-    num_seeds = len({run.seed for run in runs.values()})
     axes.set(
         xlabel="real environment steps",
         ylabel="evaluation return",
@@ -194,49 +220,42 @@ def draw(task: Task, runs: dict[tuple[str, int], Run]) -> None:
     plt.close(figure)
 
 
-def row(task: Task, variant: str, runs: dict[tuple[str, int], Run]) -> str:
+def row(task: Task, variant: str, curves: Curves) -> str:
     """Return one line of the table."""
-    seeds = [run for run in runs.values() if run.variant == variant]
     command = " ".join(override for override in task.command(variant, 0) if "seed=" not in override)
     cells = [f"`{command}`", f"{task.target:g} within {task.budget:,}"]
-    if not seeds:
+    if not curves.returns:
         return f"| {' | '.join([*cells, 'not measured', '', '', '', ''])} |"
-    at = [run.returns[str(task.budget)] for run in seeds]
+    at = curves.at(task.budget)
     first = [
-        min((int(step) for step, value in run.returns.items() if value >= task.target), default=None)
-        for run in seeds
+        min((int(step) for step, value in points.items() if value >= task.target), default=math.inf)
+        for points in curves.returns.values()
     ]
-    reached = ", ".join(f"{step:,}" for step in sorted(step for step in first if step is not None))
-    missing = first.count(None)
     cells += [
         f"{np.mean(at):.1f} ± {np.std(at):.1f}",
         f"{min(at):.1f}",
-        ", ".join(filter(None, (reached, f"{missing} never" if missing else ""))),
-        str(len(seeds)),
-        f"{statistics.median(run.wall_seconds for run in seeds):,.0f} s",
+        ", ".join(f"{step:,}" if step < math.inf else "never" for step in sorted(first)),
+        str(len(at)),
+        f"{statistics.median(curves.wall_seconds.values()):,.0f} s",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def page(results: dict[str, dict[tuple[str, int], Run]]) -> str:
+def page(results: dict[str, dict[str, Curves]]) -> str:
     """Return the results page."""
     columns = (
-        "mbpo-train ...",
+        "mbpo-train",
         "goal",
         "return there",
         "worst seed",
-        "first at the goal, by seed",
+        "goal first reached, by seed",
         "seeds",
-        "wall time",
+        "time",
     )
-    lines = [
-        INTRODUCTION,
-        f"| {' | '.join(columns)} |",
-        "|---" * len(columns) + "|",
-    ]
-    lines += [row(task, variant, results[task.name]) for task in TASKS for variant in task.variants]
+    lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [row(task, variant, results[task.name][variant]) for task in TASKS for variant in task.variants]
     for task in TASKS:
-        if results[task.name]:
+        if (FOLDER / f"{task.name}.png").exists():
             lines += ["", f"![{task.title}](results/{task.name}.png)"]
     return "\n".join(lines) + "\n"
 
@@ -253,24 +272,24 @@ def main() -> None:
     options = parser.parse_args()
     results = {task.name: load(task) for task in TASKS}
     chosen = [task for task in TASKS if not options.only or task.name in options.only]
-    wanted = [
-        (task, variant, seed)
-        for task in chosen
-        for seed in options.seeds
-        for variant in task.variants
-        if not options.dry
-    ]
 
     def obtain(task: Task, variant: str, seed: int) -> None:
-        known = results[task.name].get((variant, seed))
-        if known is None or known.fingerprint != fingerprint(task.command(variant, seed)):
-            results[task.name][variant, seed] = train(task, variant, seed)
+        curves = results[task.name][variant]
+        if str(seed) not in curves.returns:
+            train(task, variant, seed, curves)
             save(task, results[task.name])
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: obtain(*job), wanted))
-    for task in chosen:
-        if results[task.name]:
+    if not options.dry:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            jobs = [
+                (task, variant, seed)
+                for task in chosen
+                for seed in options.seeds
+                for variant in task.variants
+            ]
+            list(pool.map(lambda job: obtain(*job), jobs))
+    for task in TASKS:
+        if any(curves.returns for curves in results[task.name].values()):
             draw(task, results[task.name])
     PAGE.write_text(page(results), encoding="utf-8")
     print(page(results).partition("![")[0])
