@@ -234,7 +234,9 @@ class Trainer:
 
     def _choose_action(self, obs: Tensor) -> Tensor:
         if self.env_steps < self.agent_options.num_warm_start_steps:
-            return self.env.spaces.actions.sample(self._warm_start_stream)
+            if self._episode_steps % self.agent_options.warm_start_hold_steps == 0:
+                self._held_action = self.env.spaces.actions.sample(self._warm_start_stream)
+            return self._held_action
         first = self._episode_steps == 0
         return self.agent.explore(obs[None].to(self._device), self._exploration_stream, first)[0].cpu()
 

@@ -224,6 +224,14 @@ def test_warm_start_is_random_from_a_stream_of_its_own() -> None:
     assert all(-3 <= action <= 1 for action in actions[0])
 
 
+def test_random_actions_are_held_for_as_long_as_told_within_an_episode() -> None:
+    loop = Loop("trainer.num_env_steps=8", "agent.num_warm_start_steps=8", "agent.warm_start_hold_steps=3")
+    loop.run()
+    a = [float(action[0]) for action in loop.counting.actions]  # episodes of five steps
+    assert a == [a[0]] * 3 + [a[3]] * 2 + [a[5]] * 3
+    assert len(set(a)) == 3
+
+
 @pytest.mark.parametrize(("terminates", "stored"), [(True, [0, 0, 0, 0, 1]), (False, [0] * 5)])
 def test_a_time_limit_is_not_stored_as_termination(terminates: bool, stored: list[int]) -> None:
     loop = Loop("trainer.num_env_steps=10", "mbpo=off", env=CountingEnv(5, terminates))

@@ -29,5 +29,8 @@ class AgentOptions(Component):
         low=1,
         matlab="NumWarmStartSteps",
     )
+    warm_start_hold_steps: int = option(
+        "steps for which each of those random actions is held, where a single one changes little", low=1
+    )
     discount_factor: float = option("discount of future rewards", low=0, high=1, matlab="DiscountFactor")
     hidden_sizes: list[int] = option("units of each hidden layer of actor and critics", low=1, high=65536)

@@ -1,0 +1,92 @@
+"""The page on extending works as it stands: its files, copied into an empty folder, run with the program."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CONF
+
+PAGE = CONF.parent / "docs" / "extending.md"
+BRIEF = (
+    "trainer.num_env_steps=400",
+    "trainer.evaluate_every_steps=200",
+    "trainer.num_eval_episodes=5",
+    "mbpo.generate_every=50",
+    "mbpo.model_rollout_options.num_rollout=100",
+    "model.transition.hidden_sizes=[16]",
+    "agent.mini_batch_size=32",
+    "agent.num_gradient_steps_per_update=5",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("outside")
+    files = re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(files) == 6
+    for name, text in files:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def train(folder: Path, *overrides: str, name: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mbpo_cli", "--config-dir", "my_conf", f"hydra.run.dir={name}"]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    command += [*BRIEF, *overrides]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("agent=soft_q",),
+        (
+            "agent=dqn",
+            "agent.target_smooth_factor=0.02",
+            "mbpo/model_rollout_options/noise_options=shuffle",
+        ),
+    ],
+    ids=["agent", "noise"],
+)
+def test_the_files_of_the_page_train_and_learn(folder: Path, overrides: tuple[str, ...]) -> None:
+    name = overrides[0].removeprefix("agent=")
+    done = train(folder, "env=corridor", *overrides, name=name)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((folder / name / "summary.json").read_text())
+    assert summary["env"] == "corridor"
+    assert summary["agent"] == name
+    assert summary["best_eval_return_mean"] > -15, "nine or ten steps lead to the end"
+
+
+def test_a_registered_environment_needs_no_yaml(folder: Path) -> None:
+    chosen = ("env=gym", "env.id=my_lab/Corridor-v0", "env.module=my_lab.corridor", "agent=dqn")
+    done = train(folder, *chosen, "trainer.num_env_steps=60", "agent.num_warm_start_steps=50", name="plain")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env.wrappers=[gymnasium.wrappers.Nothing]", "env.wrappers=gymnasium.wrappers.Nothing: module"),
+        ("env.wrappers=[{_target_:gymnasium.wrappers.TimeLimit}]", "env.wrappers={'_target_': 'gymnasium"),
+        ("env.wrappers=5", "env.wrappers=5: must be a list or null"),
+        ("agent=sac agent.temperature=1", "agent.temperature=1: no such option"),
+        ("agent=td3", "agent=td3: not for Discrete actions, which my_lab/Corridor-v0 has; use dqn or sac"),
+        ("agent.temperature=0", "agent.temperature=0: must be a number greater than 0"),
+    ],
+)
+def test_mistakes_outside_end_in_one_line(folder: Path, override: str, message: str) -> None:
+    done = train(folder, "env=corridor", "agent=soft_q", *override.split(), name="wrong")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (folder / "wrong").exists()
