@@ -27,13 +27,15 @@ class Spy:
     def __init__(self) -> None:
         self.events: list[str] = []
         self.batches: list[Transitions] = []
+        self.firsts: list[bool] = []
 
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         self.events.append("act" if explore is not None else "act greedily")
         return torch.zeros(len(obs), 1)
 
     def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
-        self.events.append("start" if first else "act")
+        self.events.append("act")
+        self.firsts.append(first)
         return torch.zeros(1, 1)
 
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
@@ -138,7 +140,7 @@ QUIET = ("trainer.evaluate_every_steps=1000",)
 def test_rhythm_of_the_page_fits_and_generates_at_the_start_of_each_episode() -> None:
     # Warm start is episode 1, without the agent; then two episodes of 5 steps.
     events = Loop("mbpo.generate_every=episode", "trainer.num_env_steps=15", *QUIET).run()
-    episode = ["start", "update", *["act", "update"] * 4]
+    episode = ["act", "update"] * 5
     assert events == ["fit 5", *GENERATE, *episode, "fit 10", *GENERATE, *episode, "evaluate"]
 
 
@@ -204,6 +206,12 @@ def test_several_gradient_steps_use_fresh_batches() -> None:
     assert loop.trainer.gradient_steps == 3
     first, second, _ = loop.spy.batches
     assert not torch.equal(first.obs, second.obs)
+
+
+def test_the_agent_is_told_where_an_episode_begins() -> None:
+    loop = Loop("trainer.num_env_steps=17", "mbpo=off", *QUIET)
+    loop.run()
+    assert loop.spy.firsts == ([True] + [False] * 4) * 2 + [True, False]
 
 
 def test_evaluation_cadence_and_end() -> None:
