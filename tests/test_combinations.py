@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import torch
 
+from mbpo_cli.build import build_trainer
+from mbpo_cli.compose import make_config
+from mbpo_cli.logger import Logger
 from tests.conftest import TINY, gym_env
 
 AGENTS = (
@@ -66,3 +71,63 @@ def test_every_agent_trains_on_several_observation_channels(
     run = train_in(*TINY, *gym_env(env), f"agent={name.split()[0]}", "trainer.num_env_steps=60")
     assert run["summary"]["status"] == "done"
     assert any("model/transition_loss" in row for row in run["metrics"])
+
+
+class Recorder:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for tag, value in scalars.items():
+            self.values.setdefault(tag, []).append(value)
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("distribution", ["deterministic", "gaussian"])
+def test_the_logged_transition_loss_is_that_of_the_page(distribution: str) -> None:
+    """Channels of 10 and 4 elements, one full batch, and a learn rate too small to change any weight."""
+    config = make_config(
+        *TINY,
+        *gym_env("tests/Channels-v0"),
+        f"model/transition={distribution}",
+        "model.transition.num_elites=null",
+        "model.transition.optimizer.learn_rate=1e-30",
+        "model.training.holdout_ratio=0",
+        "model.training.num_mini_batches=all",
+        "model.training.mini_batch_size=1000",
+        "mbpo.generate_every=10",
+        "trainer.num_env_steps=12",
+        "agent.num_warm_start_steps=10",
+    )
+    recorder = Recorder()
+    with ExitStack() as stack:
+        trainer = build_trainer(config, Logger([recorder]), stack)
+        trainer.train()
+    assert trainer.model_based is not None
+    (logged,) = recorder.values["model/transition_loss"]
+    data = trainer.real_buffer.contents()[:10]  # the model was fitted once, after ten steps
+    network = trainer.model_based.model.transition.network
+    inputs = torch.cat((data.obs, data.action), 1)
+    with torch.no_grad():
+        mean, log_variance = network.moments(inputs.expand(3, -1, -1))
+    target = data.next_obs - data.obs
+    by_member = []
+    for m in range(3):
+        loss = 0.0
+        for channel in (slice(0, 10), slice(10, 14)):
+            of_channel = 0.0
+            for b in range(10):
+                error = target[b, channel] - mean[m, b, channel]
+                if log_variance is None:
+                    of_channel += float(error.square().sum()) / (2 * 10)
+                else:
+                    variance = log_variance[m, b, channel].exp()
+                    log_density = -0.5 * (error.square() / variance + (2 * math.pi * variance).log())
+                    of_channel += -float(log_density.sum()) / 10
+            size = channel.stop - channel.start
+            loss += of_channel / size / 2
+        by_member.append(loss)
+    assert logged == pytest.approx(sum(by_member) / 3, rel=1e-4)

@@ -48,7 +48,7 @@ def _action_spec(action: gym.Space[Any]) -> ActionSpec:
         )
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
         raise UnsuitableSpace(
-            "its actions are unbounded; give the Box finite bounds, as gymnasium.wrappers.RescaleAction does"
+            "its actions are unbounded; give them finite bounds, in a gymnasium.wrappers.TransformAction"
         )
     low, high = action.low.astype(float).ravel(), action.high.astype(float).ravel()
     return ContinuousActions(tuple(low.tolist()), tuple(high.tolist()))
@@ -57,7 +57,8 @@ def _action_spec(action: gym.Space[Any]) -> ActionSpec:
 def _channel_size(space: gym.Space[Any]) -> int:
     if not isinstance(space, spaces.Box):
         raise UnsuitableSpace(
-            f"an observation is {space}, but observations must be a Box, or a Dict or Tuple of Boxes"
+            f"an observation is {space}, but observations must be a Box, or a Dict or Tuple of Boxes; "
+            "env.wrappers=[gymnasium.wrappers.FlattenObservation] makes it one Box"
         )
     if space.dtype == np.uint8 and len(space.shape) >= 2:
         raise UnsuitableSpace(
