@@ -113,7 +113,8 @@ def build_model(config: Config, spaces: SpaceSpec, device: torch.device) -> Envi
 
 def uses_model(config: Config) -> bool:
     """Tell whether any generated experience can enter a mini-batch."""
-    return num_real_of(config.mbpo.mini_batch_size, config.mbpo.real_ratio) < config.mbpo.mini_batch_size
+    size = config.mbpo.mini_batch_size
+    return config.mbpo.use_model and num_real_of(size, config.mbpo.real_ratio) < size
 
 
 def build_model_based(

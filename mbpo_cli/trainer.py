@@ -44,6 +44,7 @@ class TrainerOptions:
 class MBPOOptions:
     """What turns the base agent into an MBPO agent: MATLAB's rlMBPOAgentOptions."""
 
+    use_model: bool = option("false = the base agent alone: all experience is real, and no model is built")
     generate_every: int | Literal["episode"] = option(
         "when the model is fitted and used: 'episode' = at the start of each episode, as in MATLAB; "
         "k = every k environment steps, as in the paper",
@@ -56,7 +57,7 @@ class MBPOOptions:
         "M, experiences in the agent's mixed mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize"
     )
     real_ratio: float = option(
-        "R, share of real experience in it: ceil(M R); 1 = no model at all",
+        "R, share of real experience in it: ceil(M R); with 1 no model is built",
         low=0,
         high=1,
         matlab=("RealRatio", "RealSampleRatio"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mbpo_cli.agents.sac import SACOptions
+from mbpo_cli.build import uses_model
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import options_in, suggest
 from mbpo_cli.models.transition import TransitionOptions
@@ -73,8 +74,11 @@ def test_the_environment_chooses_known_functions_and_the_command_line_wins() -> 
     assert learned._target_.endswith("LearnedReward")
 
 
-def test_mbpo_off_is_all_real() -> None:
-    assert make_config("mbpo=off").mbpo.real_ratio == 1.0
+@pytest.mark.parametrize("env", ["pendulum", "cartpole"])  # the second sets a real ratio of its own
+def test_mbpo_off_uses_no_model_whatever_an_environment_tunes(env: str) -> None:
+    agent = "sac" if env == "pendulum" else "dqn"
+    assert uses_model(make_config(f"env={env}", f"agent={agent}"))
+    assert not uses_model(make_config(f"env={env}", f"agent={agent}", "mbpo=off"))
 
 
 def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
