@@ -110,7 +110,7 @@ def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
         ("agent.actor_optimizer.learn_rate=-1e-3", "agent.actor_optimizer.learn_rate=-0.001: must be"),
         ("agent.actor_optimizer.learn_rate=inf", "agent.actor_optimizer.learn_rate=inf: must be"),
         ("agent.actor_optimizer.learn_rate=fast", "agent.actor_optimizer.learn_rate=fast: must be a number"),
-        ("agent.critic_optimizer=3", "agent.critic_optimizer=3: must be a group of options"),
+        ("agent.entropy_weight_options=3", "agent.entropy_weight_options=3: must be a group of options"),
         ("agent.hidden_sizes=64", "agent.hidden_sizes=64: must be a list such as [64, 64]"),
         ("agent.hidden_sizes=[]", "agent.hidden_sizes=[]: must be a list"),
         ("agent.hidden_sizes=[64,0]", "agent.hidden_sizes=0: must be a number from 1"),
