@@ -23,7 +23,7 @@ from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
 from mbpo_cli.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
-from mbpo_cli.options import Component, ConfigError, resolve
+from mbpo_cli.options import Component, ConfigError, one_line, resolve
 from mbpo_cli.seeding import generator
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Agent, ContinuousActions, DiscreteActions, SpaceSpec
@@ -68,11 +68,11 @@ def build_env(config: Config) -> Environment:
     except ModuleNotFoundError as error:
         if error.name == config.env.module:
             raise ConfigError(f"env.module={config.env.module}: there is no such module") from error
-        raise ConfigError(f"{key}: {_one_line(error)}") from error
+        raise ConfigError(f"{key}: {one_line(error)}") from error
     except BadWrapper as error:
-        raise ConfigError(f"env.wrappers={_one_line(error)}") from error
+        raise ConfigError(f"env.wrappers={one_line(error)}") from error
     except (gym.error.Error, ImportError) as error:
-        message = _one_line(error)
+        message = one_line(error)
         extra = next((name for name in EXTRAS if name in message.lower()), None)
         hint = f" (here: pip install 'mbpo-cli[{extra}]')" if extra else ""
         raise ConfigError(f"{key}: {message}{hint}") from error
@@ -210,7 +210,3 @@ def check_actions(config: Config, spaces: SpaceSpec) -> None:
         if not isinstance(spaces.actions, getattr(part, "actions", object)):  # both kinds unless it says so
             name = config.agent.name if key == "agent" else part.__name__
             raise ConfigError(f"{key}={name}: not for {kind}, which {config.env.id} has; use {suitable}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

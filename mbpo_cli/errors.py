@@ -10,13 +10,13 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from mbpo_cli.compose import composed, typed_config
-from mbpo_cli.options import ConfigError
+from mbpo_cli.options import ConfigError, one_line
 
 
 def explain(error: BaseException) -> str:
     """Say in one line what is wrong with the command line."""
     if isinstance(error, ConfigError):
-        return _one_line(str(error))
+        return one_line(error)
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1])
@@ -27,7 +27,7 @@ def explain(error: BaseException) -> str:
     if match := re.search(r"Interpolation key '([^']+)' not found", text):
         return f"{getattr(error, 'full_key', '')}: refers to '{match[1]}', which is not there"
     override = getattr(error, "override", None)
-    reason = _one_line(text.partition("\nSee http")[0])
+    reason = one_line(text.partition("\nSee http")[0])
     return f"{override}: {reason}" if override else reason
 
 
@@ -53,9 +53,8 @@ def _unknown_key(key: str) -> str:
 
 def _is_group(argument: str) -> bool:
     key = argument.partition("=")[0]
-    return (
-        "=" in argument and "." not in key and not argument.startswith("-") and key not in ("seed", "device")
-    )
+    is_option = "." in key or key in ("seed", "device", "threads")
+    return "=" in argument and not argument.startswith("-") and not is_option
 
 
 def _unknown_choice(path: str, text: str) -> str:
@@ -65,7 +64,3 @@ def _unknown_choice(path: str, text: str) -> str:
     near = within or difflib.get_close_matches(choice, available, n=1)
     hint = f"did you mean {group}={near[0]}? " if near else ""
     return f"{group}={choice}: no such choice; {hint}available: {', '.join(available)}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

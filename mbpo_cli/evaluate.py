@@ -30,6 +30,11 @@ class Evaluation:
         """Standard deviation of the returns over episodes."""
         return float(np.std(self.returns))
 
+    @property
+    def length_mean(self) -> float:
+        """Mean number of steps."""
+        return float(np.mean(self.lengths))
+
 
 class Evaluator:
     """Plays a fixed set of episodes with a greedy policy.

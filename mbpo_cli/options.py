@@ -20,6 +20,11 @@ class RunFailed(RuntimeError):
     """A run ended with an error, which its log and its summary tell."""
 
 
+def one_line(error: object) -> str:
+    """Return a message without its line breaks."""
+    return " ".join(str(error).split())
+
+
 @dataclass(frozen=True)
 class Meaning:
     """What a configuration file cannot say about an option.

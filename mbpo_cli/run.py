@@ -19,7 +19,7 @@ from mbpo_cli.build import build_trainer
 from mbpo_cli.config import Config, options_in
 from mbpo_cli.interrupt import StopOnInterrupt
 from mbpo_cli.logger import JsonLines, Logger, TensorBoardEvents
-from mbpo_cli.options import RunFailed
+from mbpo_cli.options import RunFailed, one_line
 from mbpo_cli.progress import Progress
 from mbpo_cli.run_directory import RunDirectory
 from mbpo_cli.trainer import Trainer
@@ -57,7 +57,7 @@ def run(config: Config, path: Path) -> float:
     except KeyboardInterrupt:
         status = "interrupted"
     except Exception as caught:
-        error = f"{type(caught).__name__}: {' '.join(str(caught).split())}"
+        error = f"{type(caught).__name__}: {one_line(caught)}"
         log.error("run failed: %s", error, exc_info=True)
         raise RunFailed(error) from caught
     finally:

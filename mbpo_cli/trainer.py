@@ -267,7 +267,7 @@ class Trainer:
             {
                 "eval/return_mean": evaluation.return_mean,
                 "eval/return_std": evaluation.return_std,
-                "eval/length_mean": sum(evaluation.lengths) / len(evaluation.lengths),
+                "eval/length_mean": evaluation.length_mean,
             }
         )
 
