@@ -23,6 +23,7 @@ from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
 from mbpo_cli.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
+from mbpo_cli.models.known import KnownOptions
 from mbpo_cli.options import Component, ConfigError, one_line, resolve
 from mbpo_cli.seeding import generator
 from mbpo_cli.trainer import ModelBased, Trainer
@@ -181,6 +182,30 @@ def check(config: Config) -> None:
     env = build_env(config)
     env.close()
     check_actions(config, env.spaces)
+    if uses_model(config):
+        check_known_functions(config, env.spaces)
+
+
+def check_known_functions(config: Config, spaces: SpaceSpec) -> None:
+    """Check, on two rows, that known functions take what the environment has and return one number a row.
+
+    Raises:
+        ConfigError: One of them does not.
+    """
+    stream = generator(config.seed, "check")
+    obs = torch.zeros(2, spaces.obs_size)
+    action = torch.stack([spaces.actions.sample(stream), spaces.actions.sample(stream)])
+    for name, options in (("reward", config.model.reward), ("is_done", config.model.is_done)):
+        if not isinstance(options, KnownOptions):
+            continue
+        key = f"model.{name}.function={options.function}"
+        try:
+            shape = tuple(build_component(options, spaces, stream).predict(obs, action, obs, stream).shape)
+        except Exception as error:  # whatever a user's function may raise
+            reason = one_line(f"{type(error).__name__}: {error}")
+            raise ConfigError(f"{key}: does not fit {config.env.id}: {reason}") from error
+        if shape != (2,):
+            raise ConfigError(f"{key}: returns shape {shape} for a batch of 2, but must return (2,)")
 
 
 # For an error message: each kind of actions, and what here serves it as agent and as noise.

@@ -139,7 +139,10 @@ def test_a_chosen_directory_is_used_and_not_used_twice(tmp_path: Path) -> None:
         ("seed", "seed"),
         ("env.id=Pendulumm-v1", "env.id=Pendulumm-v1: Environment `Pendulumm` doesn't exist"),
         ("env.id=nonsense", "env.id=nonsense"),
-        ("env.id=CartPole-v1", "env.id=CartPole-v1: its actions are Discrete"),
+        (
+            "env.id=CartPole-v1",
+            "model.reward.function=mbpo_cli.envs.known.pendulum_reward: does not fit CartPole-v1",
+        ),
         ("env.module=no_such_module", "env.module=no_such_module: there is no such module"),
         ("env.kwargs={gg: 1}", "env.kwargs={'gg': 1}: not accepted by Pendulum-v1"),
         ("device=cpu:", "device=cpu:: must be auto, cpu, cuda or cuda:i"),

@@ -35,6 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    with (root / "my_lab" / "corridor.py").open("a") as file:
+        file.write("\n\ndef shapeless(obs, action, next_obs):\n    return obs[:, :1]\n")
     return root
 
 
@@ -81,6 +83,8 @@ def test_a_registered_environment_needs_no_yaml(folder: Path) -> None:
         ("env.wrappers=5", "env.wrappers=5: must be a list or null"),
         ("agent=sac agent.temperature=1", "agent.temperature=1: no such option"),
         ("agent=td3", "agent=td3: not for Discrete actions, which my_lab/Corridor-v0 has; use dqn or sac"),
+        ("env.reward_function=torch.cat", "model.reward.function=torch.cat: does not fit my_lab/Corridor-v0"),
+        ("env.is_done_function=my_lab.corridor.shapeless", "returns shape (2, 1) for a batch of 2, but must"),
         ("agent.temperature=0", "agent.temperature=0: must be a number greater than 0"),
     ],
 )
