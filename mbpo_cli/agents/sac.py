@@ -26,8 +26,9 @@ from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import ContinuousActions, Metrics, SpaceSpec, Transitions
 
-# Share of the largest possible entropy, log(n). Source: Christodoulou 2019, public code.
-DISCRETE_TARGET_ENTROPY = 0.98
+# Share of the largest possible entropy, log(n). Christodoulou 2019 has 0.98, with which the policy stays nearly
+# uniform: good for many actions of which few matter, but it does not balance a pole by two.
+DISCRETE_TARGET_ENTROPY = 0.3
 
 
 @dataclass
@@ -36,7 +37,7 @@ class EntropyWeightOptions(OptimizerOptions):
 
     entropy_weight: float = option("alpha, at first", above=0, high=1000, matlab="EntropyWeight")
     target_entropy: float | None = option(
-        "entropy to hold; null = -dim(action), or 0.98 log(n) for n discrete actions", matlab="TargetEntropy"
+        "entropy to hold; null = -dim(action), or 0.3 log(n) for n discrete actions", matlab="TargetEntropy"
     )
 
 
