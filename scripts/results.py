@@ -21,6 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import matplotlib
@@ -170,10 +171,10 @@ def save(task: Task, results: dict[str, Curves]) -> None:
     (FOLDER / f"{task.name}.json").write_text(text + "\n")
 
 
-def train(task: Task, variant: str, seed: int, curves: Curves) -> None:
-    """Train one run, unless its directory tells that it is done, and add it to the curves."""
+def train(task: Task, variant: str, seed: int, config: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    """Train one run, unless its directory tells that it is done; return its wall time and its evaluations."""
     overrides = task.command(variant, seed)
-    digest = hashlib.sha256(repr(curves.config).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(repr(config).encode()).hexdigest()[:8]
     directory = RUNS / f"{task.name}_{variant}_{digest}_seed{seed}"
     if not (directory / "summary.json").exists():
         if directory.exists():
@@ -184,12 +185,9 @@ def train(task: Task, variant: str, seed: int, curves: Curves) -> None:
     if summary["status"] != "done":
         raise RuntimeError(f"{directory}: {summary['status']}")
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    points = {
-        str(row["step"]): round(row["eval/return_mean"], 2) for row in rows if "eval/return_mean" in row
-    }
-    curves.wall_seconds[str(seed)] = round(summary["wall_seconds"], 1)
-    curves.returns[str(seed)] = {step: round(value, 2) for step, value in points.items()}
+    points = {str(row["step"]): row["eval/return_mean"] for row in rows if "eval/return_mean" in row}
     print(f"{task.name} {variant} seed {seed}: {summary['eval_return_mean']:.1f}", flush=True)
+    return round(summary["wall_seconds"], 1), {step: round(value, 2) for step, value in points.items()}
 
 
 def draw(task: Task, results: dict[str, Curves]) -> None:
@@ -225,7 +223,7 @@ def row(task: Task, variant: str, curves: Curves) -> str:
     command = " ".join(override for override in task.command(variant, 0) if "seed=" not in override)
     cells = [f"`{command}`", f"{task.target:g} within {task.budget:,}"]
     if not curves.returns:
-        return f"| {' | '.join([*cells, 'not measured', '', '', '', ''])} |"
+        return f"| {' | '.join([*cells, 'not measured', *[''] * 4])} |"
     at = curves.at(task.budget)
     first = [
         min((int(step) for step, value in points.items() if value >= task.target), default=math.inf)
@@ -235,7 +233,7 @@ def row(task: Task, variant: str, curves: Curves) -> str:
         f"{np.mean(at):.1f} ± {np.std(at):.1f}",
         f"{min(at):.1f}",
         ", ".join(f"{step:,}" if step < math.inf else "never" for step in sorted(first)),
-        str(len(at)),
+        f"{sum(value >= task.target for value in at)} of {len(at)}",
         f"{statistics.median(curves.wall_seconds.values()):,.0f} s",
     ]
     return f"| {' | '.join(cells)} |"
@@ -248,8 +246,8 @@ def page(results: dict[str, dict[str, Curves]]) -> str:
         "goal",
         "return there",
         "worst seed",
-        "goal first reached, by seed",
-        "seeds",
+        "goal first reached",
+        "seeds at the goal there",
         "time",
     )
     lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -273,10 +271,15 @@ def main() -> None:
     results = {task.name: load(task) for task in TASKS}
     chosen = [task for task in TASKS if not options.only or task.name in options.only]
 
+    lock = Lock()
+
     def obtain(task: Task, variant: str, seed: int) -> None:
         curves = results[task.name][variant]
-        if str(seed) not in curves.returns:
-            train(task, variant, seed, curves)
+        if str(seed) in curves.returns:
+            return
+        wall_seconds, points = train(task, variant, seed, curves.config)
+        with lock:
+            curves.wall_seconds[str(seed)], curves.returns[str(seed)] = wall_seconds, points
             save(task, results[task.name])
 
     if not options.dry:

@@ -41,7 +41,11 @@ def test_dict_and_tuple_are_channels_in_the_order_of_the_flat_observation() -> N
         (Box(-1, 1, (3,)), gym.spaces.MultiBinary(3), "must be Discrete or a Box of floats"),
         (Box(-1, 1, (3,)), Box(-3, 3, (1,), np.int64), "must be Discrete or a Box of floats"),
         (Box(-1, 1, (3,)), Box(-np.inf, np.inf, (1,)), "unbounded"),
+        (Box(-1, 1, (3,)), Box(-3e38, 3e38, (1,), np.float32), "unbounded"),
+        (Box(-1, 1, (3,)), Box(-1e300, 1e300, (1,), np.float64), "unbounded"),
+        (Box(-1, 1, (3,)), Box(-1, 1, (0,), np.float32), "no elements"),
         (Box(-1, 1, (0,)), ACTIONS, "no elements"),
+        (gym.spaces.Dict({}), ACTIONS, "no entries"),
     ],
 )
 def test_spaces_that_cannot_be_served_are_refused(observation: Any, action: Any, message: str) -> None:

@@ -31,6 +31,8 @@ def space_spec(observation: gym.Space[Any], action: gym.Space[Any]) -> SpaceSpec
         parts = list(observation.spaces)
     else:
         parts = [observation]
+    if not parts:
+        raise UnsuitableSpace(f"its observation {observation} has no entries")
     return SpaceSpec(tuple(_channel_size(part) for part in parts), _action_spec(action))
 
 
@@ -46,7 +48,11 @@ def _action_spec(action: gym.Space[Any]) -> ActionSpec:
         raise UnsuitableSpace(
             f"its action space is {action}, but actions must be Discrete or a Box of floats"
         )
-    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+    if 0 in action.shape:
+        raise UnsuitableSpace(f"an action of shape {action.shape} has no elements")
+    with np.errstate(over="ignore"):
+        width = action.high.astype(np.float32) - action.low.astype(np.float32)
+    if not np.isfinite(width).all():  # the largest float counts as infinite, too
         raise UnsuitableSpace(
             "its actions are unbounded; give them finite bounds, in a gymnasium.wrappers.TransformAction"
         )
