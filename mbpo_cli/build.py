@@ -29,7 +29,8 @@ from mbpo_cli.seeding import generator
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Agent, ContinuousActions, DiscreteActions, SpaceSpec
 
-EXTRAS = ("mujoco", "box2d")  # groups of optional dependencies that environments need
+# What an error names, and the group of optional dependencies that mends it.
+EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "shimmy": "dmc", "dm_control": "dmc"}
 
 
 def build_component(options: Component, *arguments: Any) -> Any:
@@ -67,26 +68,37 @@ def build_env(config: Config) -> Environment:
     except UnsuitableSpace as error:
         raise ConfigError(f"{key}: {error}") from error
     except ModuleNotFoundError as error:
-        if error.name == config.env.module:
-            raise ConfigError(f"env.module={config.env.module}: there is no such module") from error
+        if error.name and f"{config.env.module}.".startswith(f"{error.name}."):
+            key = f"env.module={config.env.module}"
+            raise ConfigError(f"{key}: there is no such module{_extra(key)}") from error
         raise ConfigError(f"{key}: {one_line(error)}") from error
     except BadWrapper as error:
         raise ConfigError(f"env.wrappers={one_line(error)}") from error
+    except (gym.error.DependencyNotInstalled, gym.error.NamespaceNotFound) as error:
+        raise ConfigError(f"{key}: {one_line(error)}{_extra(str(error))}") from error
     except (gym.error.Error, ImportError) as error:
-        message = one_line(error)
-        extra = next((name for name in EXTRAS if name in message.lower()), None)
-        hint = f" (here: pip install 'mbpo-cli[{extra}]')" if extra else ""
-        raise ConfigError(f"{key}: {message}{hint}") from error
+        raise ConfigError(f"{key}: {one_line(error)}") from error
     except TypeError as error:
-        raise ConfigError(
-            f"env.kwargs={config.env.kwargs}: not accepted by {config.env.id}: {error}"
-        ) from error
+        kwargs = "null" if config.env.kwargs is None else config.env.kwargs
+        raise ConfigError(f"env.kwargs={kwargs}: not accepted by {config.env.id}: {error}") from error
+
+
+def _extra(message: str) -> str:
+    """Return a hint to the extra that installs what an error message misses."""
+    extra = next((extra for name, extra in EXTRAS.items() if name in message.lower()), None)
+    return f"; with this package's extra: pip install 'mbpo-cli[{extra}]'" if extra else ""
+
+
+def exploration_of(config: Config) -> Component | None:
+    """Return the options of the agent's noise, if it has such an option."""
+    options = getattr(config.agent, "exploration", None)
+    return options if isinstance(options, Component) else None
 
 
 def build_agent(config: Config, spaces: SpaceSpec, device: torch.device) -> Agent:
     """Make the base agent, with its exploration noise if its options name one."""
     arguments = [spaces, generator(config.seed, "agent", device=device)]
-    exploration = getattr(config.agent, "exploration", None)
+    exploration = exploration_of(config)
     if exploration is not None:
         arguments.append(build_component(exploration, spaces))
     agent: Agent = build_component(config.agent, *arguments)
@@ -178,12 +190,18 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: It cannot.
     """
-    build_device(config)
-    env = build_env(config)
-    env.close()
-    check_actions(config, env.spaces)
-    if uses_model(config):
-        check_known_functions(config, env.spaces)
+    try:
+        build_device(config)
+        env = build_env(config)
+        env.close()
+        check_actions(config, env.spaces)
+        if uses_model(config):
+            check_known_functions(config, env.spaces)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever an environment or a user's module may raise
+        text = one_line(f"{type(error).__name__} while the parts were checked: {error}")
+        raise ConfigError(text) from error
 
 
 def check_known_functions(config: Config, spaces: SpaceSpec) -> None:
@@ -193,14 +211,16 @@ def check_known_functions(config: Config, spaces: SpaceSpec) -> None:
         ConfigError: One of them does not.
     """
     stream = generator(config.seed, "check")
-    obs = torch.zeros(2, spaces.obs_size)
+    obs, next_obs = torch.rand(2, 2, spaces.obs_size, generator=stream)
     action = torch.stack([spaces.actions.sample(stream), spaces.actions.sample(stream)])
     for name, options in (("reward", config.model.reward), ("is_done", config.model.is_done)):
         if not isinstance(options, KnownOptions):
             continue
         key = f"model.{name}.function={options.function}"
         try:
-            shape = tuple(build_component(options, spaces, stream).predict(obs, action, obs, stream).shape)
+            shape = tuple(
+                build_component(options, spaces, stream).predict(obs, action, next_obs, stream).shape
+            )
         except Exception as error:  # whatever a user's function may raise
             reason = one_line(f"{type(error).__name__}: {error}")
             raise ConfigError(f"{key}: does not fit {config.env.id}: {reason}") from error
@@ -208,10 +228,10 @@ def check_known_functions(config: Config, spaces: SpaceSpec) -> None:
             raise ConfigError(f"{key}: returns shape {shape} for a batch of 2, but must return (2,)")
 
 
-# For an error message: each kind of actions, and what here serves it as agent and as noise.
+# For an error message: each kind of actions, and what here serves it as agent, as its noise, and in rollouts.
 SUITABLE = {
-    ContinuousActions: ("a Box of actions", "sac, td3 or ddpg", "gaussian"),
-    DiscreteActions: ("Discrete actions", "dqn or sac", "epsilon_greedy"),
+    ContinuousActions: ("a Box of actions", "sac, td3 or ddpg", "gaussian or ornstein_uhlenbeck", "gaussian"),
+    DiscreteActions: ("Discrete actions", "dqn or sac", "epsilon_greedy", "epsilon_greedy"),
 }
 
 
@@ -221,12 +241,12 @@ def check_actions(config: Config, spaces: SpaceSpec) -> None:
     Raises:
         ConfigError: One of them needs the other kind.
     """
-    kind, agents, noises = SUITABLE[type(spaces.actions)]
-    exploration: Component | None = getattr(config.agent, "exploration", None)
+    kind, agents, explorations, noises = SUITABLE[type(spaces.actions)]
+    exploration = exploration_of(config)
     noise = config.mbpo.model_rollout_options.noise_options if uses_model(config) else None
     for key, options, suitable in (
         ("agent", config.agent, agents),
-        ("agent.exploration", exploration, noises),
+        ("agent.exploration", exploration, explorations),
         ("mbpo.model_rollout_options.noise_options", noise, noises),
     ):
         if options is None:

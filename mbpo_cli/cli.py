@@ -73,9 +73,6 @@ class CheckBeforeRun(Callback):
             run_directory.check_usable(Path(config.hydra.run.dir))
         except (ConfigError, OmegaConfBaseException) as reason:
             raise Rejected(reason) from reason
-        except Exception as error:  # whatever an environment or a user's module may raise
-            text = f"{type(error).__name__} while the parts were checked: {error}"
-            raise Rejected(ConfigError(text)) from error
 
 
 class Rejected(SystemExit):

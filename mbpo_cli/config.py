@@ -163,6 +163,14 @@ def options_in(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Meanin
             yield key, hints[field.name], field.metadata["meaning"], value
 
 
+def _groups_in(config: Any, prefix: str = "") -> Iterator[tuple[str, Meaning]]:
+    """Yield key and meaning of every option that is a group of options."""
+    for field in fields(config):
+        if is_dataclass(value := getattr(config, field.name)):
+            yield prefix + field.name, field.metadata["meaning"]
+            yield from _groups_in(value, f"{prefix}{field.name}.")
+
+
 def suggest(key: str, config: Config) -> str | None:
     """Return the option that somebody who typed `key` probably meant, or None.
 
@@ -170,7 +178,8 @@ def suggest(key: str, config: Config) -> str | None:
     """
     known = {name: meaning for name, _, meaning, _ in options_in(config)}
     last = key.rpartition(".")[2]
-    matlab = [name for name, meaning in known.items() if last.lower() in map(str.lower, meaning.matlab)]
+    named = {**known, **dict(_groups_in(config))}
+    matlab = [name for name, meaning in named.items() if last.lower() in map(str.lower, meaning.matlab)]
     for candidates, cutoff in ((matlab, 0.0), (list(known), 0.75)):
         near = difflib.get_close_matches(key, candidates, n=1, cutoff=cutoff)
         if near:

@@ -17,7 +17,9 @@ from torch import Tensor
 from mbpo_cli.options import Component, option
 from mbpo_cli.types import ActionSpec, Agent, ContinuousActions, DiscreteActions, SpaceSpec
 
-DECAY = "share by which it shrinks: an agent's at each environment step, that of rollouts at each generation"
+DECAY = (
+    "share by which it shrinks: an agent's at each step after the warm start, a rollout's at each generation"
+)
 
 
 class Noise(ABC):
@@ -53,66 +55,40 @@ class Noise(ABC):
 
 
 def decayed(value: float, rate: float, minimum: float) -> float:
-    """Return `value` shrunk by `rate`, not below `minimum`; a value that is below it already stays.
-
-    Source: MATLAB's GaussianActionNoise and EpsilonGreedyExploration.
-    """
+    """Return `value` shrunk by `rate`, not below `minimum`; a value that is below it already stays."""
     return max(value * (1 - rate), minimum) if value > minimum else value
 
 
 @dataclass
-class GaussianNoiseOptions(Component):
-    """MATLAB's GaussianActionNoise, in units of the scaled action, whose range is [-1, 1]."""
+class DecayingNoiseOptions(Component):
+    """Options of noise that is added to actions, in units of the scaled action, whose range is [-1, 1]."""
 
     mean: float = option("mean of the noise", low=-2, high=2, matlab="Mean")
     standard_deviation: float = option(
-        "standard deviation of the noise, at first", low=0, high=10, matlab="StandardDeviation"
-    )
-    standard_deviation_decay_rate: float = option(
-        DECAY,
+        "standard deviation of the noise (what a step adds, where it is correlated), at first",
         low=0,
-        high=1,
-        matlab="StandardDeviationDecayRate",
+        high=10,
+        matlab="StandardDeviation",
     )
+    standard_deviation_decay_rate: float = option(DECAY, low=0, high=1, matlab="StandardDeviationDecayRate")
     standard_deviation_min: float = option(
         "it does not shrink below this", low=0, high=10, matlab="StandardDeviationMin"
     )
-    lower_limit: float = option("smallest noise", low=-2, high=2, matlab="LowerLimit")
-    upper_limit: float = option("largest noise", low=-2, high=2, matlab="UpperLimit")
-
-    def __post_init__(self) -> None:
-        """Check what no single option can tell."""
-        if self.lower_limit > self.upper_limit:
-            raise ValueError(
-                f"lower_limit={self.lower_limit}: must be at most upper_limit={self.upper_limit}"
-            )
 
 
-class GaussianNoise(Noise):
-    """Adds limited Gaussian noise and clips actions to [-1, 1]."""
+class DecayingNoise(Noise):
+    """What noise that is added to continuous actions has in common: a deviation that shrinks."""
 
-    Options = GaussianNoiseOptions
     actions = ContinuousActions
 
-    def __init__(self, options: GaussianNoiseOptions, spaces: SpaceSpec) -> None:
+    def __init__(self, options: DecayingNoiseOptions) -> None:
         """Start with the first standard deviation."""
-        self.options = options
         self.standard_deviation = options.standard_deviation
-
-    def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
-        """Return noisy actions, shape (B, A)."""
-        noise = torch.randn(action.shape, generator=generator, device=action.device)
-        noise = noise * self.standard_deviation + self.options.mean
-        noise = noise.clamp(self.options.lower_limit, self.options.upper_limit)
-        return (action + noise).clamp(-1, 1)
+        self._rate, self._minimum = options.standard_deviation_decay_rate, options.standard_deviation_min
 
     def decay(self) -> None:
         """Shrink the standard deviation by the decay rate, not below its minimum."""
-        self.standard_deviation = decayed(
-            self.standard_deviation,
-            self.options.standard_deviation_decay_rate,
-            self.options.standard_deviation_min,
-        )
+        self.standard_deviation = decayed(self.standard_deviation, self._rate, self._minimum)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the current standard deviation."""
@@ -124,32 +100,52 @@ class GaussianNoise(Noise):
 
 
 @dataclass
-class OrnsteinUhlenbeckNoiseOptions(Component):
-    """MATLAB's OrnsteinUhlenbeckActionNoise, in units of the scaled action, with steps as unit of time."""
+class GaussianNoiseOptions(DecayingNoiseOptions):
+    """MATLAB's GaussianActionNoise."""
+
+    lower_limit: float = option("smallest noise", low=-2, high=2, matlab="LowerLimit")
+    upper_limit: float = option("largest noise", low=-2, high=2, matlab="UpperLimit")
+
+    def __post_init__(self) -> None:
+        """Check what no single option can tell."""
+        if self.lower_limit > self.upper_limit:
+            raise ValueError(
+                f"lower_limit={self.lower_limit}: must be at most upper_limit={self.upper_limit}"
+            )
+
+
+class GaussianNoise(DecayingNoise):
+    """Adds limited Gaussian noise and clips actions to [-1, 1]."""
+
+    Options = GaussianNoiseOptions
+
+    def __init__(self, options: GaussianNoiseOptions, spaces: SpaceSpec) -> None:
+        """Start with the first standard deviation."""
+        super().__init__(options)
+        self.options = options
+
+    def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        """Return noisy actions, shape (B, A)."""
+        noise = torch.randn(action.shape, generator=generator, device=action.device)
+        noise = noise * self.standard_deviation + self.options.mean
+        noise = noise.clamp(self.options.lower_limit, self.options.upper_limit)
+        return (action + noise).clamp(-1, 1)
+
+
+@dataclass
+class OrnsteinUhlenbeckNoiseOptions(DecayingNoiseOptions):
+    """MATLAB's OrnsteinUhlenbeckActionNoise, with steps as unit of time."""
 
     initial_action: float = option("noise at the start of an episode", low=-2, high=2, matlab="InitialAction")
-    mean: float = option("what the noise is drawn to", low=-2, high=2, matlab="Mean")
     mean_attraction_constant: float = option(
         "share of the distance to the mean that is covered in a step",
         above=0,
         high=1,
         matlab="MeanAttractionConstant",
     )
-    standard_deviation: float = option(
-        "standard deviation of what is added in a step, at first", low=0, high=10, matlab="StandardDeviation"
-    )
-    standard_deviation_decay_rate: float = option(
-        DECAY,
-        low=0,
-        high=1,
-        matlab="StandardDeviationDecayRate",
-    )
-    standard_deviation_min: float = option(
-        "it does not shrink below this", low=0, high=10, matlab="StandardDeviationMin"
-    )
 
 
-class OrnsteinUhlenbeckNoise(Noise):
+class OrnsteinUhlenbeckNoise(DecayingNoise):
     """Adds noise that is correlated from step to step, x += c (mean - x) + std N(0, 1), and clips.
 
     Rows that explore on their own, in rollouts, draw from the process's stationary distribution.
@@ -158,12 +154,11 @@ class OrnsteinUhlenbeckNoise(Noise):
     """
 
     Options = OrnsteinUhlenbeckNoiseOptions
-    actions = ContinuousActions
 
     def __init__(self, options: OrnsteinUhlenbeckNoiseOptions, spaces: SpaceSpec) -> None:
         """Start at the initial action."""
+        super().__init__(options)
         self.options = options
-        self.standard_deviation = options.standard_deviation
         self.noise = torch.full((1, spaces.action_size), options.initial_action)
 
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
@@ -175,33 +170,24 @@ class OrnsteinUhlenbeckNoise(Noise):
 
     def advance(self, action: Tensor, generator: torch.Generator, first: bool) -> Tensor:
         """Return the action of the next real step, shape (1, A)."""
-        noise = self.noise.to(action.device)
         if first:
-            noise = torch.full_like(action, self.options.initial_action)
+            self.noise = torch.full_like(action, self.options.initial_action)
         else:
+            noise = self.noise.to(action.device)
             drift = self.options.mean_attraction_constant * (self.options.mean - noise)
             diffusion = torch.randn(action.shape, generator=generator, device=action.device)
-            noise = noise + drift + self.standard_deviation * diffusion
-        self.noise = noise
+            self.noise = noise + drift + self.standard_deviation * diffusion
         self.decay()
-        return (action + noise).clamp(-1, 1)
-
-    def decay(self) -> None:
-        """Shrink the standard deviation by the decay rate, not below its minimum."""
-        self.standard_deviation = decayed(
-            self.standard_deviation,
-            self.options.standard_deviation_decay_rate,
-            self.options.standard_deviation_min,
-        )
+        return (action + self.noise).clamp(-1, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the noise and its current standard deviation."""
-        return {"noise": self.noise.clone(), "standard_deviation": self.standard_deviation}
+        return {**super().state_dict(), "noise": self.noise.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
         self.noise = state["noise"].clone()
-        self.standard_deviation = state["standard_deviation"]
 
 
 @dataclass

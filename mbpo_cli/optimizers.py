@@ -35,13 +35,13 @@ class MemberOptimizerOptions:
     """How the members of an ensemble are trained: one value for all, or a list with one per member."""
 
     learn_rate: float | list[float] = option(
-        "step size of Adam, of all members or a list of each; 0 = leave them as they are",
+        "step size of Adam, of all members or a list of each; 0 = leave its weights as they are",
         low=0,
         high=1,
         matlab="LearnRate",
     )
     gradient_threshold: float | list[float] | None = option(
-        "largest L2 norm of a member's gradient, which is scaled down to it; null = no limit",
+        "largest L2 norm of a member's gradient, which is scaled down to it; null = no limit for any",
         above=0,
         matlab="GradientThreshold",
     )

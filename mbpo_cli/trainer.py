@@ -138,6 +138,7 @@ class Trainer:
         self.best_evaluation: Evaluation | None = None
         self._episode_steps = 0
         self._episode_return = 0.0
+        self._held_action = torch.zeros(env.spaces.action_size)
 
     def train(self) -> bool:
         """Train for the remaining environment steps.

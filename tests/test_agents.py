@@ -73,7 +73,7 @@ def test_interrupted_and_restored_equals_uninterrupted(name: str, g: torch.Gener
 
 
 @EVERY_AGENT
-def test_a_state_is_a_copy_that_later_updates_leave_alone(name: str) -> None:
+def test_what_was_restored_shares_nothing_with_where_it_came_from(name: str) -> None:
     agent = make(name)
     agent.update(random_transitions(16, spaces_of(name)))
     other = make(name, "seed=9")

@@ -143,6 +143,21 @@ def test_a_chosen_directory_is_used_and_not_used_twice(tmp_path: Path) -> None:
             "env.id=CartPole-v1",
             "model.reward.function=mbpo_cli.envs.known.pendulum_reward: does not fit CartPole-v1",
         ),
+        (
+            "agent=td3  agent/exploration=epsilon_greedy",
+            "agent.exploration=EpsilonGreedy: not for a Box of actions, which Pendulum-v1 has; "
+            "use gaussian or ornstein_uhlenbeck",
+        ),
+        (
+            "mbpo/model_rollout_options/noise_options=epsilon_greedy",
+            "noise_options=EpsilonGreedy: not for a Box of actions, which Pendulum-v1 has; use gaussian",
+        ),
+        ("agent=dqn", "agent=dqn: not for a Box of actions, which Pendulum-v1 has; use sac, td3 or ddpg"),
+        ("env=gym  env.id=nothing/Here-v0", "env.id=nothing/Here-v0: Namespace nothing not found"),
+        (
+            "env.module=shimmy_that_is_missing.part",
+            "there is no such module; with this package's extra: pip install 'mbpo-cli[dmc]'",
+        ),
         ("env.module=no_such_module", "env.module=no_such_module: there is no such module"),
         ("env.kwargs={gg: 1}", "env.kwargs={'gg': 1}: not accepted by Pendulum-v1"),
         ("device=cpu:", "device=cpu:: must be auto, cpu, cuda or cuda:i"),
@@ -154,7 +169,7 @@ def test_a_chosen_directory_is_used_and_not_used_twice(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(argument: str, message: str, reject) -> None:  # type: ignore[no-untyped-def]
-    assert message in reject(argument)
+    assert message in reject(*argument.split("  "))
 
 
 def test_images_are_refused(reject) -> None:  # type: ignore[no-untyped-def]

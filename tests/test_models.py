@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -318,3 +320,40 @@ def test_state_survives_a_restart(g: torch.Generator) -> None:
     second = restored.step(data.obs, data.action, torch.Generator().manual_seed(3))
     assert torch.equal(first.next_obs, second.next_obs)
     assert torch.equal(first.reward, second.reward)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "columns"),
+    [
+        ("obs_action_next_obs", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("obs_action", [0, 1, 2, 3, 4]),
+        ("action_next_obs", [3, 4, 5, 6, 7]),
+        ("next_obs", [5, 6, 7]),
+    ],
+)
+@pytest.mark.parametrize("part", ["reward", "is_done"])
+def test_reward_and_is_done_see_the_chosen_inputs_only(part: str, inputs: str, columns: list[int]) -> None:
+    choices = ("model/reward=deterministic", "model/is_done=learned", f"model.{part}.inputs={inputs}")
+    space = spaces((3,), action_size=2)
+    model = build_model(make_config(*TINY, *choices), space, torch.device("cpu"))
+    function = getattr(model, part)
+    obs, action, next_obs = torch.tensor([[0.0, 1, 2]]), torch.tensor([[3.0, 4]]), torch.tensor([[5.0, 6, 7]])
+    transitions = Transitions(obs, action, torch.zeros(1), next_obs, torch.zeros(1))
+    seen, _ = function.examples(transitions)
+    assert seen.tolist() == [columns]
+    stream = torch.Generator().manual_seed(0)
+    assert function.predict(obs, action, next_obs, stream).shape == (1,)
+
+
+def test_is_done_can_be_drawn_instead_of_rounded(g: torch.Generator) -> None:
+    space = spaces((3,))
+    for deterministic, expected in ((True, 1.0), (False, 0.7)):
+        choices = ("model/is_done=learned", f"model.is_done.use_deterministic_predict={deterministic}")
+        is_done = build_model(make_config(*TINY, *choices), space, torch.device("cpu")).is_done
+        assert isinstance(is_done, LearnedIsDone)
+        with torch.no_grad():
+            is_done.network.mlp.weights[-1].zero_()
+            is_done.network.mlp.biases[-1].fill_(math.log(0.7 / 0.3))
+            done = is_done.predict(torch.zeros(20_000, 3), torch.zeros(20_000, 1), torch.zeros(20_000, 3), g)
+        assert set(done.tolist()) <= {0.0, 1.0}
+        assert done.mean().item() == pytest.approx(expected, abs=0.02)

@@ -52,8 +52,15 @@ def test_target_entropy_is_minus_the_size_of_the_action() -> None:
     assert sac("agent.entropy_weight_options.target_entropy=-0.5").target_entropy == -0.5
 
 
+def perturb(agent: SAC) -> SAC:
+    """Move what is learned, so that targets differ and the entropy weight is not 1."""
+    for parameter in [*agent.critics.parameters(), *agent.actor.parameters(), agent.log_alpha]:
+        parameter.data += 0.1
+    return agent
+
+
 def test_critic_loss_by_hand() -> None:
-    agent = sac()
+    agent = perturb(sac())
     batch = random_transitions(16, SPACE)
     state = agent.generator.get_state()
     with torch.no_grad():
@@ -140,9 +147,9 @@ def test_discrete_actions_get_a_categorical_policy_and_its_target_entropy(g: tor
     assert torch.equal(agent.act(obs).argmax(1), agent.actor.log_probabilities(obs).argmax(1))
 
 
-def test_discrete_losses_by_hand() -> None:
+def test_discrete_critic_loss_by_hand() -> None:
     space = discrete(num_actions=3)
-    agent, batch = sac(space=space), random_transitions(16, space)
+    agent, batch = perturb(sac(space=space)), random_transitions(16, space)
     assert isinstance(agent.actor, CategoricalActor)
     assert isinstance(agent.critics, DiscreteCritics)
     assert isinstance(agent.target_critics, DiscreteCritics)
@@ -157,6 +164,31 @@ def test_discrete_losses_by_hand() -> None:
         taken = batch.action.argmax(1)
         values = agent.critics.of_all_actions(batch.obs)[:, torch.arange(16), taken]
         by_hand = 0.5 * (values - target).square().mean(1).sum()
-    metrics = agent.update(batch)
-    torch.testing.assert_close(metrics["agent/critic_loss"], by_hand)
-    assert metrics["agent/entropy"] <= math.log(3) + 1e-6
+    torch.testing.assert_close(agent.update(batch)["agent/critic_loss"], by_hand)
+
+
+def test_discrete_actor_loss_and_entropy_by_hand() -> None:
+    space = discrete(num_actions=3)
+    agent, batch = perturb(sac(space=space)), random_transitions(16, space)
+    assert isinstance(agent.actor, CategoricalActor)
+    assert isinstance(agent.critics, DiscreteCritics)
+    with torch.no_grad():
+        log_p = agent.actor.log_probabilities(batch.obs)
+        q = agent.critics.of_all_actions(batch.obs).amin(0)
+        entropy = -(log_p.exp() * log_p).sum(1).mean()
+        by_hand = (log_p.exp() * (agent.log_alpha.exp() * log_p - q)).sum(1).mean()
+    metrics = agent._update_actor(batch)
+    torch.testing.assert_close(metrics["agent/actor_loss"], by_hand)
+    torch.testing.assert_close(metrics["agent/entropy"], entropy)
+
+
+def test_actor_loss_by_hand() -> None:
+    agent, batch = perturb(sac()), random_transitions(16, SPACE)
+    assert isinstance(agent.actor, SquashedGaussianActor)
+    state = agent.generator.get_state()
+    with torch.no_grad():
+        action, log_density = agent.actor.sample_with_log_density(batch.obs, agent.generator)
+        q = agent.critics(batch.obs, action)
+        by_hand = (agent.log_alpha.exp() * log_density - torch.minimum(q[0], q[1])).mean()
+    agent.generator.set_state(state)
+    torch.testing.assert_close(agent._update_actor(batch)["agent/actor_loss"], by_hand)

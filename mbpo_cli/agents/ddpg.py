@@ -29,10 +29,13 @@ class DDPGOptions(AgentOptions):
     critic_optimizer: OptimizerOptions = option("how the critic is trained", matlab="CriticOptimizerOptions")
     exploration: Component = option("noise on actions (group agent/exploration)", matlab="NoiseOptions")
     target_smooth_factor: float = option(
-        "share by which targets move to actor and critic", above=0, high=1, matlab="TargetSmoothFactor"
+        "share by which target networks move to their networks; 1 = copy",
+        above=0,
+        high=1,
+        matlab="TargetSmoothFactor",
     )
     target_update_frequency: int = option(
-        "updates between two moves of the targets", low=1, matlab="TargetUpdateFrequency"
+        "updates between two moves of the target networks", low=1, matlab="TargetUpdateFrequency"
     )
 
 

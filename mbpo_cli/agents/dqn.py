@@ -33,13 +33,13 @@ class DQNOptions(AgentOptions):
         "choose the next action by the critic, and value it by the target critic", matlab="UseDoubleDQN"
     )
     target_smooth_factor: float = option(
-        "share by which the target critic moves to the critic; 1 = copy",
+        "share by which target networks move to their networks; 1 = copy",
         above=0,
         high=1,
         matlab="TargetSmoothFactor",
     )
     target_update_frequency: int = option(
-        "updates between two moves of the target critic", low=1, matlab="TargetUpdateFrequency"
+        "updates between two moves of the target networks", low=1, matlab="TargetUpdateFrequency"
     )
 
 

@@ -26,8 +26,8 @@ from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import ContinuousActions, Metrics, SpaceSpec, Transitions
 
-# Share of the largest possible entropy, log(n). Christodoulou 2019 has 0.98, with which the policy stays nearly
-# uniform: good for many actions of which few matter, but it does not balance a pole by two.
+# Share of the largest possible entropy, log(n). Christodoulou 2019 has 0.98, which keeps the policy nearly
+# uniform; with two actions that does not balance a pole.
 DISCRETE_TARGET_ENTROPY = 0.3
 
 
@@ -53,13 +53,18 @@ class SACOptions(AgentOptions):
         "how the entropy weight is found", matlab="EntropyWeightOptions"
     )
     target_smooth_factor: float = option(
-        "share by which target critics move to the critics", above=0, high=1, matlab="TargetSmoothFactor"
+        "share by which target networks move to their networks; 1 = copy",
+        above=0,
+        high=1,
+        matlab="TargetSmoothFactor",
     )
     target_update_frequency: int = option(
-        "updates between two moves of the target critics", low=1, matlab="TargetUpdateFrequency"
+        "updates between two moves of the target networks", low=1, matlab="TargetUpdateFrequency"
     )
     policy_update_frequency: int = option(
-        "updates between two of actor and entropy weight", low=1, matlab="PolicyUpdateFrequency"
+        "updates between two of the actor (and, for SAC, the entropy weight)",
+        low=1,
+        matlab="PolicyUpdateFrequency",
     )
 
 

@@ -46,10 +46,13 @@ class TD3Options(AgentOptions):
         "noise on target actions", matlab="TargetPolicySmoothModel"
     )
     target_smooth_factor: float = option(
-        "share by which targets move to actor and critics", above=0, high=1, matlab="TargetSmoothFactor"
+        "share by which target networks move to their networks; 1 = copy",
+        above=0,
+        high=1,
+        matlab="TargetSmoothFactor",
     )
     target_update_frequency: int = option(
-        "updates between two moves of the targets", low=1, matlab="TargetUpdateFrequency"
+        "updates between two moves of the target networks", low=1, matlab="TargetUpdateFrequency"
     )
     policy_update_frequency: int = option(
         "updates between two of the actor", low=1, matlab="PolicyUpdateFrequency"

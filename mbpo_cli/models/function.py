@@ -35,7 +35,9 @@ _SELECTED: dict[Inputs, tuple[bool, bool, bool]] = {
 class OutcomeOptions(LearnedOptions):
     """Options that learned reward and is-done functions share."""
 
-    optimizer: OptimizerOptions = option("how it is trained")
+    optimizer: OptimizerOptions = option(
+        "how it is trained", matlab=("RewardOptimizerOptions", "IsDoneOptimizerOptions")
+    )
     inputs: Inputs = option(
         "what the function sees of observation, action and next observation",
         matlab=("ObservationInputNames", "ActionInputNames", "NextObservationInputNames"),

@@ -21,7 +21,8 @@ class LearnedIsDoneOptions(OutcomeOptions):
     """Options of a learned is-done function: MATLAB's rlIsDoneFunction."""
 
     use_deterministic_predict: bool = option(
-        "true: done where that is at least as likely as not; false: drawn with the predicted probability",
+        "true: done where that is at least as likely as not; "
+        "false: drawn with the predicted probability, which the weighted loss makes that of balanced classes",
         matlab="UseDeterministicPredict",
     )
 

@@ -89,4 +89,4 @@ class LearnedTransition(LearnedFunction):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
-        self.elites = state["elites"]
+        self.elites = state["elites"].to(self.elites.device)
