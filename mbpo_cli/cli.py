@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mbpo_cli.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, typed_config
 from mbpo_cli.options import ConfigError, RunFailed
+
+if TYPE_CHECKING:
+    from mbpo_cli.config import Config
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
@@ -52,13 +55,29 @@ def main() -> None:
 @hydra.main(version_base=HYDRA_VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
 def train_job(cfg: DictConfig) -> float:
     """Train one run in Hydra's output directory and return its last evaluation, for sweepers."""
-    from mbpo_cli import build
     from mbpo_cli.run import run
 
-    config = typed_config(cfg)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:  # a single run was checked before it got its directory
-        build.check(config)
+    # A single run was checked before it got its directory.
+    config = checked_config(cfg) if HydraConfig.get().mode == RunMode.MULTIRUN else typed_config(cfg)
     return run(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+def checked_config(cfg: DictConfig) -> Config:
+    """Return the typed configuration, after a trial of its parts.
+
+    Raises:
+        ConfigError: Something is wrong with it.
+    """
+    from mbpo_cli.check import check
+
+    try:
+        config = typed_config(cfg)
+        check(config)
+    except (ConfigError, OmegaConfBaseException):
+        raise
+    except Exception as error:  # whatever an environment or a user's module may raise
+        raise ConfigError(f"{type(error).__name__} while the parts were checked: {error}") from error
+    return config
 
 
 class CheckBeforeRun(Callback):
@@ -66,10 +85,10 @@ class CheckBeforeRun(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check the configuration; Hydra turns exceptions here into warnings, but not an exit."""
-        from mbpo_cli import build, run_directory
+        from mbpo_cli import run_directory
 
         try:
-            build.check(typed_config(config))
+            checked_config(config)
             run_directory.check_usable(Path(config.hydra.run.dir))
         except (ConfigError, OmegaConfBaseException) as reason:
             raise Rejected(reason) from reason
