@@ -43,8 +43,8 @@ INTRODUCTION = """\
 Written by `make results` (`scripts/results.py`), which repeats what has changed. Returns are those of greedy
 evaluation episodes at the goal's number of real environment steps, mean ± standard deviation over seeds.
 Beneath each row with a model stands the same agent without one, with as many real steps and updates. Wall
-time: median of the runs, two side by side on two cores, one thread each. The points are in
-[`results/`](results).
+time: median of the runs, one thread each, on two cores that had other work to do; `make results` measures
+anew what is missing. The points are in [`results/`](results).
 """
 COLORS = {"on": "tab:blue", "off": "tab:orange"}
 
@@ -234,7 +234,7 @@ def row(task: Task, variant: str, curves: Curves) -> str:
         f"{min(at):.1f}",
         ", ".join(f"{step:,}" if step < math.inf else "never" for step in sorted(first)),
         f"{sum(value >= task.target for value in at)} of {len(at)}",
-        f"{statistics.median(curves.wall_seconds.values()):,.0f} s",
+        f"{statistics.median(curves.wall_seconds.values()):,.0f} s" if curves.wall_seconds else "",
     ]
     return f"| {' | '.join(cells)} |"
 
