@@ -195,12 +195,7 @@ class EpsilonGreedyOptions(Component):
     """MATLAB's EpsilonGreedyExploration."""
 
     epsilon: float = option("probability of a random action, at first", low=0, high=1, matlab="Epsilon")
-    epsilon_decay: float = option(
-        DECAY,
-        low=0,
-        high=1,
-        matlab="EpsilonDecay",
-    )
+    epsilon_decay: float = option(DECAY, low=0, high=1, matlab="EpsilonDecay")
     epsilon_min: float = option("it does not shrink below this", low=0, high=1, matlab="EpsilonMin")
 
 

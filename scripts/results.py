@@ -154,11 +154,11 @@ def load(task: Task) -> dict[str, Curves]:
     results = {}
     for variant in task.variants:
         config = configuration(task.command(variant, 0))
-        old = stored.get(variant, {}).get("config", {})
-        is_current = all(config[key] == value for key, value in old.items() if key in config)
-        results[variant] = (
-            Curves(**{**stored[variant], "config": config}) if old and is_current else Curves(config)
-        )
+        results[variant] = Curves(config)
+        if variant in stored:
+            old = stored[variant].pop("config")
+            if all(config.get(key, value) == value for key, value in old.items()):
+                results[variant] = Curves(config, **stored[variant])
     return results
 
 

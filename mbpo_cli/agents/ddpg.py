@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.agents.networks import Critics, DeterministicActor, smooth_update
-from mbpo_cli.agents.options import AgentOptions
+from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
@@ -22,21 +22,12 @@ from mbpo_cli.types import ContinuousActions, Metrics, SpaceSpec, Transitions
 
 
 @dataclass
-class DDPGOptions(AgentOptions):
+class DDPGOptions(TargetNetworkOptions):
     """Options of DDPG: MATLAB's rlDDPGAgentOptions."""
 
     actor_optimizer: OptimizerOptions = option("how the actor is trained", matlab="ActorOptimizerOptions")
     critic_optimizer: OptimizerOptions = option("how the critic is trained", matlab="CriticOptimizerOptions")
     exploration: Component = option("noise on actions (group agent/exploration)", matlab="NoiseOptions")
-    target_smooth_factor: float = option(
-        "share by which target networks move to their networks; 1 = copy",
-        above=0,
-        high=1,
-        matlab="TargetSmoothFactor",
-    )
-    target_update_frequency: int = option(
-        "updates between two moves of the target networks", low=1, matlab="TargetUpdateFrequency"
-    )
 
 
 class DDPG:
@@ -101,27 +92,26 @@ class DDPG:
 
     def state_dict(self) -> dict[str, Any]:
         """Return networks, targets, optimisers, noise and the count of updates."""
-        return {
-            "actor": self.actor.state_dict(),
-            "critic": self.critic.state_dict(),
-            "target_actor": self.target_actor.state_dict(),
-            "target_critic": self.target_critic.state_dict(),
-            "actor_optimizer": self.actor_optimizer.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
-            "exploration": self.exploration.state_dict(),
-            "num_updates": self.num_updates,
-        }
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        return {**parts, "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.actor.load_state_dict(state["actor"])
-        self.critic.load_state_dict(state["critic"])
-        self.target_actor.load_state_dict(state["target_actor"])
-        self.target_critic.load_state_dict(state["target_critic"])
-        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        self.exploration.load_state_dict(state["exploration"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
         self.num_updates = state["num_updates"]
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "actor": self.actor,
+            "critic": self.critic,
+            "target_actor": self.target_actor,
+            "target_critic": self.target_critic,
+            "actor_optimizer": self.actor_optimizer,
+            "critic_optimizer": self.critic_optimizer,
+            "exploration": self.exploration,
+        }
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the actor's weights."""

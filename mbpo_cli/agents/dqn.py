@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.agents.networks import DiscreteCritics, smooth_update
-from mbpo_cli.agents.options import AgentOptions
+from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
@@ -22,7 +22,7 @@ from mbpo_cli.types import DiscreteActions, Metrics, SpaceSpec, Transitions
 
 
 @dataclass
-class DQNOptions(AgentOptions):
+class DQNOptions(TargetNetworkOptions):
     """Options of DQN: MATLAB's rlDQNAgentOptions."""
 
     critic_optimizer: OptimizerOptions = option("how the critic is trained", matlab="CriticOptimizerOptions")
@@ -31,15 +31,6 @@ class DQNOptions(AgentOptions):
     )
     use_double_dqn: bool = option(
         "choose the next action by the critic, and value it by the target critic", matlab="UseDoubleDQN"
-    )
-    target_smooth_factor: float = option(
-        "share by which target networks move to their networks; 1 = copy",
-        above=0,
-        high=1,
-        matlab="TargetSmoothFactor",
-    )
-    target_update_frequency: int = option(
-        "updates between two moves of the target networks", low=1, matlab="TargetUpdateFrequency"
     )
 
 
@@ -101,21 +92,23 @@ class DQN:
 
     def state_dict(self) -> dict[str, Any]:
         """Return critic, target, optimiser, exploration and the count of updates."""
-        return {
-            "critic": self.critic.state_dict(),
-            "target_critic": self.target_critic.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
-            "exploration": self.exploration.state_dict(),
-            "num_updates": self.num_updates,
-        }
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        return {**parts, "num_updates": self.num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.critic.load_state_dict(state["critic"])
-        self.target_critic.load_state_dict(state["target_critic"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        self.exploration.load_state_dict(state["exploration"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
         self.num_updates = state["num_updates"]
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "critic": self.critic,
+            "target_critic": self.target_critic,
+            "critic_optimizer": self.critic_optimizer,
+            "exploration": self.exploration,
+        }
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the critic's weights: the greedy policy takes the action of greatest value."""

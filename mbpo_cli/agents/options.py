@@ -34,3 +34,18 @@ class AgentOptions(Component):
     )
     discount_factor: float = option("discount of future rewards", low=0, high=1, matlab="DiscountFactor")
     hidden_sizes: list[int] = option("units of each hidden layer of actor and critics", low=1, high=65536)
+
+
+@dataclass
+class TargetNetworkOptions(AgentOptions):
+    """Options of agents whose targets are slowly moving copies of their networks."""
+
+    target_smooth_factor: float = option(
+        "share by which target networks move to their networks; 1 = copy",
+        above=0,
+        high=1,
+        matlab="TargetSmoothFactor",
+    )
+    target_update_frequency: int = option(
+        "updates between two moves of the target networks", low=1, matlab="TargetUpdateFrequency"
+    )

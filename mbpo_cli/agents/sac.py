@@ -21,7 +21,7 @@ from mbpo_cli.agents.networks import (
     SquashedGaussianActor,
     smooth_update,
 )
-from mbpo_cli.agents.options import AgentOptions
+from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import ContinuousActions, Metrics, SpaceSpec, Transitions
@@ -42,7 +42,7 @@ class EntropyWeightOptions(OptimizerOptions):
 
 
 @dataclass
-class SACOptions(AgentOptions):
+class SACOptions(TargetNetworkOptions):
     """Options of SAC: MATLAB's rlSACAgentOptions."""
 
     actor_optimizer: OptimizerOptions = option("how the actor is trained", matlab="ActorOptimizerOptions")
@@ -51,15 +51,6 @@ class SACOptions(AgentOptions):
     )
     entropy_weight_options: EntropyWeightOptions = option(
         "how the entropy weight is found", matlab="EntropyWeightOptions"
-    )
-    target_smooth_factor: float = option(
-        "share by which target networks move to their networks; 1 = copy",
-        above=0,
-        high=1,
-        matlab="TargetSmoothFactor",
-    )
-    target_update_frequency: int = option(
-        "updates between two moves of the target networks", low=1, matlab="TargetUpdateFrequency"
     )
     policy_update_frequency: int = option(
         "updates between two of the actor (and, for SAC, the entropy weight)",
@@ -148,30 +139,33 @@ class SAC:
 
     def state_dict(self) -> dict[str, Any]:
         """Return networks, targets, optimisers, entropy weight and the count of updates."""
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
         return {
-            "actor": self.actor.state_dict(),
-            "critics": self.critics.state_dict(),
-            "target_critics": self.target_critics.state_dict(),
+            **parts,
             "log_alpha": self.log_alpha.detach().clone(),
-            "actor_optimizer": self.actor_optimizer.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
-            "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "num_updates": self.num_updates,
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.actor.load_state_dict(state["actor"])
-        self.critics.load_state_dict(state["critics"])
-        self.target_critics.load_state_dict(state["target_critics"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
-        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.num_updates = state["num_updates"]
         self.generator.set_state(state["generator"])
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "actor": self.actor,
+            "critics": self.critics,
+            "target_critics": self.target_critics,
+            "actor_optimizer": self.actor_optimizer,
+            "critic_optimizer": self.critic_optimizer,
+            "alpha_optimizer": self.alpha_optimizer,
+        }
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the actor's weights."""

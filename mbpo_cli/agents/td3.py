@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.agents.networks import Critics, DeterministicActor, smooth_update
-from mbpo_cli.agents.options import AgentOptions
+from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
@@ -34,7 +34,7 @@ class TargetPolicySmoothOptions:
 
 
 @dataclass
-class TD3Options(AgentOptions):
+class TD3Options(TargetNetworkOptions):
     """Options of TD3: MATLAB's rlTD3AgentOptions."""
 
     actor_optimizer: OptimizerOptions = option("how the actor is trained", matlab="ActorOptimizerOptions")
@@ -44,15 +44,6 @@ class TD3Options(AgentOptions):
     exploration: Component = option("noise on actions (group agent/exploration)", matlab="ExplorationModel")
     target_policy_smooth_options: TargetPolicySmoothOptions = option(
         "noise on target actions", matlab="TargetPolicySmoothModel"
-    )
-    target_smooth_factor: float = option(
-        "share by which target networks move to their networks; 1 = copy",
-        above=0,
-        high=1,
-        matlab="TargetSmoothFactor",
-    )
-    target_update_frequency: int = option(
-        "updates between two moves of the target networks", low=1, matlab="TargetUpdateFrequency"
     )
     policy_update_frequency: int = option(
         "updates between two of the actor", low=1, matlab="PolicyUpdateFrequency"
@@ -131,29 +122,27 @@ class TD3:
 
     def state_dict(self) -> dict[str, Any]:
         """Return networks, targets, optimisers, noise and the count of updates."""
-        return {
-            "actor": self.actor.state_dict(),
-            "critics": self.critics.state_dict(),
-            "target_actor": self.target_actor.state_dict(),
-            "target_critics": self.target_critics.state_dict(),
-            "actor_optimizer": self.actor_optimizer.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
-            "exploration": self.exploration.state_dict(),
-            "num_updates": self.num_updates,
-            "generator": self.generator.get_state(),
-        }
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        return {**parts, "num_updates": self.num_updates, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.actor.load_state_dict(state["actor"])
-        self.critics.load_state_dict(state["critics"])
-        self.target_actor.load_state_dict(state["target_actor"])
-        self.target_critics.load_state_dict(state["target_critics"])
-        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        self.exploration.load_state_dict(state["exploration"])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
         self.num_updates = state["num_updates"]
         self.generator.set_state(state["generator"])
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "actor": self.actor,
+            "critics": self.critics,
+            "target_actor": self.target_actor,
+            "target_critics": self.target_critics,
+            "actor_optimizer": self.actor_optimizer,
+            "critic_optimizer": self.critic_optimizer,
+            "exploration": self.exploration,
+        }
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the actor's weights."""

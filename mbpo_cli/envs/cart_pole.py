@@ -6,6 +6,7 @@ Importing this module registers both with Gymnasium. Knows nothing of agents, mo
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import gymnasium as gym
@@ -54,7 +55,7 @@ def euler_step(state: State, force: float, seconds: float) -> State:
     )
 
 
-class _CartPole(gym.Env[Observation, NDArray[np.float32]]):
+class _CartPole(gym.Env[Observation, NDArray[np.float32]], ABC):
     """What both tasks share: the force as action, the dynamics, and a start near a given angle."""
 
     start_angle: float
@@ -82,12 +83,13 @@ class _CartPole(gym.Env[Observation, NDArray[np.float32]]):
         reward, terminated = self._outcome()
         return self._observation(), reward, terminated, False, {}
 
+    @abstractmethod
     def _observation(self) -> Observation:
-        raise NotImplementedError
+        """Return what is seen of the state."""
 
+    @abstractmethod
     def _outcome(self) -> tuple[float, bool]:
         """Return the reward of the state reached, and whether it is terminal."""
-        raise NotImplementedError
 
 
 class CartPoleContinuous(_CartPole):
