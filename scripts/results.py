@@ -106,7 +106,7 @@ TASKS = (
         4_000,
         4_000,
     ),
-    Task("dqn_acrobot", "DQN on Acrobot", ("agent=dqn", "env=acrobot"), -100, 6_000, 6_000),
+    Task("dqn_acrobot", "DQN on Acrobot", ("agent=dqn", "env=acrobot"), -100, 8_000, 8_000),
     Task(
         "sac_mountain_car_continuous",
         "SAC on MountainCarContinuous",
