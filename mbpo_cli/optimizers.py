@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from mbpo_cli.options import option
 
@@ -66,62 +65,88 @@ class Optimizer:
         threshold, rate, l2 = options.gradient_threshold, options.learn_rate, options.l2_regularization
         self._threshold_M = None if threshold is None else torch.tensor(threshold, device=device)
         # Adam knows one rate and one factor; what differs between members is done around it.
-        largest_rate = max(rate) if isinstance(rate, list) else rate
+        self._rate = max(rate) if isinstance(rate, list) else rate
+        self._l2 = 0.0 if isinstance(l2, list) else l2
         self._rate_share_M = self._l2_M = None
-        if isinstance(rate, list) and largest_rate > 0:
-            self._rate_share_M = torch.tensor(rate, device=device) / largest_rate
+        if isinstance(rate, list) and self._rate > 0:
+            self._rate_share_M = torch.tensor(rate, device=device) / self._rate
         if isinstance(l2, list):
             self._l2_M = torch.tensor(l2, device=device)
-        self.adam = torch.optim.Adam(
-            self.parameters, lr=largest_rate, weight_decay=0.0 if isinstance(l2, list) else l2, fused=True
-        )
+        self.first_moments = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.second_moments = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.step_counts = [torch.zeros((), device=device) for _ in self.parameters]
 
     def minimize(self, loss: Tensor) -> None:
         """Take one step down the gradient of a scalar loss with respect to these parameters alone.
 
         Other parameters that the loss depends on are neither changed nor given a gradient.
         """
-        self.adam.zero_grad(set_to_none=True)
-        loss.backward(inputs=self.parameters)  # type: ignore[no-untyped-call]
-        if self._threshold_M is not None:
-            self._limit_gradients(self._threshold_M)
-        if self._l2_M is not None:
-            self._add_weights_to_gradients(self._l2_M)
-        if self._rate_share_M is None:
-            self.adam.step()
-        else:
-            self._step_by_shares(self._rate_share_M)
+        gradients = list(torch.autograd.grad(loss, self.parameters))
+        with torch.no_grad():
+            if self._threshold_M is not None:
+                gradients = _limited(gradients, self._threshold_M)
+            if self._l2_M is not None:
+                pairs = zip(gradients, self.parameters, strict=True)
+                gradients = [g + _per_member(self._l2_M, g) * parameter for g, parameter in pairs]
+            if self._rate_share_M is None:
+                self._step(gradients)
+            else:
+                self._step_by_shares(gradients, self._rate_share_M)
 
-    def _limit_gradients(self, threshold_M: Tensor) -> None:
-        # Members do not share a norm: one with an exploding gradient must not slow the others.
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        square_M = sum((g.reshape(len(g), -1).square().sum(1) for g in gradients), torch.zeros(()))
-        scale_M = (threshold_M / square_M.sqrt()).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(_per_member(scale_M, gradient))
+    def _step(self, gradients: list[Tensor]) -> None:
+        # The function beneath torch.optim.Adam, which no compiler can follow: nor can it follow the fused
+        # kernel, but it fuses what it can follow.
+        compiling = torch.compiler.is_compiling()
+        adam(
+            self.parameters,  # type: ignore[arg-type]
+            gradients,
+            self.first_moments,
+            self.second_moments,
+            [],
+            self.step_counts,
+            foreach=False,
+            fused=not compiling,
+            capturable=compiling,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self._rate,
+            weight_decay=self._l2,
+            eps=1e-8,
+            maximize=False,
+        )
 
-    @torch.no_grad()
-    def _add_weights_to_gradients(self, l2_M: Tensor) -> None:
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.addcmul_(_per_member(l2_M, parameter), parameter)
-
-    @torch.no_grad()
-    def _step_by_shares(self, share_M: Tensor) -> None:
+    def _step_by_shares(self, gradients: list[Tensor], share_M: Tensor) -> None:
         # A step of Adam is proportional to its rate.
         before = [parameter.clone() for parameter in self.parameters]
-        self.adam.step()
+        self._step(gradients)
         for parameter, old in zip(self.parameters, before, strict=True):
             parameter.copy_(torch.lerp(old, parameter, _per_member(share_M, parameter)))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return Adam's moments and step count."""
-        return self.adam.state_dict()
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """Return Adam's moments and step counts."""
+        return {name: [tensor.clone() for tensor in tensors] for name, tensors in self._state.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
         """Restore what `state_dict` returned."""
-        # Adam would go on with the very tensors that it is given.
-        self.adam.load_state_dict(copy.deepcopy(state))
+        for name, tensors in self._state.items():
+            for tensor, stored in zip(tensors, state[name], strict=True):
+                tensor.copy_(stored)
+
+    @property
+    def _state(self) -> dict[str, list[Tensor]]:
+        return {
+            "first_moments": self.first_moments,
+            "second_moments": self.second_moments,
+            "step_counts": self.step_counts,
+        }
+
+
+def _limited(gradients: list[Tensor], threshold_M: Tensor) -> list[Tensor]:
+    # Members do not share a norm: one with an exploding gradient must not slow the others.
+    square_M = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in gradients]).sum(0)
+    scale_M = (threshold_M / square_M.sqrt()).clamp(max=1.0)
+    return [g * _per_member(scale_M, g) for g in gradients]
 
 
 def _per_member(values_M: Tensor, like: Tensor) -> Tensor:

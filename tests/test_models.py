@@ -273,10 +273,10 @@ def test_fitting_again_goes_on_from_the_last_fit() -> None:
     fit = fitter(config.model.training)
     data = random_transitions(100, SPACE)
     fit.fit(model, data, 1)
-    steps = [state["step"].item() for state in model.transition.optimizer.adam.state.values()]
+    steps = [count.item() for count in model.transition.optimizer.step_counts]
     before = parameters(model)["transition"]
     fit.fit(model, data, 1)
-    again = [state["step"].item() for state in model.transition.optimizer.adam.state.values()]
+    again = [count.item() for count in model.transition.optimizer.step_counts]
     assert steps[0] > 0
     assert again == [2 * step for step in steps], "the optimiser was not reset"
     difference = max(
