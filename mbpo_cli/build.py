@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
+from mbpo_cli import compilation
 from mbpo_cli.buffers import ReplayBuffer, num_real_of
 from mbpo_cli.config import Config
 from mbpo_cli.envs import environment
@@ -104,6 +105,23 @@ def build_agent(config: Config, spaces: SpaceSpec, device: torch.device) -> Agen
     return agent
 
 
+def compiles(config: Config, device: torch.device) -> bool:
+    """Tell whether the agent's gradient step is to be compiled.
+
+    Raises:
+        ConfigError: It must be, and there is no compiler.
+    """
+    missing = compilation.missing_compiler()
+    if config.compile == "auto":
+        steps = config.trainer.num_env_steps - config.agent.num_warm_start_steps
+        num_updates = steps * config.agent.num_gradient_steps_per_update
+        # Compilation for GPUs needs other tools, and has other gains.
+        return device.type == "cpu" and missing is None and num_updates >= compilation.MIN_CALLS_THAT_PAY
+    if config.compile and device.type == "cpu" and missing:
+        raise ConfigError(f"compile=true: there is no C++ compiler {missing}; install it or use compile=auto")
+    return config.compile
+
+
 def build_rollout_policy(config: Config, agent: Agent, spaces: SpaceSpec) -> RolloutPolicy:
     """Make what chooses the actions in rollouts."""
     options = config.mbpo.model_rollout_options.noise_options
@@ -167,6 +185,8 @@ def build_trainer(
     evaluator = Evaluator(lambda: build_env(config), config.trainer.num_eval_episodes, config.seed, device)
     stack.callback(evaluator.close)
     agent = build_agent(config, env.spaces, device)
+    if compiles(config, device):
+        agent.compile(compilation.compiled)
     return Trainer(
         options=config.trainer,
         agent_options=config.agent,

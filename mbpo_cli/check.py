@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import torch
 
-from mbpo_cli.build import build_component, build_device, build_env, exploration_of, uses_model
+from mbpo_cli.build import (
+    build_component,
+    build_device,
+    build_env,
+    compiles,
+    exploration_of,
+    uses_model,
+)
 from mbpo_cli.config import Config
 from mbpo_cli.models.known import KnownOptions
 from mbpo_cli.options import ConfigError, one_line, resolve
@@ -27,7 +34,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: It cannot.
     """
-    build_device(config)
+    compiles(config, build_device(config))
     env = build_env(config)
     env.close()
     check_actions(config, env.spaces)

@@ -8,16 +8,26 @@ ensemble, G rows of one member, O observation, A action.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 Metrics = Mapping[str, Tensor | float]
 """Quantities by tag (`room/quantity`); tensors are detached and zero-dimensional."""
+
+
+class Accelerate(Protocol):
+    """Makes a function of tensors faster, and changes nothing else."""
+
+    def __call__(self, function: F, /) -> F:
+        """Return a function that does the same."""
+        ...
 
 
 @dataclass
@@ -165,6 +175,13 @@ class Agent(Protocol):
 
     def update(self, batch: Transitions) -> Metrics:
         """Take one gradient step and return what is worth watching."""
+        ...
+
+    def compile(self, accelerate: Accelerate) -> None:
+        """Replace what `update` does with tensors by what `accelerate` makes of that function.
+
+        An agent that has no such function leaves this empty.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mbpo_cli.exploration import (
     OrnsteinUhlenbeckNoise,
     RolloutPolicy,
 )
-from mbpo_cli.types import Metrics, Transitions
+from mbpo_cli.types import Accelerate, Metrics, Transitions
 from tests.conftest import discrete, spaces
 
 PREFIX = "mbpo.model_rollout_options.noise_options"
@@ -31,6 +31,8 @@ class HalfAgent:
 
     def update(self, batch: Transitions) -> Metrics:
         return {}
+
+    def compile(self, accelerate: Accelerate) -> None: ...
 
     def state_dict(self) -> dict[str, object]:
         return {}

@@ -17,7 +17,7 @@ from mbpo_cli.evaluate import Evaluation
 from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.logger import Logger
 from mbpo_cli.trainer import ModelBased, Trainer
-from mbpo_cli.types import Metrics, Policy, Transitions
+from mbpo_cli.types import Accelerate, Metrics, Policy, Transitions
 from tests.conftest import TINY, CountingEnv, gym_env
 
 
@@ -46,6 +46,9 @@ class Spy:
         self.events.append("update")
         self.batches.append(batch)
         return {"agent/loss": torch.tensor(1.0)}
+
+    def compile(self, accelerate: Accelerate) -> None:
+        self.events.append("compile")
 
     def fit(self, model: Any, data: Transitions, num_epochs: int) -> Metrics:
         self.events.append(f"fit {len(data)}")

@@ -18,7 +18,7 @@ from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
-from mbpo_cli.types import ContinuousActions, Metrics, SpaceSpec, Transitions
+from mbpo_cli.types import Accelerate, ContinuousActions, Metrics, SpaceSpec, Transitions
 
 
 @dataclass
@@ -70,13 +70,20 @@ class DDPG:
     def update(self, batch: Transitions) -> Metrics:
         """Take one gradient step on critic and actor, and move the targets when due."""
         self.num_updates += 1
+        return self._step(batch, self.num_updates % self.options.target_update_frequency == 0)
+
+    def compile(self, accelerate: Accelerate) -> None:
+        """Replace the gradient step, a function of tensors, by what `accelerate` makes of it."""
+        self._step = accelerate(self._step)  # type: ignore[method-assign]
+
+    def _step(self, batch: Transitions, with_targets: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch) | self._update_actor(batch)
-        if self.num_updates % self.options.target_update_frequency == 0:
+        if with_targets:
             smooth_update(self.target_critic, self.critic, self.options.target_smooth_factor)
             smooth_update(self.target_actor, self.actor, self.options.target_smooth_factor)
         return metrics
 
-    def _update_critic(self, batch: Transitions) -> dict[str, Tensor | float]:
+    def _update_critic(self, batch: Transitions) -> dict[str, Tensor]:
         with torch.no_grad():
             next_value = self.target_critic(batch.next_obs, self.target_actor(batch.next_obs))[0]
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
@@ -85,7 +92,7 @@ class DDPG:
         self.critic_optimizer.minimize(loss)
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
 
-    def _update_actor(self, batch: Transitions) -> dict[str, Tensor | float]:
+    def _update_actor(self, batch: Transitions) -> dict[str, Tensor]:
         loss = -self.critic(batch.obs, self.actor(batch.obs))[0].mean()
         self.actor_optimizer.minimize(loss)
         return {"agent/actor_loss": loss.detach()}

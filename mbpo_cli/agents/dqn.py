@@ -18,7 +18,7 @@ from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
-from mbpo_cli.types import DiscreteActions, Metrics, SpaceSpec, Transitions
+from mbpo_cli.types import Accelerate, DiscreteActions, Metrics, SpaceSpec, Transitions
 
 
 @dataclass
@@ -72,12 +72,19 @@ class DQN:
     def update(self, batch: Transitions) -> Metrics:
         """Take one gradient step on the critic, and move its target when due."""
         self.num_updates += 1
+        return self._step(batch, self.num_updates % self.options.target_update_frequency == 0)
+
+    def compile(self, accelerate: Accelerate) -> None:
+        """Replace the gradient step, a function of tensors, by what `accelerate` makes of it."""
+        self._step = accelerate(self._step)  # type: ignore[method-assign]
+
+    def _step(self, batch: Transitions, with_target: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch)
-        if self.num_updates % self.options.target_update_frequency == 0:
+        if with_target:
             smooth_update(self.target_critic, self.critic, self.options.target_smooth_factor)
         return metrics
 
-    def _update_critic(self, batch: Transitions) -> dict[str, Tensor | float]:
+    def _update_critic(self, batch: Transitions) -> dict[str, Tensor]:
         with torch.no_grad():
             chooser = self.critic if self.options.use_double_dqn else self.target_critic
             next_value = self.target_critic(batch.next_obs, self._greedy(chooser, batch.next_obs))[0]

@@ -77,6 +77,7 @@ class SquashedGaussianActor(nn.Module):
     def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
         """Build the actor on the generator's device."""
         super().__init__()
+        self.action_size = spaces.action_size
         sizes = (spaces.obs_size, *hidden_sizes, 2 * spaces.action_size)
         self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
 
@@ -89,28 +90,31 @@ class SquashedGaussianActor(nn.Module):
         """Return the squashed mean, shape (B, A)."""
         return self.moments(obs_BO)[0].tanh()
 
+    def noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        """Draw what makes `num_rows` actions random: standard normal, shape (B, A)."""
+        return torch.randn(num_rows, self.action_size, generator=generator, device=generator.device)
+
     def sample(self, obs_BO: Tensor, generator: torch.Generator) -> Tensor:
         """Draw actions, shape (B, A)."""
-        return self.sample_with_log_density(obs_BO, generator)[0]
+        return self.act_with_log_density(obs_BO, self.noise(len(obs_BO), generator))[0]
 
-    def sample_with_log_density(self, obs_BO: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw actions (B, A), differentiable in the parameters, and their log densities (B,).
+    def act_with_log_density(self, obs_BO: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions (B, A), differentiable in the parameters, and their log densities (B,).
 
         Source: Haarnoja et al. 2018, appendix C, with log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u)),
         which does not lose precision where tanh saturates.
         """
         mean, log_std = self.moments(obs_BO)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        unsquashed = mean + log_std.exp() * noise
-        log_density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        unsquashed = mean + log_std.exp() * noise_BA
+        log_density = -0.5 * noise_BA.square() - log_std - 0.5 * math.log(2 * math.pi)
         log_slope = 2 * (math.log(2) - unsquashed - functional.softplus(-2 * unsquashed))
         return unsquashed.tanh(), (log_density - log_slope).sum(-1)
 
     def expect(
-        self, obs_BO: Tensor, critics: Critics | DiscreteCritics, generator: torch.Generator
+        self, obs_BO: Tensor, critics: Critics | DiscreteCritics, noise_BA: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Estimate the policy's least Q-value and its entropy, both (B,), from one action per row."""
-        action, log_density = self.sample_with_log_density(obs_BO, generator)
+        action, log_density = self.act_with_log_density(obs_BO, noise_BA)
         return critics(obs_BO, action).amin(0), -log_density
 
 
@@ -132,6 +136,10 @@ class CategoricalActor(nn.Module):
         """Return the most probable action, one-hot, shape (B, A)."""
         return DiscreteActions(self.num_actions).one_hot(self.log_probabilities(obs_BO).argmax(-1))
 
+    def noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        """Return nothing, shape (B, 0): expectations are exact."""
+        return torch.empty(num_rows, 0, device=generator.device)
+
     def sample(self, obs_BO: Tensor, generator: torch.Generator) -> Tensor:
         """Draw actions, one-hot, shape (B, A)."""
         probabilities = self.log_probabilities(obs_BO).exp()
@@ -139,7 +147,7 @@ class CategoricalActor(nn.Module):
         return DiscreteActions(self.num_actions).one_hot(index)
 
     def expect(
-        self, obs_BO: Tensor, critics: Critics | DiscreteCritics, generator: torch.Generator
+        self, obs_BO: Tensor, critics: Critics | DiscreteCritics, noise_B0: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the policy's expected least Q-value and its entropy, both (B,), exactly.
 
@@ -155,5 +163,4 @@ class CategoricalActor(nn.Module):
 @torch.no_grad()
 def smooth_update(target: nn.Module, source: nn.Module, factor: float) -> None:
     """Move the target's parameters towards the source's: target += factor * (source - target)."""
-    for target_parameter, parameter in zip(target.parameters(), source.parameters(), strict=True):
-        target_parameter.lerp_(parameter, factor)
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), factor)

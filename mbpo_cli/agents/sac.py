@@ -24,7 +24,7 @@ from mbpo_cli.agents.networks import (
 from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import option
-from mbpo_cli.types import ContinuousActions, Metrics, SpaceSpec, Transitions
+from mbpo_cli.types import Accelerate, ContinuousActions, Metrics, SpaceSpec, Transitions
 
 # Share of the largest possible entropy, log(n). Christodoulou 2019 has 0.98, which keeps the policy nearly
 # uniform; with two actions that does not balance a pole.
@@ -107,16 +107,31 @@ class SAC:
     def update(self, batch: Transitions) -> Metrics:
         """Take one gradient step on the critics, and when due on actor and entropy weight."""
         self.num_updates += 1
-        metrics = self._update_critics(batch)
-        if self.num_updates % self.options.policy_update_frequency == 0:
-            metrics |= self._update_actor(batch)
-        if self.num_updates % self.options.target_update_frequency == 0:
+        return self._step(
+            batch,
+            next_noise=self.actor.noise(len(batch), self.generator),
+            noise=self.actor.noise(len(batch), self.generator),
+            with_actor=self.num_updates % self.options.policy_update_frequency == 0,
+            with_targets=self.num_updates % self.options.target_update_frequency == 0,
+        )
+
+    def compile(self, accelerate: Accelerate) -> None:
+        """Replace the gradient step, a function of tensors, by what `accelerate` makes of it."""
+        self._step = accelerate(self._step)  # type: ignore[method-assign]
+
+    def _step(
+        self, batch: Transitions, next_noise: Tensor, noise: Tensor, with_actor: bool, with_targets: bool
+    ) -> dict[str, Tensor]:
+        metrics = self._update_critics(batch, next_noise)
+        if with_actor:
+            metrics |= self._update_actor(batch, noise)
+        if with_targets:
             smooth_update(self.target_critics, self.critics, self.options.target_smooth_factor)
         return metrics
 
-    def _update_critics(self, batch: Transitions) -> dict[str, Tensor | float]:
+    def _update_critics(self, batch: Transitions, next_noise: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            next_value, entropy = self.actor.expect(batch.next_obs, self.target_critics, self.generator)
+            next_value, entropy = self.actor.expect(batch.next_obs, self.target_critics, next_noise)
             next_value = next_value + self.log_alpha.exp() * entropy
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
         values = self.critics(batch.obs, batch.action)
@@ -124,9 +139,9 @@ class SAC:
         self.critic_optimizer.minimize(loss)
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
 
-    def _update_actor(self, batch: Transitions) -> dict[str, Tensor | float]:
+    def _update_actor(self, batch: Transitions, noise: Tensor) -> dict[str, Tensor]:
         alpha = self.log_alpha.detach().exp()
-        value, entropy_B = self.actor.expect(batch.obs, self.critics, self.generator)
+        value, entropy_B = self.actor.expect(batch.obs, self.critics, noise)
         loss = -(value + alpha * entropy_B).mean()
         self.actor_optimizer.minimize(loss)
         entropy = entropy_B.detach().mean()

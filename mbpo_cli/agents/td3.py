@@ -18,7 +18,7 @@ from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
-from mbpo_cli.types import ContinuousActions, Metrics, SpaceSpec, Transitions
+from mbpo_cli.types import Accelerate, ContinuousActions, Metrics, SpaceSpec, Transitions
 
 
 @dataclass
@@ -91,17 +91,31 @@ class TD3:
     def update(self, batch: Transitions) -> Metrics:
         """Take one gradient step on the critics, and when due on the actor and the targets."""
         self.num_updates += 1
-        metrics = self._update_critics(batch)
-        if self.num_updates % self.options.policy_update_frequency == 0:
+        return self._step(
+            batch,
+            noise=torch.randn(batch.action.shape, generator=self.generator, device=batch.action.device),
+            with_actor=self.num_updates % self.options.policy_update_frequency == 0,
+            with_targets=self.num_updates % self.options.target_update_frequency == 0,
+        )
+
+    def compile(self, accelerate: Accelerate) -> None:
+        """Replace the gradient step, a function of tensors, by what `accelerate` makes of it."""
+        self._step = accelerate(self._step)  # type: ignore[method-assign]
+
+    def _step(
+        self, batch: Transitions, noise: Tensor, with_actor: bool, with_targets: bool
+    ) -> dict[str, Tensor]:
+        metrics = self._update_critics(batch, noise)
+        if with_actor:
             metrics |= self._update_actor(batch)
-        if self.num_updates % self.options.target_update_frequency == 0:
+        if with_targets:
             smooth_update(self.target_critics, self.critics, self.options.target_smooth_factor)
             smooth_update(self.target_actor, self.actor, self.options.target_smooth_factor)
         return metrics
 
-    def _update_critics(self, batch: Transitions) -> dict[str, Tensor | float]:
+    def _update_critics(self, batch: Transitions, noise: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            next_action = self._smoothed(self.target_actor(batch.next_obs))
+            next_action = self._smoothed(self.target_actor(batch.next_obs), noise)
             next_value = self.target_critics(batch.next_obs, next_action).amin(0)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
         values = self.critics(batch.obs, batch.action)
@@ -109,13 +123,12 @@ class TD3:
         self.critic_optimizer.minimize(loss)
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
 
-    def _smoothed(self, action: Tensor) -> Tensor:
+    def _smoothed(self, action: Tensor, noise: Tensor) -> Tensor:
         smoothing = self.options.target_policy_smooth_options
-        noise = torch.randn(action.shape, generator=self.generator, device=action.device)
         noise = (noise * smoothing.standard_deviation).clamp(-smoothing.limit, smoothing.limit)
         return (action + noise).clamp(-1, 1)
 
-    def _update_actor(self, batch: Transitions) -> dict[str, Tensor | float]:
+    def _update_actor(self, batch: Transitions) -> dict[str, Tensor]:
         loss = -self.critics(batch.obs, self.actor(batch.obs))[0].mean()
         self.actor_optimizer.minimize(loss)
         return {"agent/actor_loss": loss.detach()}

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mbpo_cli import compilation
+from mbpo_cli.build import build_agent, compiles
+from mbpo_cli.compose import make_config
+from mbpo_cli.options import ConfigError
+from tests.conftest import TINY, discrete, random_transitions, spaces
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+LONG = ("trainer.num_env_steps=10_100", "agent.num_warm_start_steps=100")
+PAYS = "agent.num_gradient_steps_per_update=2"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "expected"),
+    [
+        ((*LONG, PAYS), CPU, True),
+        ((*LONG, "agent.num_gradient_steps_per_update=1"), CPU, False),
+        ((*LONG, PAYS), GPU, False),
+        ((*LONG, PAYS, "compile=false"), CPU, False),
+        (("trainer.num_env_steps=10", "compile=true"), CPU, True),
+    ],
+)
+def test_auto_compiles_where_enough_updates_are_to_come(
+    overrides: tuple[str, ...], device: torch.device, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "missing_compiler", lambda: None)
+    assert compiles(make_config(*overrides), device) == expected
+
+
+def test_without_a_compiler_auto_goes_on_and_true_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not compiles(make_config(*LONG, PAYS), CPU)
+    with pytest.raises(ConfigError, match="compile=true: there is no C\\+\\+ compiler no-such-compiler"):
+        compiles(make_config("compile=true"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_discrete"),
+    [
+        ("dqn", True),
+        pytest.param("sac", False, marks=pytest.mark.slow),
+        pytest.param("sac", True, marks=pytest.mark.slow),
+        pytest.param("td3", False, marks=pytest.mark.slow),
+        pytest.param("ddpg", False, marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_steps_are_the_same_steps(name: str, is_discrete: bool) -> None:
+    space = discrete(num_actions=3) if is_discrete else spaces((3,), action_size=2)
+    limit = "agent.critic_optimizer.gradient_threshold=0.5"
+    plain, fast = (
+        build_agent(make_config(*TINY, f"agent={name}", limit), space, torch.device("cpu")) for _ in "ab"
+    )
+    fast.compile(compilation.compiled)
+    for seed in range(50):
+        batch = random_transitions(16, space, seed=seed)
+        expected, got = plain.update(batch), fast.update(batch)
+        assert expected.keys() == got.keys()
+        for tag, value in expected.items():
+            torch.testing.assert_close(got[tag], value, rtol=2e-3, atol=1e-4)
+    for tag, weights in plain.policy_state().items():
+        torch.testing.assert_close(fast.policy_state()[tag], weights, rtol=2e-3, atol=1e-4)
