@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mbpo_cli import rollouts
 from mbpo_cli.compose import make_config
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.transition import LearnedTransition
@@ -170,3 +171,20 @@ def test_rollouts_that_ended_are_not_continued(g: torch.Generator) -> None:
 def test_generation_stops_when_all_rollouts_ended(g: torch.Generator) -> None:
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), Constant(1))
     assert generate(model, still, torch.zeros(3, 1), 10, lambda step: None, g) == 3
+
+
+def test_many_rollouts_are_taken_in_shares_and_all_reach_the_horizon(
+    g: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "ROWS_AT_ONCE_ON_CPU", 4)
+    model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), DoneAbove(102.5))
+    steps: list[Transitions] = []
+    starts = torch.arange(10, dtype=torch.float32)[:, None] * 100
+    count = generate(model, still, starts, 3, steps.append, g)
+    # Starts 0 and 100 run for all three steps; the others are done after the first.
+    assert count == 3 * 2 + 8
+    assert [len(step) for step in steps] == [4, 2, 2, 4, 2]
+    assert torch.cat([step.obs for step in steps])[:, 0].tolist() == [
+        *(0, 100, 200, 300, 1, 101, 2, 102),
+        *(400, 500, 600, 700, 800, 900),
+    ]
