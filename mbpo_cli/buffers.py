@@ -93,16 +93,21 @@ def mix(
     generated: ReplayBuffer | None,
     mini_batch_size: int,
     real_ratio: float,
+    num_batches: int,
     generator: torch.Generator,
-) -> tuple[Transitions, int]:
-    """Draw one mini-batch of real and generated experience, and say how many of it are real.
+) -> tuple[list[Transitions], int]:
+    """Draw mini-batches of real and generated experience, and say how many of each are real.
 
     While there is no generated experience, all of it is real. Source: the page, step 4.1.
     """
     num_real = num_real_of(mini_batch_size, real_ratio)
-    if generated is None or len(generated) == 0 or num_real == mini_batch_size:
-        return real.sample(mini_batch_size, generator), mini_batch_size
-    rows = generated.sample_rows(mini_batch_size - num_real, generator)
-    if num_real > 0:
-        rows = torch.cat((real.sample_rows(num_real, generator), rows))
-    return real.unpack(rows), num_real
+    if generated is None or len(generated) == 0:
+        num_real = mini_batch_size
+    # One draw from each buffer serves all mini-batches.
+    parts = []
+    for buffer, count in ((real, num_real), (generated, mini_batch_size - num_real)):
+        if buffer is not None and count > 0:
+            rows = buffer.sample_rows(num_batches * count, generator)
+            parts.append(rows.view(num_batches, count, -1))
+    batches = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    return [real.unpack(rows) for rows in batches], num_real

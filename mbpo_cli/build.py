@@ -5,6 +5,7 @@ The only room that makes objects out of `_target_`.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,6 +29,8 @@ from mbpo_cli.options import Component, ConfigError, one_line, resolve
 from mbpo_cli.seeding import generator
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Agent, SpaceSpec
+
+log = logging.getLogger(__name__)
 
 # What an error names, and the group of optional dependencies that mends it.
 EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "shimmy": "dmc", "dm_control": "dmc"}
@@ -186,6 +189,7 @@ def build_trainer(
     stack.callback(evaluator.close)
     agent = build_agent(config, env.spaces, device)
     if compiles(config, device):
+        log.info("the first gradient step is compiled, which takes up to a minute (compile=false: not at all)")
         agent.compile(compilation.compiled)
     return Trainer(
         options=config.trainer,

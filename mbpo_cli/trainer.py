@@ -245,18 +245,19 @@ class Trainer:
     def _update_agent(self) -> None:
         generated = self.model_based.buffer if self.model_based is not None else None
         size, ratio = self.mbpo_options.mini_batch_size, self.mbpo_options.real_ratio
+        num_updates = self.agent_options.num_gradient_steps_per_update
         with self._stopwatch.phase("update"):
-            for _ in range(self.agent_options.num_gradient_steps_per_update):
-                batch, num_real = mix(self.real_buffer, generated, size, ratio, self._mix_stream)
+            batches, num_real = mix(self.real_buffer, generated, size, ratio, num_updates, self._mix_stream)
+            for batch in batches:
                 self.logger.collect(self.agent.update(batch))
-                self.logger.collect(
-                    {
-                        "mix/num_real": num_real,
-                        "mix/num_generated": size - num_real,
-                        "mix/real_share": num_real / size,
-                    }
-                )
                 self.gradient_steps += 1
+        self.logger.collect(
+            {
+                "mix/num_real": num_real,
+                "mix/num_generated": size - num_real,
+                "mix/real_share": num_real / size,
+            }
+        )
 
     def _evaluate(self) -> None:
         with self._stopwatch.phase("evaluate"):
