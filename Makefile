@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format typecheck tensorboard results wheel clean
+.PHONY: help install train test test-slow lint format typecheck tensorboard results bench bench-peers wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +51,21 @@ tensorboard: install ## open TensorBoard on all runs, on this machine only
 results: install ## train the runs of docs/results.md that are missing, and draw them (ARGS="--only sac_pendulum")
 	$(BIN)/python scripts/results.py $(ARGS)
 
+bench: install ## measure speed against the machine's limit, and against peers if they are installed
+	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+# mbrl-lib asks for packages of 2020 and runs with today's; it comes last, without what it asks for.
+.venv-peers/installed: constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -r benchmarks/peers.txt
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps mbrl==0.2.0
+	@touch $@
+
+bench-peers: .venv-peers/installed bench ## the same with stable-baselines3, sbx and mbrl-lib in an environment of their own
+
 wheel: install ## build the wheel
 	$(BIN)/python -m build --wheel
 
 clean: ## remove the environment and caches; runs stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

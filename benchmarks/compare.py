@@ -1,0 +1,241 @@
+"""Measure this package, its peers and the machine's limit in turn, and write table, JSON and page.
+
+    python -m benchmarks.compare [--only sac_update ...] [--rounds 9] [--threads 1] [--peers PYTHON]
+
+Each contestant is a process of its own. In every round each does the same work once, one after the other, so
+that whatever else the machine does hits all alike; medians are over rounds. A contestant that cannot run is
+listed with its reason. Writes `docs/benchmarks.json`, where measures that were not asked for stay, and
+`docs/benchmarks.md` from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "docs" / "benchmarks.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+PEERS = ROOT / ".venv-peers" / "bin" / "python"
+SECONDS_PER_ROUND = 0.5
+OURS, COMPILED, LIMIT = "mbpo-cli", "mbpo-cli, compiled", "matrix products alone"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is timed.
+
+    Attributes:
+        title: What one unit of work is.
+        contestants: Worker arguments by contestant.
+        multiple: Peers do their work in multiples of this.
+    """
+
+    title: str
+    contestants: Mapping[str, tuple[str, ...]]
+    multiple: int = 1
+
+
+def _update(name: str, title: str, *, mbrl: bool = False) -> Measure:
+    contestants = {
+        OURS: ("ours", f"{name}_update"),
+        COMPILED: ("ours", f"{name}_update", "compiled"),
+        "stable-baselines3": ("peers", "stable_baselines3", name),
+        "sbx": ("peers", "sbx", name),
+        LIMIT: ("floor", f"{name}_update"),
+    }
+    if mbrl:
+        contestants["mbrl-lib"] = ("peers", "mbrl_update")
+    return Measure(title, contestants, multiple=20)
+
+
+def _against_mbrl(measure: str, title: str, has_floor: bool = True) -> Measure:
+    contestants = {OURS: ("ours", measure), "mbrl-lib": ("peers", f"mbrl_{measure}")}
+    if has_floor:
+        contestants[LIMIT] = ("floor", measure)
+    return Measure(title, contestants)
+
+
+MEASURES = {
+    "sac_update": _update(
+        "sac", "SAC update, batch 256, two layers of 256, observation 11, action 3", mbrl=True
+    ),
+    "td3_update": _update("td3", "TD3 update, same sizes"),
+    "ddpg_update": _update("ddpg", "DDPG update, same sizes"),
+    "dqn_update": _update("dqn", "DQN update, observation 4, 2 actions"),
+    "fit_step": _against_mbrl("fit_step", "ensemble fit step: 7 networks of 4 layers of 200, batch 256 each"),
+    "rollouts": _against_mbrl("rollouts", "100,000 rollouts of one step: policy, model, storing"),
+    "replay_insert": _against_mbrl("replay_insert", "storing one transition", has_floor=False),
+    "replay_sample": _against_mbrl("replay_sample", "drawing 256 transitions", has_floor=False),
+}
+INTRODUCTION = """\
+# Benchmarks
+
+Written by `make bench` and `make bench-peers` (`benchmarks/compare.py`). Medians over rounds in which all
+contestants take turns; ratios hold, absolute figures are those of the machine named below. Sampling of
+mini-batches is included. "Of the limit" compares with the matrix products alone, measured in the same rounds.
+"""
+
+
+class Worker:
+    """A contestant at work in its own process."""
+
+    def __init__(self, arguments: tuple[str, ...], python: Path | str, threads: int) -> None:
+        """Start it; `ready` waits for it."""
+        variables = {
+            **os.environ,
+            "BENCH_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONWARNINGS": "ignore",
+            "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false" if threads == 1 else "",
+        }
+        command = [str(python), "-m", "benchmarks.worker", *arguments]
+        # One core for one thread: JAX knows no other way to be held to it.
+        pinned = ["taskset", "-c", str(max(os.sched_getaffinity(0)))] if threads == 1 else []
+        self.process = subprocess.Popen(
+            pinned + command,
+            cwd=ROOT,
+            env=variables,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def ready(self) -> str | None:
+        """Wait until it can work; return None, or why it cannot."""
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        for line in self.process.stdout:
+            if line.strip() == "ready":
+                return None
+        return (self.process.stderr.read().strip().splitlines() or ["no reason given"])[-1]
+
+    def time(self, count: int) -> float:
+        """Return the seconds that `count` units take."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{count}\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def stop(self) -> None:
+        """Let it end."""
+        self.process.communicate()
+
+
+def measured(measure: Measure, rounds: int, threads: int, peers: Path) -> dict[str, Any]:
+    """Return the seconds per unit of every contestant, or why there are none."""
+    results: dict[str, Any] = {}
+    workers: dict[str, Worker] = {}
+    for name, arguments in measure.contestants.items():
+        if arguments[0] == "peers" and not peers.exists():
+            continue
+        workers[name] = Worker(arguments, peers if arguments[0] == "peers" else sys.executable, threads)
+        reason = workers[name].ready()
+        if reason is not None:
+            results[name] = {"failed": reason}
+            workers.pop(name).stop()
+    counts = {}
+    for name, worker in workers.items():
+        trial = measure.multiple
+        while (seconds := worker.time(trial)) < SECONDS_PER_ROUND / 4:
+            trial *= 4
+        counts[name] = (
+            max(round(SECONDS_PER_ROUND / seconds * trial / measure.multiple), 1) * measure.multiple
+        )
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            times[name].append(worker.time(counts[name]) / counts[name])
+    for name, worker in workers.items():
+        worker.stop()
+        results[name] = {"seconds": statistics.median(times[name]), "best": min(times[name])}
+    return results
+
+
+def machine() -> dict[str, str]:
+    """Return what the figures depend on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
+
+
+def shown(seconds: float) -> str:
+    """Return a time with three digits and a unit that suits it."""
+    units = (("s", 1.0), ("ms", 1e3), ("µs", 1e6))
+    unit, factor = next((unit for unit in units if seconds * unit[1] >= 1), units[-1])
+    return f"{seconds * factor:.3g} {unit}"
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """Return one measure's rows, fastest first."""
+    ours = min(results[name]["seconds"] for name in (OURS, COMPILED) if "seconds" in results.get(name, {}))
+    limit = results.get(LIMIT, {}).get("seconds")
+    rows = ["| | time | our best is faster by | of the limit |", "|---|---|---|---|"]
+    for name, result in sorted(results.items(), key=lambda item: item[1].get("seconds", 1e9)):
+        if "failed" in result:
+            rows.append(f"| {name} | does not run: {result['failed']} | | |")
+            continue
+        share = f"{limit / result['seconds']:.0%}" if limit else ""
+        rows.append(f"| {name} | {shown(result['seconds'])} | {result['seconds'] / ours:.2f} | {share} |")
+    return rows
+
+
+def page(data: dict[str, Any]) -> str:
+    """Return the page that shows the stored figures."""
+    lines = [INTRODUCTION]
+    for key, entry in sorted(data.items(), key=lambda item: _place(item[0])):
+        name, _, threads = key.partition(" ")
+        where = ", ".join(f"{what} {value}" for what, value in entry["machine"].items())
+        lines += [f"## {MEASURES[name].title}", "", f"{threads}; {where}", "", *table(entry["results"]), ""]
+    return "\n".join(lines)
+
+
+def _place(key: str) -> tuple[int, str]:
+    return list(MEASURES).index(key.partition(" ")[0]), key
+
+
+def main() -> None:
+    """Measure what was asked for and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), metavar="MEASURE")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peers", type=Path, default=PEERS, help="Python of the peers' environment")
+    parser.add_argument("--dry", action="store_true", help="only write the page from the stored figures")
+    arguments = parser.parse_args()
+    data = json.loads(DATA.read_text()) if DATA.exists() else {}
+    for name in [] if arguments.dry else arguments.only:
+        results = measured(MEASURES[name], arguments.rounds, arguments.threads, arguments.peers)
+        key = f"{name} {arguments.threads} thread{'s' if arguments.threads > 1 else ''}"
+        data[key] = {"machine": machine(), "results": results}
+        print(f"\n{MEASURES[name].title}", *table(results), sep="\n", flush=True)
+        DATA.write_text(
+            json.dumps(dict(sorted(data.items(), key=lambda item: _place(item[0]))), indent=1) + "\n"
+        )
+    PAGE.write_text(page(data))
+
+
+if __name__ == "__main__":
+    main()

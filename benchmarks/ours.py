@@ -1,0 +1,169 @@
+"""This package's contestant, with its own defaults."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from benchmarks.sizes import (
+    BATCH,
+    ELITES,
+    ENSEMBLE,
+    MODEL_HIDDEN,
+    NUM_STARTS,
+    NUM_TRANSITIONS,
+    POLICY_HIDDEN,
+    UPDATE_SPACES,
+    UPDATES_PER_CALL,
+)
+from mbpo_cli import rollouts as room
+from mbpo_cli.buffers import ReplayBuffer, mix
+from mbpo_cli.build import build_agent, build_model
+from mbpo_cli.compilation import compiled
+from mbpo_cli.compose import make_config
+from mbpo_cli.config import Config
+from mbpo_cli.logger import Logger
+from mbpo_cli.models.fit import ModelFitter
+from mbpo_cli.models.regression import Regression
+from mbpo_cli.optimizers import Optimizer, OptimizerOptions
+from mbpo_cli.types import ActionSpec, ContinuousActions, DiscreteActions, SpaceSpec, Transitions
+
+CPU = torch.device("cpu")
+
+
+def _config(*overrides: str) -> Config:
+    torch.set_flush_denormal(True)  # as in a run
+    hidden = f"agent.hidden_sizes={list(POLICY_HIDDEN)}"
+    model = (
+        f"model.transition.num_networks={ENSEMBLE}",
+        f"model.transition.num_elites={ELITES}",
+        f"model.transition.hidden_sizes={list(MODEL_HIDDEN)}",
+        f"model.training.mini_batch_size={BATCH}",
+        "model.training.num_mini_batches=all",
+    )
+    return make_config("env=gym", "env.id=Pendulum-v1", hidden, *model, *overrides)
+
+
+def _spaces(name: str) -> SpaceSpec:
+    obs, action = UPDATE_SPACES[name]
+    actions: ActionSpec = ContinuousActions((-1.0,) * action, (1.0,) * action)
+    if name == "dqn":
+        actions = DiscreteActions(action)
+    return SpaceSpec((obs,), actions)
+
+
+def _random(count: int, spaces: SpaceSpec) -> Transitions:
+    stream = torch.Generator().manual_seed(0)
+    obs = torch.randn(count, spaces.obs_size, generator=stream)
+    action = 2 * torch.rand(count, spaces.action_size, generator=stream) - 1
+    if isinstance(spaces.actions, DiscreteActions):
+        action = spaces.actions.one_hot(torch.randint(spaces.action_size, (count,), generator=stream))
+    noise = torch.randn(count, spaces.obs_size, generator=stream)
+    return Transitions(obs, action, obs[:, 0], obs + 0.1 * noise, torch.zeros(count))
+
+
+def _buffer(count: int, spaces: SpaceSpec) -> ReplayBuffer:
+    buffer = ReplayBuffer(count, spaces)
+    buffer.add(_random(count, spaces))
+    return buffer
+
+
+def update(name: str, compile: str = "") -> Callable[[int], None]:
+    """Return the work of updating an agent: mixing, gradient steps, and keeping the metrics."""
+    spaces = _spaces(name)
+    agent = build_agent(_config(f"agent={name}"), spaces, CPU)
+    if compile:
+        agent.compile(compiled)
+    real, generated = _buffer(10_000, spaces), _buffer(NUM_TRANSITIONS, spaces)
+    stream = torch.Generator().manual_seed(0)
+    logger = Logger([])
+
+    def work(count: int) -> None:
+        while count > 0:
+            batches, _ = mix(real, generated, BATCH, 0.05, min(count, UPDATES_PER_CALL), stream)
+            for batch in batches:
+                logger.collect(agent.update(batch))
+            count -= len(batches)
+        logger.summarize()
+
+    work(2)  # TD3 has steps of two kinds to compile
+    return work
+
+
+def fit_step() -> Callable[[int], None]:
+    """Return the work of gradient steps of the ensemble, shuffling and gathering included.
+
+    The reward is one more output, as with peers, so that the work is the same.
+    """
+    stream = torch.Generator().manual_seed(0)
+    spaces, config = _spaces("sac"), _config()
+    data = _random(NUM_TRANSITIONS, spaces)
+    inputs = torch.cat((data.obs, data.action), 1)
+    targets = torch.cat((data.next_obs - data.obs, data.reward[:, None]), 1)
+    size = (inputs.shape[1], MODEL_HIDDEN, (targets.shape[1],))
+    network = Regression("gaussian", ENSEMBLE, *size, stream)
+    network.fit_normalizers(inputs, targets)
+    optimizer = Optimizer(network.parameters(), OptimizerOptions(1e-3, None, 0.0))
+    fitter = ModelFitter(config.model.training, NUM_TRANSITIONS, stream)
+
+    def work(count: int) -> None:
+        while count > 0:
+            batches = fitter.mini_batches(len(inputs) // BATCH * BATCH, ENSEMBLE)
+            for index in itertools.islice(batches, count):
+                loss = network.loss(inputs[index], targets[index])
+                optimizer.minimize(loss.sum() + network.penalty())
+                count -= 1
+
+    return work
+
+
+def rollouts() -> Callable[[int], None]:
+    """Return the work of one step of many rollouts: policy, one of the elites per row, storing."""
+    spaces = _spaces("sac")
+    config = _config()
+    agent, model = build_agent(config, spaces, CPU), build_model(config, spaces, CPU)
+    starts = _random(NUM_STARTS, spaces).obs
+    buffer = ReplayBuffer(4 * NUM_STARTS, spaces)
+    stream = torch.Generator().manual_seed(0)
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            room.generate(model, agent.act, starts, 1, buffer.add, stream)
+
+    return work
+
+
+def replay_insert() -> Callable[[int], None]:
+    """Return the work of storing single transitions."""
+    spaces = _spaces("sac")
+    buffer, row = ReplayBuffer(1_000_000, spaces), _random(1, spaces)
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            buffer.add(row)
+
+    return work
+
+
+def replay_sample() -> Callable[[int], None]:
+    """Return the work of drawing mini-batches."""
+    buffer = _buffer(NUM_TRANSITIONS, _spaces("sac"))
+    stream = torch.Generator().manual_seed(0)
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            buffer.sample(BATCH, stream)
+
+    return work
+
+
+MEASURES = {
+    **{f"{name}_update": partial(update, name) for name in UPDATE_SPACES},
+    "fit_step": fit_step,
+    "rollouts": rollouts,
+    "replay_insert": replay_insert,
+    "replay_sample": replay_sample,
+}

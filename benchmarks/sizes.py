@@ -1,0 +1,11 @@
+"""The sizes that all contestants are measured at."""
+
+BATCH = 256
+POLICY_HIDDEN = (256, 256)
+ENSEMBLE, ELITES = 7, 5
+MODEL_HIDDEN = (200, 200, 200, 200)
+NUM_STARTS = 100_000
+NUM_TRANSITIONS = 50_000
+SPACES = (11, 3)  # observation and action of Hopper
+UPDATE_SPACES = {"sac": SPACES, "td3": SPACES, "ddpg": SPACES, "dqn": (4, 2)}  # DQN: CartPole's
+UPDATES_PER_CALL = 20  # gradient steps per environment step, as in MBPO
