@@ -189,7 +189,7 @@ def build_trainer(
     stack.callback(evaluator.close)
     agent = build_agent(config, env.spaces, device)
     if compiles(config, device):
-        log.info("the first gradient step is compiled, which takes up to a minute (compile=false: not at all)")
+        log.info("the first gradient step is compiled, which takes up to a minute (compile=false skips it)")
         agent.compile(compilation.compiled)
     return Trainer(
         options=config.trainer,
