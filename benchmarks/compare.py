@@ -205,11 +205,42 @@ def table(results: dict[str, Any]) -> list[str]:
 def page(data: dict[str, Any]) -> str:
     """Return the page that shows the stored figures."""
     lines = [INTRODUCTION]
-    for key, entry in sorted(data.items(), key=lambda item: _place(item[0])):
+    jobs = {key: entry for key, entry in data.items() if key.startswith("job ")}
+    measures = {key: entry for key, entry in data.items() if key not in jobs}
+    for key, entry in sorted(measures.items(), key=lambda item: _place(item[0])):
         name, _, threads = key.partition(" ")
         where = ", ".join(f"{what} {value}" for what, value in entry["machine"].items())
         lines += [f"## {MEASURES[name].title}", "", f"{threads}; {where}", "", *table(entry["results"]), ""]
+    if jobs:
+        lines += ["## Whole jobs", "", "One after the other, 1 thread.", "", *job_table(jobs), ""]
     return "\n".join(lines)
+
+
+def job_table(jobs: dict[str, Any]) -> list[str]:
+    """Return a row for each job, from the start of its process to its end."""
+    rows = [
+        "| | wall | processor | peak memory | target | reached for good after |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in jobs.values():
+        result = entry["results"]
+        if "failed" in result:
+            rows.append(f"| {entry['title']} | does not run: {result['failed']} | | | | |")
+            continue
+        reached = ""
+        if "target" in result:
+            steps, seconds = result["steps_to_target"], result["seconds_to_target"]
+            reached = "never" if steps is None else f"{steps:,} steps, {seconds:.0f} s"
+        cells = (
+            entry["title"],
+            shown(result["wall_seconds"]),
+            shown(result["cpu_seconds"]),
+            f"{result['peak_megabytes']:.0f} MB",
+            str(result.get("target", "")),
+            reached,
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 def _place(key: str) -> tuple[int, str]:

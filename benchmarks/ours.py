@@ -113,8 +113,8 @@ def fit_step() -> Callable[[int], None]:
         while count > 0:
             batches = fitter.mini_batches(len(inputs) // BATCH * BATCH, ENSEMBLE)
             for index in itertools.islice(batches, count):
-                loss = network.loss(inputs[index], targets[index])
-                optimizer.minimize(loss.sum() + network.penalty())
+                _, objective = network.losses(inputs[index], targets[index])
+                optimizer.minimize(objective)
                 count -= 1
 
     return work

@@ -96,14 +96,36 @@ def test_a_regression_learns_what_can_be_learned(distribution: str, g: torch.Gen
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     for _ in range(400):
         optimizer.zero_grad()
-        loss = net.loss(inputs.expand(2, -1, -1), targets.expand(2, -1, -1)).sum() + net.penalty()
-        loss.backward()  # type: ignore[no-untyped-call]
+        _, objective = net.losses(inputs.expand(2, -1, -1), targets.expand(2, -1, -1))
+        objective.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     mean, log_variance = net.moments(inputs.expand(2, -1, -1))
     assert (mean - targets).square().mean().sqrt() < 0.5, "in the targets' own units"
     if log_variance is not None:
         error = (mean - targets).square().mean().sqrt()
         assert 0.5 < (0.5 * log_variance).exp().mean() / error < 2, "the deviation tells the error"
+
+
+@pytest.mark.parametrize("distribution", ["deterministic", "gaussian"])
+def test_elements_in_small_units_are_learned_as_well_as_those_in_large_ones(
+    distribution: str, g: torch.Generator
+) -> None:
+    net = Regression(distribution, 1, 2, [16], (2,), g)  # type: ignore[arg-type]
+    inputs = torch.rand(1, 256, 2, generator=g) * 4 - 2
+    targets = torch.stack((1e-3 * inputs[0, :, 0].square(), 1e3 * inputs[0, :, 1].square()), dim=-1)
+    net.fit_normalizers(inputs[0], targets)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        _, objective = net.losses(inputs, targets[None])
+        objective.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    error = (net.moments(inputs)[0][0] - targets).square().mean(0).sqrt() / targets.std(0)
+    assert error.max() < 0.1
+    if distribution == "deterministic":  # what is reported is in the targets' own units
+        mean = net.moments(inputs)[0]
+        by_hand = 0.5 * (mean - targets).square().mean()
+        torch.testing.assert_close(net.losses(inputs, targets[None])[0], by_hand[None])
 
 
 def test_log_variance_limits_are_soft_learned_and_penalised(g: torch.Generator) -> None:
@@ -113,9 +135,9 @@ def test_log_variance_limits_are_soft_learned_and_penalised(g: torch.Generator) 
     _, log_variance = net.moments(torch.zeros(1, 3, 1))
     assert log_variance is not None
     torch.testing.assert_close(log_variance, torch.full((1, 3, 2), 0.5), atol=1e-3, rtol=0)
-    penalty = net.penalty()
-    torch.testing.assert_close(penalty, torch.tensor(0.01 * (2 * 0.5 + 2 * 10.0)))
-    net.loss(torch.zeros(1, 3, 1), torch.zeros(1, 3, 2)).sum().backward()  # type: ignore[no-untyped-call]
+    loss, objective = net.losses(torch.zeros(1, 3, 1), torch.zeros(1, 3, 2))
+    torch.testing.assert_close(objective - loss.sum(), torch.tensor(0.01 * (2 * 0.5 + 2 * 10.0)))
+    loss.sum().backward()  # type: ignore[no-untyped-call]
     assert net.max_log_variance.grad is not None
     assert net.max_log_variance.grad.abs().sum() > 0
 

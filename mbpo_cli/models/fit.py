@@ -91,8 +91,8 @@ class ModelFitter:
         """Train one function for an epoch and return each member's mean loss, shape (M,)."""
         losses = []
         for index_MB in self.mini_batches(len(inputs_NI), part.network.num_members):
-            loss_M = part.network.loss(inputs_NI[index_MB], targets_ND[index_MB])
-            part.optimizer.minimize(loss_M.sum() + part.network.penalty())
+            loss_M, objective = part.network.losses(inputs_NI[index_MB], targets_ND[index_MB])
+            part.optimizer.minimize(objective)
             losses.append(loss_M.detach())
         return torch.stack(losses).mean(0)
 

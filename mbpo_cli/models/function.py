@@ -63,12 +63,8 @@ class Network(nn.Module, ABC):
         """Take the normalisation from the training data."""
 
     @abstractmethod
-    def loss(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
-        """Return each member's loss, shape (M,)."""
-
-    def penalty(self) -> Tensor | float:
-        """Return what is added to the sum of losses in training."""
-        return 0.0
+    def losses(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each member's loss as the page defines it, shape (M,), and the scalar to minimise."""
 
 
 class LearnedFunction(ABC):

@@ -47,9 +47,10 @@ class Classifier(Network):
         logits: Tensor = self.mlp(self.inputs(inputs_MBI))
         return logits[..., 0]
 
-    def loss(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
-        """Return the weighted cross-entropy, shape (M,)."""
-        return is_done_loss(self.logits(inputs_MBI), targets_MBD[..., 0])
+    def losses(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weighted cross-entropy, shape (M,), and its sum, which is minimised."""
+        loss_M = is_done_loss(self.logits(inputs_MBI), targets_MBD[..., 0])
+        return loss_M, loss_M.sum()
 
 
 class LearnedIsDone(LearnedFunction):

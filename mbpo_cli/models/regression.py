@@ -49,7 +49,7 @@ class Regression(Network):
     """An ensemble of networks that maps inputs to targets and is trained by one of two losses.
 
     Inputs are normalised. So are targets inside the network, which makes the outputs well scaled;
-    losses and predictions are in the targets' own units, as the page defines them.
+    predictions, and the losses that are reported, are in the targets' own units, as the page defines them.
     """
 
     weights: Tensor
@@ -99,21 +99,21 @@ class Regression(Network):
         log_variance = low + functional.softplus(log_variance - low)
         return mean * self.targets.std + self.targets.mean, log_variance + 2 * self.targets.std.log()
 
-    def loss(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
-        """Return each member's loss as the page defines it, shape (M,)."""
+    def losses(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each member's loss as the page defines it, shape (M,), and the scalar to minimise.
+
+        The half-mean loss is in the targets' own units, where positions of millimetres would hardly
+        count beside speeds of metres per second. What is minimised weighs each element by the inverse
+        of its variance, as maximum likelihood does by itself.
+        """
         mean, log_variance = self.moments(inputs_MBI)
         if log_variance is None:
-            return half_mean_loss(mean, targets_MBD, self.weights)
-        return gaussian_loss(mean, log_variance, targets_MBD, self.weights)
-
-    def penalty(self) -> Tensor | float:
-        """Return what pulls the limits of the log-variance together in training.
-
-        Source: the factor 0.01 is that of PETS and of MBPO's code.
-        """
-        if not self.gaussian:
-            return 0.0
-        return 0.01 * (self.max_log_variance.sum() - self.min_log_variance.sum())
+            loss_M = half_mean_loss(mean, targets_MBD, self.weights)
+            return loss_M, half_mean_loss(mean, targets_MBD, self.weights / self.targets.std.square()).sum()
+        loss_M = gaussian_loss(mean, log_variance, targets_MBD, self.weights)
+        # Pulls the limits of the log-variance together. Source: the factor of PETS and of MBPO's code.
+        penalty = 0.01 * (self.max_log_variance.sum() - self.min_log_variance.sum())
+        return loss_M, loss_M.sum() + penalty
 
     def sample(self, inputs_MBI: Tensor, generator: torch.Generator, members: Tensor | None = None) -> Tensor:
         """Predict targets, drawn from the distribution if it is Gaussian; shape (M, B, D)."""

@@ -1,0 +1,136 @@
+"""Whole jobs from process start to end: wall time, processor time, memory, and when a return was reached.
+
+    python -m benchmarks.jobs [--only NAME ...] [--peers PYTHON]
+
+One after the other, one thread each. Updates `docs/benchmarks.json` and its page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import DATA, PAGE, PEERS, ROOT, machine, page
+
+OURS = (sys.executable, "-m", "mbpo_cli")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command.
+
+    Attributes:
+        title: What is done, and by whom.
+        command: Arguments of our command line, or the name of a peer's job.
+        target: Return to reach, in three evaluations in a row; None if there is none.
+    """
+
+    title: str
+    command: tuple[str, ...] | str
+    target: float | None = None
+
+
+CART_POLE = ("--config-dir", str(ROOT / "benchmarks" / "conf"), "agent=sac", "env=mbrl_cartpole", "seed=0")
+JOBS = {
+    "help": Job("`mbpo-train --help`", ("--help",)),
+    "first_step": Job("one environment step", ("env=pendulum", "trainer.num_env_steps=1")),
+    "pendulum": Job("SAC on Pendulum, default", ("agent=sac", "env=pendulum"), -200),
+    "pendulum_sb3": Job("SAC of stable-baselines3 alone on Pendulum, zoo settings", "sb3_pendulum", -200),
+    "cartpole": Job("mbrl-lib's cart-pole job, same work", CART_POLE, 200),
+    "cartpole_mbrl": Job("mbrl-lib's cart-pole job by mbrl-lib", "mbrl_cartpole", 200),
+}
+
+
+def run(job: Job, peers: Path) -> dict[str, Any]:
+    """Return what one job took."""
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(job.command, str):
+            command = [str(peers), "-m", "benchmarks.peers_jobs", job.command]
+        else:
+            directory = [] if "--help" in job.command else [f"hydra.run.dir={folder}/run"]
+            command = [*OURS, *job.command, *directory]
+        variables = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONWARNINGS": "ignore",
+        }
+        start = time.perf_counter()
+        with open(f"{folder}/out", "w+b") as out:
+            process = subprocess.Popen(
+                command, cwd=folder, env=variables, stdout=out, stderr=subprocess.STDOUT
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - start
+            process.returncode = os.waitstatus_to_exitcode(status)
+            out.seek(0)
+            output = out.read().decode(errors="replace")
+        if process.returncode != 0:
+            return {"failed": (output.strip().splitlines() or ["no output"])[-1]}
+        result: dict[str, Any] = {
+            "wall_seconds": wall,
+            "cpu_seconds": usage.ru_utime + usage.ru_stime,
+            "peak_megabytes": usage.ru_maxrss / 1024,
+        }
+        if job.target is not None:
+            points = (
+                _of_peer(output) if isinstance(job.command, str) else _of_ours(Path(folder) / "run", wall)
+            )
+            result |= reached(points, job.target)
+        return result
+
+
+def _of_peer(output: str) -> list[tuple[int, float, float]]:
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return [(row["steps"], row["return"], row["seconds"]) for row in rows]
+
+
+def _of_ours(directory: Path, wall_seconds: float) -> list[tuple[int, float, float]]:
+    # The phases of training leave out how the process starts, which counts.
+    summary = json.loads((directory / "summary.json").read_text())
+    spent = wall_seconds - sum(summary["phase_seconds"].values())
+    points = []
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        phases = [seconds for tag, seconds in row.items() if re.fullmatch(r"time/\w+_seconds", tag)]
+        if "eval/return_mean" in row and phases:
+            points.append((row["step"], row["eval/return_mean"], spent + sum(phases)))
+    return points
+
+
+def reached(points: list[tuple[int, float, float]], target: float) -> dict[str, Any]:
+    """Return when three evaluations in a row had reached the target: the step and second of the first."""
+    for first, second, third in zip(points, points[1:], points[2:], strict=False):
+        if min(first[1], second[1], third[1]) >= target:
+            return {"target": target, "steps_to_target": first[0], "seconds_to_target": first[2]}
+    return {"target": target, "steps_to_target": None, "seconds_to_target": None}
+
+
+def main() -> None:
+    """Run what was asked for and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME")
+    parser.add_argument("--peers", type=Path, default=PEERS, help="Python of the peers' environment")
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        if isinstance(JOBS[name].command, str) and not arguments.peers.exists():
+            continue
+        result = run(JOBS[name], arguments.peers)
+        print(JOBS[name].title, json.dumps(result), flush=True)
+        data = json.loads(DATA.read_text()) if DATA.exists() else {}
+        data[f"job {name}"] = {"machine": machine(), "title": JOBS[name].title, "results": result}
+        DATA.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+        PAGE.write_text(page(data))
+
+
+if __name__ == "__main__":
+    main()
