@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format typecheck tensorboard results bench bench-peers wheel clean
+.PHONY: help install train test test-slow lint format typecheck tensorboard results bench bench-jobs bench-peers wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ results: install ## train the runs of docs/results.md that are missing, and draw
 
 bench: install ## measure speed against the machine's limit, and against peers if they are installed
 	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+bench-jobs: install ## measure whole jobs, peers' too if they are installed (half an hour)
+	$(BIN)/python -m benchmarks.jobs $(ARGS)
 
 # mbrl-lib asks for packages of 2020 and runs with today's; it comes last, without what it asks for.
 .venv-peers/installed: constraints.txt benchmarks/peers.txt
