@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from mbpo_cli import compilation
 from mbpo_cli.buffers import ReplayBuffer, num_real_of
 from mbpo_cli.config import Config
 from mbpo_cli.envs import environment
+from mbpo_cli.envs.collector import Collector
 from mbpo_cli.envs.environment import BadWrapper, Environment
 from mbpo_cli.envs.spaces import UnsuitableSpace
 from mbpo_cli.evaluate import Evaluator
@@ -26,7 +28,7 @@ from mbpo_cli.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.options import Component, ConfigError, one_line, resolve
-from mbpo_cli.seeding import generator
+from mbpo_cli.seeding import episode_seed, generator
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Agent, SpaceSpec
 
@@ -183,11 +185,14 @@ def build_trainer(
         ConfigError: The parts do not fit together.
     """
     device = build_device(config)
-    env = build_env(config)
-    stack.callback(env.close)
+    envs = []
+    for _ in range(config.env.num_envs):
+        envs.append(build_env(config))
+        stack.callback(envs[-1].close)
+    spaces = envs[0].spaces
     evaluator = Evaluator(lambda: build_env(config), config.trainer.num_eval_episodes, config.seed, device)
     stack.callback(evaluator.close)
-    agent = build_agent(config, env.spaces, device)
+    agent = build_agent(config, spaces, device)
     if compiles(config, device):
         log.info("the first gradient step is compiled, which takes up to a minute (compile=false skips it)")
         agent.compile(compilation.compiled)
@@ -197,10 +202,10 @@ def build_trainer(
         mbpo_options=config.mbpo,
         seed=config.seed,
         device=device,
-        env=env,
+        collector=Collector(envs, partial(episode_seed, config.seed, "environment")),
         agent=agent,
-        real_buffer=ReplayBuffer(config.agent.experience_buffer_length, env.spaces, device),
-        model_based=build_model_based(config, agent, env.spaces, device),
+        real_buffer=ReplayBuffer(config.agent.experience_buffer_length, spaces, device),
+        model_based=build_model_based(config, agent, spaces, device),
         evaluate=evaluator,
         logger=logger,
         should_stop=should_stop,

@@ -32,18 +32,18 @@ class Noise(ABC):
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
         """Perturb greedy actions, shape (B, A), each row on its own."""
 
-    def advance(self, action: Tensor, generator: torch.Generator, first: bool) -> Tensor:
-        """Perturb the action of the next real step, shape (1, A), and decay.
+    def advance(self, action: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
+        """Perturb the actions of the next real steps, a row per environment, and decay once for each.
 
-        `first` says that an episode begins, where noise that is correlated in time starts anew.
+        `first`, shape (E,), is true where an episode begins; noise that is correlated in time starts anew.
         """
         action = self(action, generator)
-        self.decay()
+        self.decay(len(action))
         return action
 
     @abstractmethod
-    def decay(self) -> None:
-        """Shrink the amount of noise."""
+    def decay(self, num_steps: int = 1) -> None:
+        """Shrink the amount of noise so many times."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -54,9 +54,9 @@ class Noise(ABC):
         """Restore what `state_dict` returned."""
 
 
-def decayed(value: float, rate: float, minimum: float) -> float:
-    """Return `value` shrunk by `rate`, not below `minimum`; a value that is below it already stays."""
-    return max(value * (1 - rate), minimum) if value > minimum else value
+def decayed(value: float, rate: float, minimum: float, num_steps: int) -> float:
+    """Return `value` shrunk by `rate` so often, not below `minimum`; one that is below it already stays."""
+    return max(value * (1 - rate) ** num_steps, minimum) if value > minimum else value
 
 
 @dataclass
@@ -86,9 +86,9 @@ class DecayingNoise(Noise):
         self.standard_deviation = options.standard_deviation
         self._rate, self._minimum = options.standard_deviation_decay_rate, options.standard_deviation_min
 
-    def decay(self) -> None:
+    def decay(self, num_steps: int = 1) -> None:
         """Shrink the standard deviation by the decay rate, not below its minimum."""
-        self.standard_deviation = decayed(self.standard_deviation, self._rate, self._minimum)
+        self.standard_deviation = decayed(self.standard_deviation, self._rate, self._minimum, num_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the current standard deviation."""
@@ -168,16 +168,15 @@ class OrnsteinUhlenbeckNoise(DecayingNoise):
         noise = torch.randn(action.shape, generator=generator, device=action.device)
         return (action + self.options.mean + stationary_deviation * noise).clamp(-1, 1)
 
-    def advance(self, action: Tensor, generator: torch.Generator, first: bool) -> Tensor:
-        """Return the action of the next real step, shape (1, A)."""
-        if first:
-            self.noise = torch.full_like(action, self.options.initial_action)
-        else:
-            noise = self.noise.to(action.device)
-            drift = self.options.mean_attraction_constant * (self.options.mean - noise)
-            diffusion = torch.randn(action.shape, generator=generator, device=action.device)
-            self.noise = noise + drift + self.standard_deviation * diffusion
-        self.decay()
+    def advance(self, action: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
+        """Return the actions of the next real steps, shape (E, A)."""
+        noise = self.noise.to(action.device)
+        drift = self.options.mean_attraction_constant * (self.options.mean - noise)
+        diffusion = torch.randn(action.shape, generator=generator, device=action.device)
+        moved = noise + drift + self.standard_deviation * diffusion
+        start = torch.full_like(action, self.options.initial_action)
+        self.noise = torch.where(first.to(action.device)[:, None], start, moved)
+        self.decay(len(action))
         return (action + self.noise).clamp(-1, 1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,9 +217,10 @@ class EpsilonGreedy(Noise):
         random_action = DiscreteActions(num_actions).one_hot(index)
         return torch.where(is_random[:, None], random_action, action)
 
-    def decay(self) -> None:
+    def decay(self, num_steps: int = 1) -> None:
         """Shrink epsilon by its decay, not below its minimum."""
-        self.epsilon = decayed(self.epsilon, self.options.epsilon_decay, self.options.epsilon_min)
+        options = self.options
+        self.epsilon = decayed(self.epsilon, options.epsilon_decay, options.epsilon_min, num_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the current epsilon."""

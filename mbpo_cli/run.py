@@ -101,7 +101,7 @@ def summarize(
         "env": config.env.name,
         "seed": config.seed,
         "env_steps": trainer.env_steps if trainer is not None else 0,
-        "episodes": trainer.episodes if trainer is not None else 0,
+        "episodes": trainer.collector.episodes if trainer is not None else 0,
         "gradient_steps": trainer.gradient_steps if trainer is not None else 0,
         "wall_seconds": wall_seconds,
         "phase_seconds": trainer.phase_seconds if trainer is not None else {},

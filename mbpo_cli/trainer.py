@@ -7,6 +7,7 @@ Source: the page, Training Algorithm.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,7 @@ from torch import Tensor
 from mbpo_cli import rollouts
 from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.buffers import ReplayBuffer, mix
-from mbpo_cli.envs.environment import Environment
+from mbpo_cli.envs.collector import Collector
 from mbpo_cli.evaluate import Evaluation
 from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.logger import Logger
@@ -25,9 +26,9 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.options import option
 from mbpo_cli.rollouts import ModelRolloutOptions
-from mbpo_cli.seeding import episode_seed, generator
+from mbpo_cli.seeding import generator
 from mbpo_cli.stopwatch import Stopwatch
-from mbpo_cli.types import Agent, Policy, Transitions
+from mbpo_cli.types import Agent, Policy
 
 
 @dataclass
@@ -88,7 +89,6 @@ class Trainer:
 
     Attributes:
         env_steps: Real environment steps so far.
-        episodes: Episodes finished so far.
         gradient_steps: Updates of the base agent so far.
         evaluation: The last evaluation, or None before the first.
         best_evaluation: The one with the greatest mean return.
@@ -102,7 +102,7 @@ class Trainer:
         mbpo_options: MBPOOptions,
         seed: int,
         device: torch.device,
-        env: Environment,
+        collector: Collector,
         agent: Agent,
         real_buffer: ReplayBuffer,
         model_based: ModelBased | None,
@@ -114,7 +114,7 @@ class Trainer:
         self.options = options
         self.agent_options = agent_options
         self.mbpo_options = mbpo_options
-        self.env = env
+        self.collector = collector
         self.agent = agent
         self.real_buffer = real_buffer
         self.model_based = model_based
@@ -122,7 +122,6 @@ class Trainer:
         self.logger = logger
         self.should_stop = should_stop
 
-        self._seed = seed
         self._device = device
         self._warm_start_stream = generator(seed, "warm_start")
         self._exploration_stream = generator(seed, "exploration", device=device)
@@ -131,14 +130,11 @@ class Trainer:
         self._stopwatch = Stopwatch(("env", "fit", "generate", "update", "evaluate"))
 
         self.env_steps = 0
-        self.episodes = 0
         self.gradient_steps = 0
         self.num_model_trainings = 0
         self.evaluation: Evaluation | None = None
         self.best_evaluation: Evaluation | None = None
-        self._episode_steps = 0
-        self._episode_return = 0.0
-        self._held_action = torch.zeros(env.spaces.action_size)
+        self._held_actions = torch.zeros(len(collector), collector.spaces.action_size)
 
     def train(self) -> bool:
         """Train for the remaining environment steps.
@@ -146,16 +142,15 @@ class Trainer:
         Returns:
             True if all steps were taken, False if `should_stop` ended the training before.
         """
-        obs = self._start_episode()
         while self.env_steps < self.options.num_env_steps:
             if self.should_stop():
                 return False
             if self._generation_is_due():
                 self._fit_model()
                 self._generate_experience()
-            obs = self._act_and_store(obs)
+            num_steps = self._act_and_store()
             if self.env_steps > self.agent_options.num_warm_start_steps:
-                self._update_agent()
+                self._update_agent(num_steps)
             if self._is_due(self.options.evaluate_every_steps):
                 self._evaluate()
             self._log()
@@ -167,13 +162,17 @@ class Trainer:
         return dict(self._stopwatch.seconds)
 
     def _is_due(self, every_steps: int) -> bool:
-        return self.env_steps % every_steps == 0 or self.env_steps == self.options.num_env_steps
+        return self._has_passed(every_steps) or self.env_steps == self.options.num_env_steps
+
+    def _has_passed(self, every_steps: int) -> bool:
+        # With several environments a multiple may lie between two counts.
+        return self.env_steps % every_steps < min(len(self.collector), every_steps)
 
     def _generation_is_due(self) -> bool:
         if self.model_based is None or self.env_steps < self.agent_options.num_warm_start_steps:
             return False
         every = self.mbpo_options.generate_every
-        return self._episode_steps == 0 if every == "episode" else self.env_steps % every == 0
+        return bool(self.collector.first.any()) if every == "episode" else self._has_passed(every)
 
     def _fit_model(self) -> None:
         assert self.model_based is not None
@@ -202,50 +201,36 @@ class Trainer:
         self.model_based.policy.decay()
         self.logger.log({"rollout/horizon": horizon, "rollout/num_generated": count})
 
-    def _act_and_store(self, obs: Tensor) -> Tensor:
+    def _act_and_store(self) -> int:
+        """Take a step in each environment, as far as there are steps left; return how many."""
         with self._stopwatch.phase("env"):
-            action = self._choose_action(obs)
-            step = self.env.step(action)
-            self.real_buffer.add(
-                Transitions(
-                    obs[None].to(self._device),
-                    action[None].to(self._device),
-                    torch.tensor([step.reward], device=self._device),
-                    step.obs[None].to(self._device),
-                    torch.tensor([float(step.terminated)], device=self._device),
-                )
-            )
-            self.env_steps += 1
-            self._episode_steps += 1
-            self._episode_return += step.reward
-            if not (step.terminated or step.truncated):
-                return step.obs
-            self.episodes += 1
+            actions = self._choose_actions()[: self.options.num_env_steps - self.env_steps]
+            transitions, ended = self.collector.step(actions)
+            self.real_buffer.add(transitions.to(self._device))
+            self.env_steps += len(transitions)
+        if ended:
             self.logger.log(
                 {
-                    "train/episode_return": self._episode_return,
-                    "train/episode_length": self._episode_steps,
-                    "train/episodes": self.episodes,
+                    "train/episode_return": statistics.fmean(episode.total_reward for episode in ended),
+                    "train/episode_length": statistics.fmean(episode.length for episode in ended),
+                    "train/episodes": self.collector.episodes,
                 }
             )
-            return self._start_episode()
+        return len(transitions)
 
-    def _start_episode(self) -> Tensor:
-        self._episode_steps, self._episode_return = 0, 0.0
-        return self.env.reset(episode_seed(self._seed, "environment", self.episodes))
-
-    def _choose_action(self, obs: Tensor) -> Tensor:
+    def _choose_actions(self) -> Tensor:
         if self.env_steps < self.agent_options.num_warm_start_steps:
-            if self._episode_steps % self.agent_options.warm_start_hold_steps == 0:
-                self._held_action = self.env.spaces.actions.sample(self._warm_start_stream)
-            return self._held_action
-        first = self._episode_steps == 0
-        return self.agent.explore(obs[None].to(self._device), self._exploration_stream, first)[0].cpu()
+            for row, steps in enumerate(self.collector.steps):
+                if steps % self.agent_options.warm_start_hold_steps == 0:
+                    self._held_actions[row] = self.collector.spaces.actions.sample(self._warm_start_stream)
+            return self._held_actions.clone()
+        obs = self.collector.obs.to(self._device)
+        return self.agent.explore(obs, self._exploration_stream, self.collector.first).cpu()
 
-    def _update_agent(self) -> None:
+    def _update_agent(self, num_steps: int) -> None:
         generated = self.model_based.buffer if self.model_based is not None else None
         size, ratio = self.mbpo_options.mini_batch_size, self.mbpo_options.real_ratio
-        num_updates = self.agent_options.num_gradient_steps_per_update
+        num_updates = num_steps * self.agent_options.num_gradient_steps_per_update
         with self._stopwatch.phase("update"):
             batches, num_real = mix(self.real_buffer, generated, size, ratio, num_updates, self._mix_stream)
             for batch in batches:

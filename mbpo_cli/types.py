@@ -52,6 +52,16 @@ class Transitions:
     def __len__(self) -> int:
         return self.obs.shape[0]
 
+    def to(self, device: torch.device) -> Transitions:
+        """Return them on a device."""
+        return Transitions(
+            self.obs.to(device),
+            self.action.to(device),
+            self.reward.to(device),
+            self.next_obs.to(device),
+            self.terminated.to(device),
+        )
+
     def __getitem__(self, rows: Tensor | slice) -> Transitions:
         """Return the chosen rows."""
         return Transitions(
@@ -165,11 +175,11 @@ class Agent(Protocol):
         """Choose actions, as described in `Policy`; each row explores on its own."""
         ...
 
-    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
-        """Choose the action of the next real step, shape (1, A), for an observation (1, O).
+    def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
+        """Choose the actions of the next real steps, shape (E, A), for E environments that show (E, O).
 
         This is where exploration moves on in time: noise that is correlated from step to step, and
-        what decays with the number of steps. `first` says that an episode begins.
+        what decays with the number of steps. `first`, shape (E,), is true where an episode begins.
         """
         ...
 

@@ -50,7 +50,7 @@ def test_actions_are_legal_greedy_without_a_stream_and_random_with_one(name: str
         if spaces_of(name) is DISCRETE:
             assert sorted(action.unique().tolist()) == [0.0, 1.0]
             assert action.sum(1).tolist() == [1.0] * 200
-    assert agent.explore(obs[:1], g, first=True).shape == (1, spaces_of(name).action_size)
+    assert agent.explore(obs[:1], g, first=torch.tensor([True])).shape == (1, spaces_of(name).action_size)
 
 
 @EVERY_AGENT
@@ -58,14 +58,14 @@ def test_interrupted_and_restored_equals_uninterrupted(name: str, g: torch.Gener
     agent, restored = make(name), make(name, "seed=9")
     batches = [random_transitions(16, spaces_of(name), seed=i) for i in range(7)]
     for batch in batches[:3]:
-        agent.explore(batch.obs[:1], g, first=False)
+        agent.explore(batch.obs[:1], g, first=torch.tensor([False]))
         agent.update(batch)
     restored.load_state_dict(agent.state_dict())
     streams = [torch.Generator().manual_seed(5) for _ in range(2)]
     for batch in batches[3:]:
         for one, stream in zip((agent, restored), streams, strict=True):
             one.update(batch)
-            one.last_action = one.explore(batch.obs[:1], stream, first=False)
+            one.last_action = one.explore(batch.obs[:1], stream, first=torch.tensor([False]))
         assert torch.equal(agent.last_action, restored.last_action)
     for part, module in modules(agent).items():
         assert same(module, copies(getattr(restored, part))), part
@@ -217,7 +217,7 @@ def test_dqn_explores_less_and_less_in_real_steps_only(g: torch.Generator) -> No
     for _ in range(5):
         seen.append(agent.exploration.epsilon)
         agent.act(obs, explore=g)
-        agent.explore(obs, g, first=False)
+        agent.explore(obs, g, first=torch.tensor([False]))
     assert seen == [0.8, 0.4, 0.2, 0.1, 0.1]
 
 

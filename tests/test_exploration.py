@@ -26,7 +26,7 @@ class HalfAgent:
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         return torch.full((len(obs), 1), 0.5 if explore is None else 0.25)
 
-    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+    def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         return self.act(obs, generator)
 
     def update(self, batch: Transitions) -> Metrics:
@@ -110,7 +110,9 @@ def ornstein_uhlenbeck(**changes: float) -> OrnsteinUhlenbeckNoise:
 
 def walk(noise: OrnsteinUhlenbeckNoise, num_steps: int, g: torch.Generator) -> Tensor:
     zero = torch.zeros(1, 1)
-    return torch.cat([noise.advance(zero, g, first=step == 0)[0] for step in range(num_steps)])
+    return torch.cat(
+        [noise.advance(zero, g, first=torch.tensor([step == 0]))[0] for step in range(num_steps)]
+    )
 
 
 def test_correlated_noise_without_chance_goes_from_the_initial_action_to_the_mean(g: torch.Generator) -> None:
@@ -144,7 +146,7 @@ def test_correlated_noise_decays_and_is_restored(g: torch.Generator) -> None:
     other.load_state_dict(noise.state_dict())
     streams = [torch.Generator().manual_seed(1) for _ in range(2)]
     paths = [
-        [float(one.advance(torch.zeros(1, 1), stream, first=False)) for _ in range(5)]
+        [float(one.advance(torch.zeros(1, 1), stream, first=torch.tensor([False]))) for _ in range(5)]
         for one, stream in zip((noise, other), streams, strict=True)
     ]
     assert paths[0] == paths[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from torch import Tensor
 from mbpo_cli import build, rollouts
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.compose import make_config
+from mbpo_cli.envs.collector import Collector
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.evaluate import Evaluation
 from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.logger import Logger
+from mbpo_cli.seeding import episode_seed
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Accelerate, Metrics, Policy, Transitions
 from tests.conftest import TINY, CountingEnv, gym_env
@@ -27,16 +30,16 @@ class Spy:
     def __init__(self) -> None:
         self.events: list[str] = []
         self.batches: list[Transitions] = []
-        self.firsts: list[bool] = []
+        self.firsts: list[list[bool]] = []
 
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         self.events.append("act" if explore is not None else "act greedily")
         return torch.zeros(len(obs), 1)
 
-    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
+    def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         self.events.append("act")
-        self.firsts.append(first)
-        return torch.zeros(1, 1)
+        self.firsts.append(first.tolist())
+        return torch.zeros(len(obs), 1)
 
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
         self.events.append("perturb")
@@ -102,8 +105,9 @@ class Loop:
         config = make_config(*TINY, *gym_env("tests/Counting-v0"), *overrides)
         self.spy, self.recorder = Spy(), Recorder()
         self.counting = env or CountingEnv(episode_steps=5)
-        self.env = Environment(self.counting)
-        space = self.env.spaces
+        more = [CountingEnv(episode_steps=5 + i) for i in range(1, config.env.num_envs)]
+        envs = [Environment(one) for one in (self.counting, *more)]
+        space = envs[0].spaces
         self.model_based = None
         if build.uses_model(config):
             self.model_based = ModelBased(
@@ -118,7 +122,7 @@ class Loop:
             mbpo_options=config.mbpo,
             seed=config.seed,
             device=torch.device("cpu"),
-            env=self.env,
+            collector=Collector(envs, partial(episode_seed, config.seed, "environment")),
             agent=self.spy,
             real_buffer=ReplayBuffer(100, space),
             model_based=self.model_based,
@@ -214,7 +218,10 @@ def test_several_gradient_steps_use_fresh_batches() -> None:
 def test_the_agent_is_told_where_an_episode_begins() -> None:
     loop = Loop("trainer.num_env_steps=17", "mbpo=off", *QUIET)
     loop.run()
-    assert loop.spy.firsts == ([True] + [False] * 4) * 2 + [True, False]
+    assert [first for firsts in loop.spy.firsts for first in firsts] == ([True] + [False] * 4) * 2 + [
+        True,
+        False,
+    ]
 
 
 def test_evaluation_cadence_and_end() -> None:
@@ -258,7 +265,7 @@ def test_transitions_are_stored_as_they_happened_also_across_episodes() -> None:
     assert stored.next_obs.tolist() == [[e, s + 1] for e in range(3) for s in range(5)][:12]
     assert stored.reward.tolist() == [float(s % 5 + 1) for s in range(12)]
     assert loop.recorder.series("train/episode_return") == {5: 15.0, 10: 15.0}
-    assert loop.trainer.episodes == 2
+    assert loop.trainer.collector.episodes == 2
 
 
 def test_every_episode_is_reset_with_a_seed_of_its_own() -> None:
@@ -268,6 +275,36 @@ def test_every_episode_is_reset_with_a_seed_of_its_own() -> None:
     assert first.counting.seeds == again.counting.seeds
     assert len(set(first.counting.seeds)) == 3
     assert not set(first.counting.seeds) & set(other.counting.seeds)
+
+
+def test_environments_side_by_side_feed_one_buffer_each_in_its_own_episode() -> None:
+    loop = Loop("env.num_envs=2", "trainer.num_env_steps=23", "mbpo=off", *QUIET)
+    events = loop.run()
+    stored = loop.trainer.real_buffer.contents()
+    assert len(stored) == loop.trainer.env_steps == 23, "not a step more than asked for"
+    assert stored.obs[0::2].tolist() == [[e, s] for e in range(3) for s in range(5)][:12], "episodes of 5"
+    assert stored.obs[1::2].tolist() == [[e, s] for e in range(2) for s in range(6)][:11], "episodes of 6"
+    assert (stored.next_obs[:, 1] == stored.obs[:, 1] + 1).all(), "no step leads into the next episode"
+    # The warm start of 5 steps ends within the third pair; the last step is taken by one environment alone.
+    assert events == ["update"] * 2 + ["act", "update", "update"] * 8 + ["act", "update", "evaluate"]
+    assert loop.spy.firsts[0] == [False, False]
+    assert loop.spy.firsts[2:4] == [[True, False], [False, True]]
+    assert len(set(loop.counting.seeds)) == len(loop.counting.seeds)
+
+
+def test_cadences_hold_with_a_number_of_environments_that_does_not_divide_them() -> None:
+    loop = Loop("env.num_envs=3", "trainer.num_env_steps=25", "trainer.evaluate_every_steps=10", "mbpo=off")
+    loop.run()
+    assert list(loop.recorder.series("eval/return_mean")) == [12, 21, 25]
+
+
+def test_returns_of_episodes_that_end_together_are_averaged() -> None:
+    loop = Loop("env.num_envs=2", "trainer.num_env_steps=60", "mbpo=off")
+    loop.run()
+    returns = loop.recorder.series("train/episode_return")
+    assert returns[10] == 15.0
+    assert returns[12] == 21.0
+    assert returns[60] == 18.0, "six episodes of 5 and five of 6 end at step 60"
 
 
 def test_horizon_follows_its_schedule_and_reaches_the_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:

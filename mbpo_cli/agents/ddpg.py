@@ -63,8 +63,8 @@ class DDPG:
         action: Tensor = self.actor(obs)
         return action if explore is None else self.exploration(action, explore)
 
-    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
-        """Return the action of the next real step, with noise that moves on in time."""
+    def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
+        """Return the actions of the next real steps, with noise that moves on in time."""
         return self.exploration.advance(self.act(obs), generator, first)
 
     def update(self, batch: Transitions) -> Metrics:

@@ -65,8 +65,8 @@ class DQN:
         action = self._greedy(self.critic, obs)
         return action if explore is None else self.exploration(action, explore)
 
-    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
-        """Return the action of the next real step; exploration decays."""
+    def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
+        """Return the actions of the next real steps; exploration decays."""
         return self.exploration.advance(self.act(obs), generator, first)
 
     def update(self, batch: Transitions) -> Metrics:

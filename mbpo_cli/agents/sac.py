@@ -100,8 +100,8 @@ class SAC:
         """Return actions, shape (B, A): drawn from the policy, or its mode."""
         return self.actor.greedy(obs) if explore is None else self.actor.sample(obs, explore)
 
-    def explore(self, obs: Tensor, generator: torch.Generator, first: bool) -> Tensor:
-        """Return the action of the next real step, drawn from the policy."""
+    def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
+        """Return the actions of the next real steps, drawn from the policy."""
         return self.act(obs, generator)
 
     def update(self, batch: Transitions) -> Metrics:

@@ -27,6 +27,11 @@ class EnvOptions:
     name: str = option("short name, for tables and run names")
     kwargs: dict[str, Any] | None = option("keyword arguments of gymnasium.make; null = none")
     module: str | None = option("module to import first, which registers the id; null = none")
+    num_envs: int = option(
+        "real environments side by side: a step of training is one in each, with as many updates for each",
+        low=1,
+        high=1000,
+    )
     wrappers: list[str | dict[str, Any]] | None = option(
         "wrappers, innermost first, as package.module.Class or {_target_: that, key: value}; null = none"
     )

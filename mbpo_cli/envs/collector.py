@@ -1,0 +1,93 @@
+"""Real environments side by side, each in an episode of its own.
+
+Knows how episodes begin and end; does not know who chooses the actions or where experience goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mbpo_cli.envs.environment import Environment
+from mbpo_cli.types import Transitions
+
+
+class Episode(NamedTuple):
+    """A finished episode.
+
+    Attributes:
+        total_reward: Its undiscounted return.
+        length: Its steps.
+    """
+
+    total_reward: float
+    length: int
+
+
+class Collector:
+    """Steps environments and starts the next episode where one has ended.
+
+    There is no autoreset: the observation that ended an episode is stored, and the one that begins
+    the next is acted on.
+
+    Attributes:
+        obs: What each environment shows now, shape (E, O).
+        steps: Steps of each environment's present episode.
+        episodes: Episodes finished so far.
+    """
+
+    def __init__(self, envs: Sequence[Environment], seed_of: Callable[[int], int]) -> None:
+        """Start an episode in each of the environments; `seed_of` seeds them by their number."""
+        self.spaces = envs[0].spaces
+        self.steps = [0] * len(envs)
+        self.episodes = 0
+        self._envs = envs
+        self._seed_of = seed_of
+        self._num_started = 0
+        self._returns = [0.0] * len(envs)
+        self.obs = torch.stack([self._start(row) for row in range(len(envs))])
+
+    def __len__(self) -> int:
+        return len(self._envs)
+
+    @property
+    def first(self) -> Tensor:
+        """True where an episode begins, shape (E,)."""
+        return torch.tensor(self.steps) == 0
+
+    def step(self, actions: Tensor) -> tuple[Transitions, list[Episode]]:
+        """Take one step in each of the first n environments.
+
+        Args:
+            actions: Scaled to [-1, 1] or one-hot, shape (n, A).
+
+        Returns:
+            The n transitions, and the episodes that ended with them.
+        """
+        steps = [env.step(action) for env, action in zip(self._envs, actions, strict=False)]
+        transitions = Transitions(
+            self.obs[: len(steps)],
+            actions,
+            torch.tensor([step.reward for step in steps]),
+            torch.stack([step.obs for step in steps]),
+            torch.tensor([float(step.terminated) for step in steps]),
+        )
+        self.obs = self.obs.clone()
+        ended = []
+        for row, step in enumerate(steps):
+            self.obs[row] = step.obs
+            self.steps[row] += 1
+            self._returns[row] += step.reward
+            if step.terminated or step.truncated:
+                ended.append(Episode(self._returns[row], self.steps[row]))
+                self.episodes += 1
+                self.obs[row] = self._start(row)
+        return transitions, ended
+
+    def _start(self, row: int) -> Tensor:
+        self.steps[row], self._returns[row] = 0, 0.0
+        self._num_started += 1
+        return self._envs[row].reset(self._seed_of(self._num_started - 1))
