@@ -195,7 +195,7 @@ def build_trainer(
     agent = build_agent(config, spaces, device)
     if compiles(config, device):
         log.info("the first gradient step is compiled, which takes up to a minute (compile=false skips it)")
-        agent.compile(compilation.compiled)
+        agent.compile(partial(compilation.compiled, optional=config.compile == "auto"))
     return Trainer(
         options=config.trainer,
         agent_options=config.agent,

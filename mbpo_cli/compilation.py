@@ -5,12 +5,18 @@ Knows functions of tensors, and how often they will be called; does not know wha
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import shutil
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
+
+from mbpo_cli.options import one_line
+
+log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,11 +30,29 @@ def missing_compiler() -> str | None:
     return None if shutil.which(name) else name
 
 
-def compiled(function: F) -> F:
+def compiled(function: F, optional: bool = False) -> F:
     """Return the function, to be compiled when it is first called, and again for tensors of other shapes.
 
     It must take, change and return nothing but tensors, apart from flags and what never changes. The
-    results are the same within rounding.
+    results are the same within rounding. If compilation fails, the function itself goes on where
+    compilation is `optional`; otherwise torch's error is raised.
     """
-    torch._dynamo.config.trace_autograd_ops = True  # the backward pass belongs to the step
-    return cast(F, torch.compile(function, fullgraph=True, dynamic=False))
+    from torch._dynamo import config  # takes a second to import, which only runs that compile pay
+    from torch._dynamo.exc import TorchDynamoException
+
+    config.trace_autograd_ops = True  # the backward pass belongs to the step
+    accelerated: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
+    if not optional:
+        return cast(F, accelerated)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal accelerated
+        try:
+            return accelerated(*args, **kwargs)
+        except TorchDynamoException as error:  # before anything was computed
+            log.warning("not compiled: %s", one_line(str(error).partition("\n\n")[0]))
+            accelerated = function
+            return function(*args, **kwargs)
+
+    return cast(F, call)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from mbpo_cli import compilation
 from mbpo_cli.build import build_agent, compiles
@@ -36,6 +37,25 @@ def test_without_a_compiler_auto_goes_on_and_true_is_refused(monkeypatch: pytest
     assert not compiles(make_config(*LONG, PAYS), CPU)
     with pytest.raises(ConfigError, match="compile=true: there is no C\\+\\+ compiler no-such-compiler"):
         compiles(make_config("compile=true"), CPU)
+
+
+def fails_to_compile(*args: object) -> None:
+    raise TorchDynamoException("the compiler misses Python.h\n\nmany more lines")
+
+
+def test_where_it_is_optional_a_failed_compilation_is_told_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: fails_to_compile)
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    doubled = compilation.compiled(double, optional=True)
+    assert [doubled(torch.tensor(i)).item() for i in (1, 2)] == [2, 4]
+    assert caplog.messages == ["not compiled: the compiler misses Python.h"]
+    with pytest.raises(TorchDynamoException):
+        compilation.compiled(double)(torch.tensor(1))
 
 
 @pytest.mark.parametrize(
