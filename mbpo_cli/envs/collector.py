@@ -46,9 +46,8 @@ class Collector:
         self.episodes = 0
         self._envs = envs
         self._seed_of = seed_of
-        self._num_started = 0
         self._returns = [0.0] * len(envs)
-        self.obs = torch.stack([self._start(row) for row in range(len(envs))])
+        self.obs = torch.stack([self._start(row, row) for row in range(len(envs))])
 
     def __len__(self) -> int:
         return len(self._envs)
@@ -84,10 +83,9 @@ class Collector:
             if step.terminated or step.truncated:
                 ended.append(Episode(self._returns[row], self.steps[row]))
                 self.episodes += 1
-                self.obs[row] = self._start(row)
+                self.obs[row] = self._start(row, len(self) - 1 + self.episodes)
         return transitions, ended
 
-    def _start(self, row: int) -> Tensor:
+    def _start(self, row: int, episode: int) -> Tensor:
         self.steps[row], self._returns[row] = 0, 0.0
-        self._num_started += 1
-        return self._envs[row].reset(self._seed_of(self._num_started - 1))
+        return self._envs[row].reset(self._seed_of(episode))
