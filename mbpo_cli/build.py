@@ -5,8 +5,11 @@ The only room that makes objects out of `_target_`.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import re
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -17,7 +20,7 @@ import torch
 
 from mbpo_cli import compilation
 from mbpo_cli.buffers import ReplayBuffer, num_real_of
-from mbpo_cli.config import Config
+from mbpo_cli.config import Config, options_in
 from mbpo_cli.envs import environment
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.envs.environment import BadWrapper, Environment
@@ -33,6 +36,10 @@ from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Agent, SpaceSpec
 
 log = logging.getLogger(__name__)
+
+# Two threads make layers of 64 units no faster, and those of 256 by half.
+MIN_UNITS_THAT_PAY = 128
+MAX_THREADS = 4
 
 # What an error names, and the group of optional dependencies that mends it.
 EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "shimmy": "dmc", "dm_control": "dmc"}
@@ -108,6 +115,21 @@ def build_agent(config: Config, spaces: SpaceSpec, device: torch.device) -> Agen
         arguments.append(build_component(exploration, spaces))
     agent: Agent = build_component(config.agent, *arguments)
     return agent
+
+
+def num_threads(config: Config, in_sweep: bool) -> int:
+    """Return how many CPU threads torch is to use.
+
+    Threads of torch wait for each other by spinning, which is many times slower than a single thread
+    where another job is at work. `auto` therefore leaves half of this process's cores to others.
+    """
+    if config.threads != "auto":
+        return config.threads
+    sizes = [value for key, _, _, value in options_in(config) if key.endswith("hidden_sizes")]
+    if in_sweep or max(itertools.chain(*sizes), default=0) < MIN_UNITS_THAT_PAY:
+        return 1
+    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(max(num_cores // 2, 1), MAX_THREADS)
 
 
 def compiles(config: Config, device: torch.device) -> bool:

@@ -57,9 +57,10 @@ def train_job(cfg: DictConfig) -> float:
     """Train one run in Hydra's output directory and return its last evaluation, for sweepers."""
     from mbpo_cli.run import run
 
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     # A single run was checked before it got its directory.
-    config = checked_config(cfg) if HydraConfig.get().mode == RunMode.MULTIRUN else typed_config(cfg)
-    return run(config, Path(HydraConfig.get().runtime.output_dir))
+    config = checked_config(cfg) if in_sweep else typed_config(cfg)
+    return run(config, Path(HydraConfig.get().runtime.output_dir), in_sweep)
 
 
 def checked_config(cfg: DictConfig) -> Config:

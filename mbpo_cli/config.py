@@ -45,7 +45,11 @@ class Config:
 
     seed: int = option("the one seed that feeds every random stream", low=0, high=2**63 - 1)
     device: str = option("auto = a GPU if there is one, cpu, cuda, or cuda:i")
-    threads: int = option("CPU threads of torch; one is the best choice beside other jobs", low=1, high=1024)
+    threads: int | Literal["auto"] = option(
+        "CPU threads of torch; auto = half of the cores, at most 4, or 1 in a sweep and for small networks",
+        low=1,
+        high=1024,
+    )
     compile: bool | Literal["auto"] = option(
         "whether the agent's gradient step is compiled, which takes up to a minute at first; "
         "auto = if so many updates are to come that it pays"

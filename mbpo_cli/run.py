@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from mbpo_cli.build import build_trainer
+from mbpo_cli.build import build_trainer, num_threads
 from mbpo_cli.config import Config, options_in
 from mbpo_cli.interrupt import StopOnInterrupt
 from mbpo_cli.logger import JsonLines, Logger, TensorBoardEvents
@@ -27,8 +27,8 @@ from mbpo_cli.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, path: Path) -> float:
-    """Train as configured, writing into the directory `path`.
+def run(config: Config, path: Path, in_sweep: bool = False) -> float:
+    """Train as configured, writing into the directory `path`; beside other jobs, if in a sweep.
 
     Returns:
         The mean return of the last evaluation.
@@ -39,7 +39,7 @@ def run(config: Config, path: Path) -> float:
         KeyboardInterrupt: Ctrl-C was pressed; the summary is written, and the policy too
             unless it was pressed twice.
     """
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(num_threads(config, in_sweep))
     # Moments of Adam decay into denormal numbers, which are slow and too small to matter.
     torch.set_flush_denormal(True)
     directory = RunDirectory(path, yaml.safe_dump(asdict(config), sort_keys=False))
@@ -100,6 +100,7 @@ def summarize(
         "agent": config.agent.name,
         "env": config.env.name,
         "seed": config.seed,
+        "threads": torch.get_num_threads(),
         "env_steps": trainer.env_steps if trainer is not None else 0,
         "episodes": trainer.collector.episodes if trainer is not None else 0,
         "gradient_steps": trainer.gradient_steps if trainer is not None else 0,
