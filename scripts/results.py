@@ -75,7 +75,8 @@ class Task:
         """Return the overrides of one run."""
         # An experiment is MBPO itself; the group is named only to switch it off.
         chosen = ["mbpo=off"] if variant == "off" else []
-        return [*self.overrides, *chosen, f"trainer.num_env_steps={self.num_env_steps}", f"seed={seed}"]
+        length = f"trainer.num_env_steps={self.num_env_steps}"
+        return [*self.overrides, *chosen, length, "threads=1", f"seed={seed}"]
 
 
 def _alone(agent: str, env: str, title: str, target: float, num_env_steps: int, *overrides: str) -> Task:
