@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,15 +67,24 @@ class ReplayBuffer:
         obs, action, reward, next_obs, terminated = torch.split(rows, self._columns, dim=1)
         return Transitions(obs, action, reward[:, 0], next_obs, terminated[:, 0])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the stored rows and the count of all rows ever added."""
-        return {"rows": self._rows[: self.size].clone(), "total_added": self.total_added}
+    def rows(self, start: int, end: int) -> Tensor:
+        """Return packed rows by their number, counted from the first ever added; all must still be there."""
+        index = torch.arange(start, end, device=self._rows.device) % self.capacity
+        return self._rows[index]
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, into a buffer of the same capacity."""
-        self.total_added = state["total_added"]
-        self.size = len(state["rows"])
-        self._rows[: self.size] = state["rows"]
+    def restore(self, rows: Tensor, total_added: int) -> None:
+        """Take the packed rows that were the last of `total_added`, at least all that were there.
+
+        Raises:
+            ValueError: They are not.
+        """
+        size = min(total_added, self.capacity)
+        if size > 0:
+            if len(rows) < size or rows.shape[1] != self._rows.shape[1]:
+                raise ValueError(f"rows of shape {tuple(rows.shape)} are not {size} of this buffer's")
+            index = torch.arange(total_added - size, total_added, device=self._rows.device) % self.capacity
+            self._rows[index] = rows[len(rows) - size :].to(self._rows.device)
+        self.total_added, self.size = total_added, size
 
 
 def num_real_of(mini_batch_size: int, real_ratio: float) -> int:

@@ -193,7 +193,11 @@ def build_model_based(
 
 
 def build_trainer(
-    config: Config, logger: Logger, stack: ExitStack, should_stop: Callable[[], bool] = lambda: False
+    config: Config,
+    logger: Logger,
+    stack: ExitStack,
+    should_stop: Callable[[], bool] = lambda: False,
+    at_boundary: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
     """Make everything that a run needs.
 
@@ -202,6 +206,7 @@ def build_trainer(
         logger: Where the run's metrics go.
         stack: Closes the environments when it is unwound.
         should_stop: Asked before every step.
+        at_boundary: Called before every step.
 
     Raises:
         ConfigError: The parts do not fit together.
@@ -231,4 +236,5 @@ def build_trainer(
         evaluate=evaluator,
         logger=logger,
         should_stop=should_stop,
+        at_boundary=at_boundary,
     )

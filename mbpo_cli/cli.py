@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ from mbpo_cli.options import ConfigError, RunFailed
 if TYPE_CHECKING:
     from mbpo_cli.config import Config
 
-EXIT_FAILED = 1
 EXIT_CONFIG = 2
 EXIT_INTERRUPTED = 130
 
@@ -43,13 +43,13 @@ def main() -> None:
 
         print(f"mbpo-train: error: {explain(cause)}", file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from None
-    except RunFailed:
+    except RunFailed as error:
         if wants_traceback:
             raise
-        raise SystemExit(EXIT_FAILED) from None
-    except KeyboardInterrupt:
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt as error:
         print("mbpo-train: interrupted", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        raise SystemExit(getattr(error, "exit_code", EXIT_INTERRUPTED)) from None
 
 
 @hydra.main(version_base=HYDRA_VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
@@ -89,8 +89,8 @@ class CheckBeforeRun(Callback):
         from mbpo_cli import run_directory
 
         try:
-            checked_config(config)
-            run_directory.check_usable(Path(config.hydra.run.dir))
+            checked = checked_config(config)
+            run_directory.check_usable(Path(config.hydra.run.dir), asdict(checked))
         except (ConfigError, OmegaConfBaseException) as reason:
             raise Rejected(reason) from reason
 

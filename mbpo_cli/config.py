@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mbpo_cli.agents.options import AgentOptions
+from mbpo_cli.checkpoint import CheckpointOptions
 from mbpo_cli.envs.environment import EnvOptions
 from mbpo_cli.models.fit import ModelTrainingOptions
 from mbpo_cli.options import Component, ConfigError, Meaning, option, options_of, resolve
@@ -58,6 +59,7 @@ class Config:
     env: EnvOptions = option("the environment (group env)")
     model: ModelOptions = option("the model of the environment")
     mbpo: MBPOOptions = option("model-based policy optimization (group mbpo)")
+    checkpoint: CheckpointOptions = option("what is kept of a run while it runs")
     trainer: TrainerOptions = option("length of training, evaluation, logging (group trainer)")
 
 

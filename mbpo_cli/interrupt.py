@@ -1,35 +1,53 @@
-"""Ctrl-C as a wish: the run stops at the next step boundary, with its summary written."""
+"""Signals as wishes: the run stops at the next step boundary, with its state kept."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+# Ctrl-C, and what cluster managers and closing terminals send.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
-class StopOnInterrupt:
-    """Within the `with` block the first Ctrl-C asks to stop; the second interrupts at once."""
+
+class StopOnSignal:
+    """Within the `with` block a signal asks to stop; a second Ctrl-C interrupts at once.
+
+    Attributes:
+        received: The last signal, or None.
+    """
 
     def __init__(self) -> None:
         """Start without a wish to stop."""
-        self.requested = False
-        self._previous: Any = None
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+        self._owner = os.getpid()
 
-    def __enter__(self) -> StopOnInterrupt:
-        """Take over SIGINT, which only the main thread may do."""
+    @property
+    def requested(self) -> bool:
+        """Whether there was a signal."""
+        return self.received is not None
+
+    def __enter__(self) -> StopOnSignal:
+        """Take over the signals, which only the main thread may do."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+            # What is ignored stays so: nohup lets a run outlive its terminal that way.
+            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._on_signal) for number in heeded}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give SIGINT back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _on_signal(self, signal_number: int, frame: FrameType | None) -> None:
-        if self.requested:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked child inherits handlers
+            return
+        if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self.received = signal.Signals(number)

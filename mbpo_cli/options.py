@@ -17,7 +17,29 @@ class ConfigError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """A run ended with an error, which its log and its summary tell."""
+    """A run ended with an error, which its log and its summary tell.
+
+    Attributes:
+        exit_code: How the program ends: 1, or one of the codes of `mbpo_cli.run`.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        """Say what happened."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was told to stop, and has kept its state.
+
+    Attributes:
+        exit_code: 130 after Ctrl-C, 143 after any other signal or the time limit.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        """Carry the exit code."""
+        super().__init__()
+        self.exit_code = exit_code
 
 
 def one_line(error: object) -> str:

@@ -26,16 +26,24 @@ SHOWN = {
 class Progress:
     """Shows steps, speed, time left, and the last values of the tags in `SHOWN`."""
 
-    def __init__(self, num_env_steps: int, seconds_between_lines: float = 10.0) -> None:
-        """Show progress towards `num_env_steps`; off a terminal, at most one line per interval."""
+    def __init__(self, num_env_steps: int, start_step: int = 0, seconds_between_lines: float = 10.0) -> None:
+        """Show progress from one step to the last; off a terminal, at most one line per interval."""
         self._num_env_steps = num_env_steps
+        self._start_step = start_step
         self._interval = seconds_between_lines
         self._values: dict[str, str] = {}
         self._start = self._last_line = time.monotonic()
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
         # disable=None: silent where stderr is not a terminal. Speed is smoothed over evaluations.
-        self._bar = tqdm(total=num_env_steps, unit=" steps", dynamic_ncols=True, disable=None, smoothing=0.05)
+        self._bar = tqdm(
+            total=num_env_steps,
+            initial=start_step,
+            unit=" steps",
+            dynamic_ncols=True,
+            disable=None,
+            smoothing=0.05,
+        )
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Show where the run is."""
@@ -51,7 +59,7 @@ class Progress:
             self._bar.update(step - self._bar.n)
         elif (now := time.monotonic()) - self._last_line >= self._interval:
             self._last_line = now
-            seconds_left = (now - self._start) * (self._num_env_steps - step) / step
+            seconds_left = (now - self._start) * (self._num_env_steps - step) / (step - self._start_step)
             values = ", ".join(f"{name} {value}" for name, value in self._values.items())
             log.info("step %d of %d, %.0f s left: %s", step, self._num_env_steps, seconds_left, values)
 

@@ -5,7 +5,11 @@ Knows the order of a run's life; the algorithm is the trainer's.
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
+import shutil
+import signal
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -13,70 +17,159 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from mbpo_cli.build import build_trainer, num_threads
+from mbpo_cli.checkpoint import CheckpointOptions, Checkpoints, NoUsableCheckpoint, Schedule
 from mbpo_cli.config import Config, options_in
-from mbpo_cli.interrupt import StopOnInterrupt
-from mbpo_cli.logger import JsonLines, Logger, TensorBoardEvents
-from mbpo_cli.options import RunFailed, one_line
+from mbpo_cli.interrupt import StopOnSignal
+from mbpo_cli.logger import JsonLines, Logger, Sink, TensorBoardEvents
+from mbpo_cli.options import Interrupted, RunFailed, one_line
 from mbpo_cli.progress import Progress
-from mbpo_cli.run_directory import RunDirectory
+from mbpo_cli.run_directory import Busy, RunDirectory
 from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
+EXIT_FAILED, EXIT_DIVERGED, EXIT_NO_CHECKPOINT, EXIT_STORAGE, EXIT_BUSY = 1, 4, 5, 6, 75
+EXIT_INTERRUPTED, EXIT_TOLD_TO_STOP = 130, 143
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
 def run(config: Config, path: Path, in_sweep: bool = False) -> float:
     """Train as configured, writing into the directory `path`; beside other jobs, if in a sweep.
+
+    Where that directory holds a run of the same configuration, it goes on from its last checkpoint, as
+    if it had never stopped.
 
     Returns:
         The mean return of the last evaluation.
 
     Raises:
-        ConfigError: The directory holds a run already.
+        ConfigError: The directory holds a run of another configuration.
         RunFailed: Anything else went wrong.
-        KeyboardInterrupt: Ctrl-C was pressed; the summary is written, and the policy too
-            unless it was pressed twice.
+        Interrupted: The run was told to stop; checkpoint, summary and policy are written.
+        KeyboardInterrupt: Ctrl-C was pressed twice; the last checkpoint stays.
     """
     torch.set_num_threads(num_threads(config, in_sweep))
     # Moments of Adam decay into denormal numbers, which are slow and too small to matter.
     torch.set_flush_denormal(True)
-    directory = RunDirectory(path, yaml.safe_dump(asdict(config), sort_keys=False))
+    try:
+        directory = RunDirectory(path, asdict(config))
+    except Busy as error:
+        raise RunFailed(str(error), EXIT_BUSY) from error
+    with directory:
+        return _run(config, directory)
+
+
+def _run(config: Config, directory: RunDirectory) -> float:
     start = time.monotonic()
     if config.trainer.num_env_steps <= config.agent.num_warm_start_steps:
         log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
+    keeper = Keeper(config.checkpoint, directory)
     trainer: Trainer | None = None
-    status, error = "failed", None
+    status, error, exit_code = "failed", None, EXIT_FAILED
     try:
-        with ExitStack() as stack, StopOnInterrupt() as interrupt:
-            logger = stack.enter_context(_logger(config, directory))
-            trainer = build_trainer(config, logger, stack, lambda: interrupt.requested)
-            status = "done" if trainer.train() else "interrupted"
+        with ExitStack() as stack, StopOnSignal() as signals:
+            hours = config.trainer.max_hours
+            deadline = math.inf if hours is None else start + 3600 * hours
+
+            def should_stop() -> bool:
+                return signals.requested or time.monotonic() >= deadline
+
+            logger = stack.enter_context(Logger())
+            trainer = build_trainer(config, logger, stack, should_stop, keeper.keep_if_due)
+            logs = keeper.restore(trainer)
+            for sink in _sinks(config, directory, logs, trainer.env_steps):
+                logger.add(sink)
+            is_done = trainer.train()
+            status = "done" if is_done else "interrupted"
+            keeper.keep(trainer)
             directory.save_policy(trainer.agent.policy_state())
+            if not is_done:
+                exit_code = EXIT_INTERRUPTED if signals.received == signal.SIGINT else EXIT_TOLD_TO_STOP
     except KeyboardInterrupt:
         status = "interrupted"
+        raise
     except Exception as caught:
         error = f"{type(caught).__name__}: {one_line(caught)}"
+        if isinstance(caught, NoUsableCheckpoint):
+            exit_code = EXIT_NO_CHECKPOINT
+        elif isinstance(caught, OSError) and caught.errno in STORAGE_ERRORS:
+            exit_code = EXIT_STORAGE
+            free = shutil.disk_usage(directory.path).free
+            error = f"{one_line(caught)}; {directory.path} has {free / 1e6:,.1f} MB left"
         log.error("run failed: %s", error, exc_info=True)
-        raise RunFailed(error) from caught
+        raise RunFailed(error, exit_code) from caught
     finally:
-        summary = summarize(config, trainer, status, time.monotonic() - start, error)
-        directory.write_summary(summary)
+        earlier = keeper.earlier_seconds
+        summary = summarize(config, trainer, status, earlier + time.monotonic() - start, error)
+        try:
+            directory.write_summary(summary)
+        except OSError as caught:
+            log.error("no summary: %s", caught)
     log.info("%s", closing_table(summary, directory.path))
     if status == "interrupted":
-        raise KeyboardInterrupt
+        raise Interrupted(exit_code)
     return float(summary["eval_return_mean"])
 
 
-def _logger(config: Config, directory: RunDirectory) -> Logger:
-    return Logger(
-        [
-            JsonLines(directory.metrics),
-            TensorBoardEvents(directory.events, hyperparameters(config)),
-            Progress(config.trainer.num_env_steps),
-        ]
-    )
+class Keeper:
+    """Keeps the state of a run in its directory, and brings it back."""
+
+    def __init__(self, options: CheckpointOptions, directory: RunDirectory) -> None:
+        """Look for checkpoints in a run's directory."""
+        self.earlier_seconds = 0.0
+        self._directory = directory
+        self._schedule = Schedule(options)
+        self._checkpoints = Checkpoints(directory.path, options.keep)
+
+    def restore(self, trainer: Trainer) -> dict[str, int]:
+        """Bring a trainer to the last checkpoint; return the bytes of each log file that belong to it.
+
+        Raises:
+            NoUsableCheckpoint: The run has got somewhere, and there is no way back to it.
+        """
+        checkpoint = self._checkpoints.load(trainer.buffers)
+        if checkpoint is None:
+            if self._directory.has_metrics:
+                raise NoUsableCheckpoint(f"{self._directory.path}: its checkpoints are gone")
+            if not self._directory.is_new:
+                log.info("the run had not begun yet")
+            return {}
+        is_exact = trainer.load_state_dict(checkpoint.state)
+        self.earlier_seconds = checkpoint.state["stopwatch"]["total_seconds"]
+        self._schedule.made(checkpoint.step)
+        log.info("the run goes on from step %d", checkpoint.step)
+        if not is_exact:
+            log.warning("the environment does not repeat itself: a new episode begins, and the rest differs")
+        return checkpoint.logs
+
+    def keep_if_due(self, trainer: Trainer) -> None:
+        """Make a checkpoint at the times that the options say, and after the best evaluation so far."""
+        if self._schedule.is_due(trainer.env_steps) or trainer.best_step == trainer.env_steps:
+            self.keep(trainer)
+
+    def keep(self, trainer: Trainer) -> None:
+        """Make a checkpoint."""
+        self._checkpoints.save(
+            trainer.env_steps,
+            trainer.state_dict(),
+            trainer.buffers,
+            trainer.logger.commit(),
+            is_best=trainer.best_step == trainer.env_steps,
+        )
+        self._schedule.made(trainer.env_steps)
+
+
+def _sinks(config: Config, directory: RunDirectory, logs: dict[str, int], step: int) -> list[Sink]:
+    """Open the logs, each cut to what the checkpoint knows of it."""
+    events = [directory.path / name for name in logs if "tfevents" in name] or [directory.new_events()]
+    return [
+        JsonLines(directory.metrics, logs.get(directory.metrics.name, 0)),
+        TensorBoardEvents(events[0], hyperparameters(config), logs.get(events[0].name, 0)),
+        Progress(config.trainer.num_env_steps, step),
+    ]
 
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:

@@ -1,11 +1,13 @@
-"""The directory of a run: claimed once, filled as the run goes, and closed with a summary.
+"""The directory of a run: locked while a process works in it, and closed with a summary.
 
 Knows files and versions; does not know training.
 """
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -13,34 +15,75 @@ import shlex
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
-from mbpo_cli.options import ConfigError
+from mbpo_cli.options import ConfigError, one_line
 
-PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard")
+CONFIG = "config.yaml"
+MAX_CONFIG_BYTES = 256_000
+PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard", "safetensors")
+
+
+# Another value changes when a run looks or stops, or how fast it is, and not what it computes.
+HARMLESS = (
+    "checkpoint.",
+    "compile",
+    "threads",
+    "trainer.evaluate_every_steps",
+    "trainer.log_every_steps",
+    "trainer.max_hours",
+    "trainer.num_env_steps",
+    "trainer.num_eval_episodes",
+)
+
+
+class Busy(RuntimeError):
+    """Another process works in the run directory."""
 
 
 class RunDirectory:
-    """Where one run writes; no two runs share one."""
+    """Where one run writes; no two processes share one.
 
-    def __init__(self, path: Path, config_yaml: str) -> None:
-        """Claim the directory by creating `config.yaml` in it, which only one run can do.
+    Attributes:
+        path: The directory.
+        is_new: Whether no run was there before.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Claim the directory, until `close`, for a run of this configuration, new or to go on with.
 
         Raises:
-            ConfigError: The directory belongs to another run.
+            Busy: Another process has it.
+            ConfigError: A run of another configuration is there.
         """
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(path / "run.lock")
         try:
-            with (path / "config.yaml").open("x", encoding="utf-8") as file:
-                file.write(config_yaml)
-        except FileExistsError as error:
-            raise taken(path) from error
+            check_same(path, config)
+            self.is_new = not (path / CONFIG).exists()
+            write_whole(path / CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the directory back."""
+        os.close(self._lock)
+
+    def __enter__(self) -> RunDirectory:
+        """Use as a context that closes."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close."""
+        self.close()
 
     @property
     def metrics(self) -> Path:
@@ -48,15 +91,19 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
-    def events(self) -> Path:
-        """TensorBoard's event file, whose name is the same in no other run."""
+    def has_metrics(self) -> bool:
+        """Whether anything was ever logged."""
+        return self.metrics.exists() and self.metrics.stat().st_size > 0
+
+    def new_events(self) -> Path:
+        """Return a name for TensorBoard's event file that is the same in no other run."""
         return self.path / f"events.out.tfevents.0000000000.{uuid.uuid4().hex[:12]}"
 
     def save_policy(self, state: Mapping[str, Tensor]) -> None:
         """Store the weights of the greedy policy; `torch.load(..., weights_only=True)` reads them."""
-        temporary = self.path / "policy.pt.tmp"
-        torch.save({name: tensor.cpu() for name, tensor in state.items()}, temporary)
-        os.replace(temporary, self.path / "policy.pt")
+        contents = io.BytesIO()
+        torch.save({name: tensor.cpu() for name, tensor in state.items()}, contents)
+        write_whole(self.path / "policy.pt", contents.getvalue())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Store the summary, together with versions, commit and command."""
@@ -66,27 +113,91 @@ class RunDirectory:
             "git_commit": git_commit(),
             "versions": versions(),
         }
-        temporary = self.path / "summary.json.tmp"
-        temporary.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path / "summary.json")
+        write_whole(self.path / "summary.json", (json.dumps(full, indent=2) + "\n").encode())
 
 
-def check_usable(path: Path) -> None:
+def check_usable(path: Path, config: Mapping[str, Any]) -> None:
     """Check that a run may write into a directory, which need not exist yet.
 
     Raises:
-        ConfigError: It belongs to another run, or it cannot be made or written.
+        ConfigError: It belongs to a run of another configuration, or it cannot be made or written.
     """
-    if (path / "config.yaml").exists():
-        raise taken(path)
+    check_same(path, config)
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"hydra.run.dir={path}: {existing} is not a directory that can be written")
 
 
-def taken(path: Path) -> ConfigError:
-    """Return the error that says so."""
-    return ConfigError(f"hydra.run.dir={path}: holds a run already; name another directory, or none")
+def check_same(path: Path, config: Mapping[str, Any]) -> None:
+    """Check that a run that is in a directory, if one is, may go on with a configuration.
+
+    Raises:
+        ConfigError: More than its length and the like would change.
+    """
+    if not (path / CONFIG).exists():
+        return
+    old, new = (dict(_leaves(tree)) for tree in (stored_config(path), config))
+    changed = [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(HARMLESS)
+    ]
+    if changed:
+        raise ConfigError(
+            f"hydra.run.dir={path}: holds a run already, of other values ({', '.join(changed)})"
+        )
+
+
+def stored_config(path: Path) -> dict[str, Any]:
+    """Return the configuration of the run in a directory, as plain data.
+
+    Raises:
+        ConfigError: There is none, or it cannot be read.
+    """
+    try:
+        text = (path / CONFIG).read_text(encoding="utf-8")
+        if len(text) > MAX_CONFIG_BYTES or any(
+            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)
+        ):
+            raise ValueError("not written by this program")
+        config = yaml.safe_load(text)
+        if not isinstance(config, dict):
+            raise ValueError("not a mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path / CONFIG}: cannot be read: {one_line(error)}") from error
+    return config
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + str(key), value
+
+
+def _locked(path: Path) -> int:
+    """Open and lock a file for as long as its descriptor lives; it tells who has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise Busy(f"{path.parent}: in use by {owner or 'another process'}") from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+    return descriptor
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there with all its contents, or as it was before."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Stopwatch:
@@ -15,9 +16,18 @@ class Stopwatch:
         self.seconds = dict.fromkeys(phases, 0.0)
         self._start = time.perf_counter()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds by phase and in all."""
+        return {"seconds": dict(self.seconds), "total_seconds": self.total_seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.seconds = dict(state["seconds"])
+        self._start = time.perf_counter() - state["total_seconds"]
+
     @property
     def total_seconds(self) -> float:
-        """Seconds since the stopwatch was made."""
+        """Seconds since the stopwatch was made, without those between a restart and what it restored."""
         return time.perf_counter() - self._start
 
     @contextmanager

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from mbpo_cli.evaluate import Evaluation
 from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.models.fit import ModelFitter
+from mbpo_cli.models.fit import ModelFitter, Stopped
 from mbpo_cli.options import option
 from mbpo_cli.rollouts import ModelRolloutOptions
 from mbpo_cli.seeding import generator
@@ -39,6 +39,9 @@ class TrainerOptions:
     evaluate_every_steps: int = option("environment steps between two evaluations", low=1)
     num_eval_episodes: int = option("episodes of an evaluation", low=1, high=10_000)
     log_every_steps: int = option("environment steps over which logged metrics are averaged", low=1)
+    max_hours: float | None = option(
+        "hours after which the run stops, with its state kept; null = no limit", above=0, high=10**5
+    )
 
 
 @dataclass
@@ -74,6 +77,10 @@ class MBPOOptions:
     )
 
 
+COUNTERS = ("env_steps", "gradient_steps", "num_model_trainings", "best_step")
+STREAMS = ("_warm_start_stream", "_exploration_stream", "_rollout_stream", "_mix_stream")
+
+
 @dataclass
 class ModelBased:
     """What MBPO adds to its base agent."""
@@ -92,6 +99,7 @@ class Trainer:
         gradient_steps: Updates of the base agent so far.
         evaluation: The last evaluation, or None before the first.
         best_evaluation: The one with the greatest mean return.
+        best_step: Environment steps at that time.
     """
 
     def __init__(
@@ -109,6 +117,7 @@ class Trainer:
         evaluate: Callable[[Policy], Evaluation],
         logger: Logger,
         should_stop: Callable[[], bool] = lambda: False,
+        at_boundary: Callable[[Trainer], None] = lambda trainer: None,
     ) -> None:
         """Take the rooms; `model_based` None trains the base agent alone, on real experience."""
         self.options = options
@@ -121,6 +130,7 @@ class Trainer:
         self.evaluator = evaluate
         self.logger = logger
         self.should_stop = should_stop
+        self.at_boundary = at_boundary
 
         self._device = device
         self._warm_start_stream = generator(seed, "warm_start")
@@ -134,6 +144,7 @@ class Trainer:
         self.num_model_trainings = 0
         self.evaluation: Evaluation | None = None
         self.best_evaluation: Evaluation | None = None
+        self.best_step: int | None = None
         self._held_actions = torch.zeros(len(collector), collector.spaces.action_size)
 
     def train(self) -> bool:
@@ -143,10 +154,14 @@ class Trainer:
             True if all steps were taken, False if `should_stop` ended the training before.
         """
         while self.env_steps < self.options.num_env_steps:
+            self.at_boundary(self)
             if self.should_stop():
                 return False
             if self._generation_is_due():
-                self._fit_model()
+                try:
+                    self._fit_model()
+                except Stopped:
+                    return False
                 self._generate_experience()
             num_steps = self._act_and_store()
             if self.env_steps > self.agent_options.num_warm_start_steps:
@@ -155,6 +170,58 @@ class Trainer:
                 self._evaluate()
             self._log()
         return True
+
+    @property
+    def buffers(self) -> dict[str, ReplayBuffer]:
+        """The experience, by name."""
+        real = {"real": self.real_buffer}
+        return real if self.model_based is None else {**real, "generated": self.model_based.buffer}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but experience that determines the rest of the training, between two steps."""
+        return {
+            **{name: getattr(self, name) for name in COUNTERS},
+            **{name: getattr(self, name).get_state() for name in STREAMS},
+            **{name: part.state_dict() for name, part in self._parts.items()},
+            "collector": self.collector.state_dict(),
+            "held_actions": self._held_actions,
+            "evaluation": _as_dict(self.evaluation),
+            "best_evaluation": _as_dict(self.best_evaluation),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Restore what `state_dict` returned.
+
+        Returns:
+            Whether the environments are exactly where they were.
+        """
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+        for name in STREAMS:
+            getattr(self, name).set_state(state[name])
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self._held_actions = state["held_actions"].clone()
+        self.evaluation = _evaluation(state["evaluation"])
+        self.best_evaluation = _evaluation(state["best_evaluation"])
+        return self.collector.load_state_dict(state["collector"])
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "agent": self.agent,
+            "logger": self.logger,
+            "stopwatch": self._stopwatch,
+        }
+        if self.model_based is None:
+            return parts
+        model_based = self.model_based
+        return {
+            **parts,
+            "model": model_based.model,
+            "fitter": model_based.fitter,
+            "policy": model_based.policy,
+        }
 
     @property
     def phase_seconds(self) -> dict[str, float]:
@@ -181,6 +248,7 @@ class Trainer:
                 self.model_based.model,
                 self.real_buffer.contents(),
                 self.mbpo_options.num_epoch_for_training_model,
+                self.should_stop,
             )
         self.num_model_trainings += 1
         self.logger.log(metrics)
@@ -249,7 +317,7 @@ class Trainer:
             self.evaluation = evaluation = self.evaluator(self.agent.act)
         best = self.best_evaluation
         if best is None or evaluation.return_mean > best.return_mean:
-            self.best_evaluation = evaluation
+            self.best_evaluation, self.best_step = evaluation, self.env_steps
         self.logger.log(
             {
                 "eval/return_mean": evaluation.return_mean,
@@ -273,3 +341,11 @@ class Trainer:
                 }
             )
         self.logger.write(self.env_steps)
+
+
+def _as_dict(evaluation: Evaluation | None) -> dict[str, Any] | None:
+    return None if evaluation is None else asdict(evaluation)
+
+
+def _evaluation(stored: dict[str, Any] | None) -> Evaluation | None:
+    return None if stored is None else Evaluation(tuple(stored["returns"]), tuple(stored["lengths"]))

@@ -20,9 +20,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mbpo_cli.compose import make_config
-from mbpo_cli.options import ConfigError, RunFailed
+from mbpo_cli.options import RunFailed
 from mbpo_cli.run import run
-from mbpo_cli.run_directory import RunDirectory
+from mbpo_cli.run_directory import Busy, RunDirectory
 from tests.conftest import TINY, gym_env
 
 Train = Callable[..., dict[str, Any]]
@@ -40,9 +40,12 @@ def test_a_run_leaves_everything_behind(train_in: Train) -> None:
     result = train_in(*TINY, "mbpo.generate_every=5")
     names = sorted(path.name for path in result["path"].iterdir())
     assert [name for name in names if "tfevents" not in name] == [
+        "checkpoints",
         "config.yaml",
+        "experience",
         "metrics.jsonl",
         "policy.pt",
+        "run.lock",
         "summary.json",
     ]
     assert sum("tfevents" in name for name in names) == 1
@@ -120,7 +123,7 @@ def test_hyperparameters_are_in_the_run_itself(train_in: Train) -> None:
     hyperparameters = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert hyperparameters["mbpo.real_ratio"].number_value == 0.2
     assert hyperparameters["agent.name"].string_value == "sac"
-    assert not [child for child in path.iterdir() if child.is_dir()], "no sub-run"
+    assert {child.name for child in path.iterdir() if child.is_dir()} == {"checkpoints", "experience"}
 
 
 def test_a_seed_repeats_bit_for_bit_and_another_differs(train_in: Train) -> None:
@@ -191,21 +194,13 @@ def test_every_kind_of_run_runs(choices: tuple[str, ...], train_in: Train) -> No
     assert np.isfinite(result["score"])
 
 
-def test_a_directory_belongs_to_one_run(tmp_path: Path) -> None:
-    run(make_config(*TINY), tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ConfigError, match="holds a run already"):
-        run(make_config(*TINY), tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
 def test_of_many_claims_at_once_one_wins(tmp_path: Path) -> None:
     barrier, won = threading.Barrier(16), []
 
     def claim() -> None:
         barrier.wait()
-        with contextlib.suppress(ConfigError):
-            won.append(RunDirectory(tmp_path / "run", "a: 1"))
+        with contextlib.suppress(Busy):
+            won.append(RunDirectory(tmp_path / "run", {"a": 1}))
 
     threads = [threading.Thread(target=claim) for _ in range(16)]
     for thread in threads:

@@ -6,7 +6,7 @@ Knows how episodes begin and end; does not know who chooses the actions or where
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,8 +46,11 @@ class Collector:
         self.episodes = 0
         self._envs = envs
         self._seed_of = seed_of
+        self._num_started = 0
+        self._numbers = [0] * len(envs)
         self._returns = [0.0] * len(envs)
-        self.obs = torch.stack([self._start(row, row) for row in range(len(envs))])
+        self._actions: list[list[Tensor]] = [[] for _ in envs]
+        self.obs = torch.stack([self._start(row) for row in range(len(envs))])
 
     def __len__(self) -> int:
         return len(self._envs)
@@ -79,13 +82,50 @@ class Collector:
         for row, step in enumerate(steps):
             self.obs[row] = step.obs
             self.steps[row] += 1
+            self._actions[row].append(actions[row])
             self._returns[row] += step.reward
             if step.terminated or step.truncated:
                 ended.append(Episode(self._returns[row], self.steps[row]))
                 self.episodes += 1
-                self.obs[row] = self._start(row, len(self) - 1 + self.episodes)
+                self.obs[row] = self._start(row)
         return transitions, ended
 
-    def _start(self, row: int, episode: int) -> Tensor:
-        self.steps[row], self._returns[row] = 0, 0.0
-        return self._envs[row].reset(self._seed_of(episode))
+    def _start(self, row: int) -> Tensor:
+        """Begin the next episode."""
+        self._numbers[row] = self._num_started
+        self._num_started += 1
+        self.steps[row], self._returns[row], self._actions[row] = 0, 0.0, []
+        return self._envs[row].reset(self._seed_of(self._numbers[row]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the present episodes by their numbers and actions, which play them again."""
+        none = torch.zeros(0, self.spaces.action_size)
+        return {
+            "episodes": self.episodes,
+            "num_started": self._num_started,
+            "numbers": list(self._numbers),
+            "returns": list(self._returns),
+            "actions": [torch.stack(actions) if actions else none for actions in self._actions],
+            "obs": self.obs,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Bring the environments to where they were, by playing the present episodes again.
+
+        Returns:
+            Whether every environment shows what it showed; where one does not, a new episode begins.
+        """
+        self.episodes, self._num_started = state["episodes"], state["num_started"]
+        self._numbers, self._returns = list(state["numbers"]), list(state["returns"])
+        self._actions = [list(actions) for actions in state["actions"]]
+        self.steps = [len(actions) for actions in self._actions]
+        self.obs = state["obs"].clone()
+        is_exact = True
+        for row, env in enumerate(self._envs):
+            shown = env.reset(self._seed_of(self._numbers[row]))
+            for action in self._actions[row]:
+                shown = env.step(action).obs
+            if not torch.equal(shown, self.obs[row]):
+                self.obs[row] = self._start(row)
+                is_exact = False
+        return is_exact

@@ -5,9 +5,10 @@ Knows learned functions only by their examples and losses, and experience only a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +37,10 @@ class ModelTrainingOptions:
     holdout_max: int = option("at most so many transitions are held out", low=1)
 
 
+class Stopped(Exception):
+    """A fit was told to stop."""
+
+
 class ModelFitter:
     """Fits models to the contents of the real buffer.
 
@@ -59,26 +64,43 @@ class ModelFitter:
         training = is_training.nonzero()[:, 0]
         return (training, held_out) if len(training) > 0 else (held_out, training)
 
-    def fit(self, model: EnvironmentModel, data: Transitions, num_epochs: int) -> Metrics:
+    def fit(
+        self,
+        model: EnvironmentModel,
+        data: Transitions,
+        num_epochs: int,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Metrics:
         """Train every learned function of the model, warm-started, and choose the elites.
 
         Args:
             model: The model; parts that are known or whose learn rate is 0 are left alone.
             data: All real transitions by slot.
             num_epochs: Epochs, each: transition functions, then reward, then is-done.
+            should_stop: Asked before every mini-batch.
 
         Returns:
             Each function's loss, averaged over members and the last epoch, and each transition
             function's hold-out error.
+
+        Raises:
+            Stopped: It was to stop; model and fitter are as they were before.
         """
         training, held_out = self.split(len(data))
         examples = {name: part.examples(data[training]) for name, part in model.learned.items()}
+        before = copy.deepcopy((model.state_dict(), self.state_dict()))
         for name, part in model.learned.items():
             part.network.fit_normalizers(*examples[name])
         metrics: dict[str, Tensor | float] = {}
-        for _ in range(num_epochs):
-            for name, part in model.learned.items():
-                metrics[f"model/{name}_loss"] = self._train_epoch(part, *examples[name]).mean()
+        try:
+            for _ in range(num_epochs):
+                for name, part in model.learned.items():
+                    loss_M = self._train_epoch(part, *examples[name], should_stop)
+                    metrics[f"model/{name}_loss"] = loss_M.mean()
+        except Stopped:
+            model.load_state_dict(before[0])
+            self.load_state_dict(before[1])
+            raise
         if len(held_out) > 0:
             with torch.no_grad():
                 error_M = model.transition.network.squared_error(*model.transition.examples(data[held_out]))
@@ -87,14 +109,30 @@ class ModelFitter:
             metrics |= {f"model/holdout_error_member_{m}": error for m, error in enumerate(error_M)}
         return metrics
 
-    def _train_epoch(self, part: LearnedFunction, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
+    def _train_epoch(
+        self,
+        part: LearnedFunction,
+        inputs_NI: Tensor,
+        targets_ND: Tensor,
+        should_stop: Callable[[], bool],
+    ) -> Tensor:
         """Train one function for an epoch and return each member's mean loss, shape (M,)."""
         losses = []
         for index_MB in self.mini_batches(len(inputs_NI), part.network.num_members):
+            if should_stop():
+                raise Stopped
             loss_M, objective = part.network.losses(inputs_NI[index_MB], targets_ND[index_MB])
             part.optimizer.minimize(objective)
             losses.append(loss_M.detach())
         return torch.stack(losses).mean(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the random stream; the held-out slots follow from the seed."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.generator.set_state(state["generator"])
 
     def mini_batches(self, num_rows: int, num_members: int) -> Iterator[Tensor]:
         """Yield one epoch's row numbers, shape (M, B): slices of a shuffle per member.

@@ -1,0 +1,364 @@
+"""Checkpoints: the state of a run as files that are whole, or not there at all.
+
+A checkpoint is a directory that appears by a single rename and names its files with their sizes and
+checksums. Stored experience lies beside, in files that are written once and never changed, so that a
+checkpoint costs what is new. Knows trees of tensors and plain values; does not know what they mean, and
+reads nothing that could be executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from mbpo_cli.buffers import ReplayBuffer
+from mbpo_cli.options import one_line, option
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+TENSOR = "tensor:"  # stands for a tensor in the tree of plain values
+STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
+
+
+@dataclass
+class CheckpointOptions:
+    """When the state of a run is kept, and how much of it."""
+
+    every_steps: int | None = option(
+        "environment steps between two checkpoints; null = not by steps", low=1, high=10**12
+    )
+    every_minutes: float | None = option(
+        "minutes between two checkpoints; null = not by time", above=0, high=10**6
+    )
+    keep: int = option("latest checkpoints to keep, beside that of the best evaluation", low=2, high=1000)
+
+
+class NoUsableCheckpoint(RuntimeError):
+    """There are checkpoints, or were, and none can be used; the message says what is wrong with each."""
+
+
+class BadCheckpoint(ValueError):
+    """A checkpoint is not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as the manifest knows it.
+
+    Attributes:
+        name: Its name within its directory.
+        bytes: Its size.
+        sha256: Its checksum.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A file of experience: the rows of a buffer from number `start` to `end`, counted from its first."""
+
+    start: int
+    end: int
+    file: File
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was restored.
+
+    Attributes:
+        step: Environment steps when it was made.
+        state: The tree that was saved.
+        logs: Bytes of each log file that belong to it, by name.
+    """
+
+    step: int
+    state: dict[str, Any]
+    logs: dict[str, int]
+
+
+class Checkpoints:
+    """The checkpoints of one run: `checkpoints/STEP/`, and `experience/` beside."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        """Keep the last `keep`, at least 2, within a run's directory."""
+        self._checkpoints = directory / "checkpoints"
+        self._experience = directory / "experience"
+        self._keep = keep
+        self._rows: dict[str, list[Rows]] = {}
+        self._best: int | None = None
+        self.last_step: int | None = None
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        buffers: Mapping[str, ReplayBuffer],
+        logs: Mapping[str, int],
+        is_best: bool = False,
+    ) -> None:
+        """Make a checkpoint durable, then drop old ones.
+
+        Args:
+            step: Environment steps, by which it is named.
+            state: Mappings and lists of tensors and plain values.
+            buffers: Experience, of which only new rows are written.
+            logs: Bytes of each log file that belong to it, durable already.
+            is_best: Keep it until a better one comes.
+
+        Raises:
+            OSError: It cannot be written; earlier checkpoints are as they were.
+            ValueError: A number is not finite.
+        """
+        if step == self.last_step:
+            return
+        plain, tensors = _taken_apart(state)
+        rows = {name: self._add_rows(name, buffer) for name, buffer in buffers.items()}
+        best = step if is_best else self._best
+        self._checkpoints.mkdir(exist_ok=True)
+        temporary = self._checkpoints / f".new-{step:012d}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        files = [
+            _write(temporary / TENSORS, safetensors.torch.save(tensors)),
+            _write(temporary / STATE, json.dumps(plain, allow_nan=False).encode()),
+        ]
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "best": best,
+            "files": [asdict(file) for file in files],
+            "experience": {
+                name: {"total_added": buffers[name].total_added, "files": [asdict(part) for part in parts]}
+                for name, parts in rows.items()
+            },
+            "logs": dict(logs),
+        }
+        _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        _sync(temporary)
+        final = self._path(step)
+        if final.exists():  # left by a run that went on from an earlier one
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _sync(self._checkpoints)
+        self._rows, self._best, self.last_step = rows, best, step
+        _verified(final, files)
+        self._prune()
+
+    def load(self, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint | None:
+        """Restore the newest usable checkpoint, buffers included; None if none was ever made.
+
+        Raises:
+            NoUsableCheckpoint: There are some, but none can be used.
+        """
+        reasons = []
+        for step in sorted(self._steps(), reverse=True):
+            try:
+                return self._read(step, buffers)
+            except (BadCheckpoint, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+                kind = "" if isinstance(error, BadCheckpoint | OSError) else f"{type(error).__name__}: "
+                reasons.append(f"{self._path(step).name}: {kind}{one_line(error)}")
+                log.warning("checkpoint not used: %s", reasons[-1])
+        if reasons:
+            raise NoUsableCheckpoint("; ".join(reasons))
+        return None
+
+    def _add_rows(self, name: str, buffer: ReplayBuffer) -> list[Rows]:
+        """Write what was added to a buffer since the last checkpoint; return all files that it needs."""
+        oldest = buffer.total_added - buffer.size
+        parts = [part for part in self._rows.get(name, []) if part.end > oldest]
+        start = max(parts[-1].end if parts else 0, oldest)
+        if start < buffer.total_added:
+            self._experience.mkdir(exist_ok=True)
+            path = self._experience / f"{name}-{start:012d}-{buffer.total_added:012d}.safetensors"
+            temporary = path.with_suffix(".new")
+            rows = buffer.rows(start, buffer.total_added).cpu()
+            file = _write(temporary, safetensors.torch.save({"rows": rows}))
+            os.replace(temporary, path)
+            _sync(self._experience)
+            parts.append(Rows(start, buffer.total_added, File(path.name, file.bytes, file.sha256)))
+        return parts
+
+    def _read(self, step: int, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint:
+        path = self._path(step)
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT or manifest["step"] != step:
+            raise BadCheckpoint(f"the manifest is of format {manifest['format']}, step {manifest['step']}")
+        files = [File(**file) for file in manifest["files"]]
+        if [file.name for file in files] != [TENSORS, STATE]:
+            raise BadCheckpoint("the manifest names other files")
+        tensors, plain = _verified(path, files)
+        state = _put_together(json.loads(plain), safetensors.torch.load(tensors))
+        experience = manifest["experience"]
+        if set(experience) != set(buffers):
+            raise BadCheckpoint(f"it has experience of {sorted(experience)}, needed is {sorted(buffers)}")
+        parts, contents = {}, {}
+        for name, stored in experience.items():
+            parts[name] = [Rows(part["start"], part["end"], File(**part["file"])) for part in stored["files"]]
+            contents[name] = self._rows_of(parts[name])
+        logs = {str(name): int(size) for name, size in manifest["logs"].items()}
+        if not all(_is_plain_name(name) for name in logs):
+            raise BadCheckpoint("a log file has a strange name")
+        for name, rows in contents.items():
+            buffers[name].restore(rows, experience[name]["total_added"])
+        self._rows, self._best, self.last_step = parts, manifest["best"], step
+        return Checkpoint(step, state, logs)
+
+    def _rows_of(self, parts: list[Rows]) -> Tensor:
+        pieces = []
+        for part in parts:
+            (data,) = _verified(self._experience, [part.file])
+            pieces.append(safetensors.torch.load(data)["rows"])
+            if len(pieces[-1]) != part.end - part.start:
+                raise BadCheckpoint(f"{part.file.name} has {len(pieces[-1])} rows")
+        return torch.cat(pieces) if pieces else torch.empty(0, 0)
+
+    def _prune(self) -> None:
+        """Drop what no kept checkpoint needs; a failure costs room and nothing else."""
+        steps = sorted(self._steps())
+        assert self.last_step is not None
+        past = [step for step in steps if step <= self.last_step]
+        kept = set(past[-self._keep :])
+        if self._best is not None:
+            kept.add(self._best)
+        for step in steps:
+            if step not in kept:
+                _remove(self._path(step))
+        needed = set()
+        for step in kept.intersection(steps):
+            try:
+                manifest = json.loads((self._path(step) / MANIFEST).read_bytes())
+                for stored in manifest["experience"].values():
+                    needed |= {part["file"]["name"] for part in stored["files"]}
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # it cannot be used, and needs nothing
+        if self._experience.exists():
+            for path in self._experience.iterdir():
+                if path.name not in needed:
+                    path.unlink(missing_ok=True)
+
+    def _steps(self) -> list[int]:
+        if not self._checkpoints.exists():
+            return []
+        return [int(path.name) for path in self._checkpoints.iterdir() if re.fullmatch(r"\d{12,}", path.name)]
+
+    def _path(self, step: int) -> Path:
+        return self._checkpoints / f"{step:012d}"
+
+
+class Schedule:
+    """Tells when the next checkpoint is due, by steps and by time."""
+
+    def __init__(self, options: CheckpointOptions) -> None:
+        """Start to count; the first is due at once."""
+        self._options = options
+        self._last_step, self._last_time = -1, time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether enough steps or minutes have passed since the last one."""
+        if self._last_step < 0:
+            return True
+        steps, minutes = self._options.every_steps, self._options.every_minutes
+        return (steps is not None and step - self._last_step >= steps) or (
+            minutes is not None and time.monotonic() - self._last_time >= 60 * minutes
+        )
+
+    def made(self, step: int) -> None:
+        """Count from now on."""
+        self._last_step, self._last_time = step, time.monotonic()
+
+
+def _taken_apart(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Split a tree into plain values and named tensors, each of which must be finite."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(node: Any, path: str) -> Any:
+        if isinstance(node, Tensor):
+            if node.is_floating_point() and not bool(torch.isfinite(node).all()):
+                raise ValueError(f"{path} is not finite")
+            tensors[path] = node.detach().cpu().contiguous()
+            return TENSOR + path
+        if isinstance(node, Mapping):
+            return {
+                str(key): walk(value, f"{path}/{key}" if path else str(key)) for key, value in node.items()
+            }
+        if isinstance(node, list | tuple):
+            return [walk(value, f"{path}/{index}") for index, value in enumerate(node)]
+        return node
+
+    return walk(tree, ""), tensors
+
+
+def _put_together(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(plain, str) and plain.startswith(TENSOR):
+        return tensors[plain.removeprefix(TENSOR)]
+    if isinstance(plain, dict):
+        return {key: _put_together(value, tensors) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_put_together(value, tensors) for value in plain]
+    return plain
+
+
+def _write(path: Path, data: bytes) -> File:
+    """Write a file and make its contents durable."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return File(path.name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _sync(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _verified(directory: Path, files: list[File]) -> list[bytes]:
+    """Return the contents of files, which must be as the manifest says."""
+    contents = []
+    for file in files:
+        if not _is_plain_name(file.name):
+            raise BadCheckpoint("a file has a strange name")
+        data = (directory / file.name).read_bytes()
+        if len(data) != file.bytes:
+            raise BadCheckpoint(f"{file.name} has {len(data):,} bytes instead of {file.bytes:,}")
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise BadCheckpoint(f"{file.name} is not what was written")
+        contents.append(data)
+    return contents
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None
+
+
+def _remove(path: Path) -> None:
+    doomed = path.with_name(f".old-{path.name}")
+    try:
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        log.warning("an old checkpoint stays: %s", error)

@@ -1,0 +1,220 @@
+"""A run that was stopped or killed anywhere goes on as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mbpo_cli.buffers import ReplayBuffer
+from mbpo_cli.checkpoint import Checkpoints
+from mbpo_cli.compose import make_config
+from mbpo_cli.interrupt import StopOnSignal
+from mbpo_cli.options import ConfigError, Interrupted, RunFailed
+from mbpo_cli.run import EXIT_BUSY, EXIT_NO_CHECKPOINT, run
+from mbpo_cli.run_directory import RunDirectory
+from tests.conftest import TINY, gym_env, random_transitions, spaces
+
+KINDS = {
+    "sac": (),
+    "sac_by_episode": (*gym_env("tests/PointMass-v0"), "mbpo.generate_every=episode"),
+    "td3_noisy": ("agent=td3", "mbpo/model_rollout_options/noise_options=gaussian"),
+    "ddpg_ou": ("agent=ddpg", "agent/exploration=ornstein_uhlenbeck", "env.num_envs=3"),
+    "dqn": ("agent=dqn", *gym_env("tests/DiscretePointMass-v0"), "model/reward=gaussian"),
+    "alone": ("mbpo=off", "agent.warm_start_hold_steps=3"),
+    "small_buffers": ("agent.experience_buffer_length=16", "mbpo.model_experience_buffer_length=25"),
+}
+BRIEF = (
+    "mbpo.generate_every=5",
+    "trainer.num_env_steps=40",
+    "trainer.log_every_steps=4",
+    "trainer.evaluate_every_steps=9",
+    "checkpoint.every_steps=7",
+)
+
+
+def outcome(path: Path) -> dict[str, Any]:
+    """Everything that a run leaves behind, but for times."""
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    rows = [
+        {tag: value for tag, value in json.loads(line).items() if not tag.startswith("time/")}
+        for line in lines
+    ]
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    shown = {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.startswith("time/")
+    }
+    last = max((path / "checkpoints").iterdir())
+    state = json.loads((last / "state.json").read_text())
+    state.pop("stopwatch")
+    manifest = json.loads((last / "manifest.json").read_text())
+    experience = {
+        name: torch.cat(
+            [
+                safetensors.torch.load_file(path / "experience" / part["file"]["name"])["rows"]
+                for part in stored["files"]
+            ]
+        ).tolist()[-16:]
+        for name, stored in manifest["experience"].items()
+    }
+    return {
+        "metrics": rows,
+        "events": shown,
+        "state": state,
+        "tensors": digest(safetensors.torch.load_file(last / "tensors.safetensors")),
+        "policy": digest(torch.load(path / "policy.pt", weights_only=True)),
+        "experience": experience,
+        "total_added": {name: stored["total_added"] for name, stored in manifest["experience"].items()},
+    }
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    return {name: safetensors.torch.save({"": tensor}) for name, tensor in tensors.items()}
+
+
+def stop_after(patience: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs find that they are to stop when they have asked so often."""
+    questions = itertools.count()
+
+    def requested(self: StopOnSignal) -> bool:
+        return next(questions) >= patience
+
+    monkeypatch.setattr(StopOnSignal, "requested", property(requested))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(*TINY, *BRIEF, *KINDS[kind])
+    run(config, tmp_path / "whole")
+    expected = outcome(tmp_path / "whole")
+    stops = 0
+    for patience in (3, 17, 31, 12, 25):  # questions whether to stop; fits ask before every mini-batch
+        stop_after(patience, monkeypatch)
+        try:
+            run(config, tmp_path / "stopped")
+        except Interrupted:
+            stops += 1
+    monkeypatch.undo()
+    assert stops >= 2
+    run(config, tmp_path / "stopped")
+    assert outcome(tmp_path / "stopped") == expected
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """The contents of all files that training writes."""
+    written = (file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in written if file.name != "summary.json"}
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    score = run(make_config(*TINY), tmp_path)
+    before = files(tmp_path)
+    assert run(make_config(*TINY), tmp_path) == score
+    assert files(tmp_path) == before
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    run(make_config(*TINY), tmp_path)
+    run(make_config(*TINY, "trainer.num_env_steps=30", "threads=1"), tmp_path)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 30
+
+
+def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> None:
+    run(make_config(*TINY), tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"holds a run already, of other values \(agent.mini_batch_size: 16 -> 17"
+    ):
+        run(make_config(*TINY, "agent.mini_batch_size=17"), tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_second_process_is_told_who_has_the_directory(tmp_path: Path) -> None:
+    config = make_config(*TINY)
+    busy = pytest.raises(RunFailed, match=f"in use by process {os.getpid()} on ")
+    with RunDirectory(tmp_path, asdict(config)), busy as error:
+        run(config, tmp_path)
+    assert error.value.exit_code == EXIT_BUSY
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "removed"])
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "tensors.safetensors", "experience"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    name: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(*TINY, *BRIEF)
+    run(config, tmp_path / "whole")
+    stop_after(40, monkeypatch)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run")
+    monkeypatch.undo()
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    path = newest / name
+    if name == "experience":
+        path = max((tmp_path / "run" / "experience").glob("real-*"))
+    data = path.read_bytes()
+    if damage == "removed":
+        path.unlink()
+    else:
+        half = len(data) // 2
+        flipped = data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
+        path.write_bytes({"truncated": data[:half], "flipped": flipped, "emptied": b""}[damage])
+    run(config, tmp_path / "run")
+    assert f"checkpoint not used: {newest.name}: " in caplog.text
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_without_a_usable_checkpoint_nothing_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(*TINY, *BRIEF)
+    stop_after(40, monkeypatch)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path)
+    monkeypatch.undo()
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+    for path in (tmp_path / "checkpoints").glob("*/manifest.json"):
+        path.write_text("{}")
+    with pytest.raises(RunFailed) as error:
+        run(config, tmp_path)
+    assert error.value.exit_code == EXIT_NO_CHECKPOINT
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(RunFailed, match="its checkpoints are gone"):
+        run(config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_no_checkpoint_holds_what_is_not_finite(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for bad in (torch.tensor([1.0, float("nan")]), float("inf")):
+        with pytest.raises(ValueError, match=r"not finite|not JSON compliant"):
+            checkpoints.save(1, {"weights": bad}, {}, {})
+    assert not list(tmp_path.glob("checkpoints/0*"))
+
+
+def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    buffer = ReplayBuffer(3, spaces())
+    for step in range(1, 7):
+        buffer.add(random_transitions(1, spaces()))
+        checkpoints.save(step, {"step": step}, {"real": buffer}, {}, is_best=step == 2)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
+    # The best one needs rows 0 and 1, the last two need rows from 2 on.
+    assert [path.name[5:17] for path in sorted((tmp_path / "experience").iterdir())] == [
+        f"{start:012d}" for start in range(6)
+    ]
