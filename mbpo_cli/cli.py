@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,10 @@ def main() -> None:
     """Run `mbpo-train`: a bad configuration ends with one line and exit code 2."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing many lines.
+    resumed = [item.removeprefix("resume=") for item in sys.argv[1:] if item.startswith("resume=")]
+    if resumed:  # it writes where it wrote before
+        quoted = resumed[-1].strip("'\"").replace("'", "\\'")
+        sys.argv.append(f"hydra.run.dir='{quoted}'")
     try:
         train_job()
     except (ConfigError, HydraException, OmegaConfBaseException, Rejected) as error:
@@ -58,12 +63,28 @@ def train_job(cfg: DictConfig) -> float:
     from mbpo_cli.run import run
 
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep and cfg.resume is not None:
+        raise ConfigError(f"resume={cfg.resume}: goes on with one run; leave out --multirun")
     # A single run was checked before it got its directory.
-    config = checked_config(cfg) if in_sweep else typed_config(cfg)
+    overrides = HydraConfig.get().overrides.task
+    config = checked_config(cfg, overrides) if in_sweep else config_of(cfg, overrides)
     return run(config, Path(HydraConfig.get().runtime.output_dir), in_sweep)
 
 
-def checked_config(cfg: DictConfig) -> Config:
+def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:
+    """Return the typed configuration: what was composed, or that of a run to go on with.
+
+    Raises:
+        ConfigError: Something is wrong with it.
+    """
+    if cfg.resume is None:
+        return typed_config(cfg)
+    from mbpo_cli.resume import resumed_config
+
+    return resumed_config(Path(cfg.resume), overrides, cfg.trust)
+
+
+def checked_config(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     """Return the typed configuration, after a trial of its parts.
 
     Raises:
@@ -72,7 +93,7 @@ def checked_config(cfg: DictConfig) -> Config:
     from mbpo_cli.check import check
 
     try:
-        config = typed_config(cfg)
+        config = config_of(cfg, overrides)
         check(config)
     except (ConfigError, OmegaConfBaseException):
         raise
@@ -89,7 +110,7 @@ class CheckBeforeRun(Callback):
         from mbpo_cli import run_directory
 
         try:
-            checked = checked_config(config)
+            checked = checked_config(config, config.hydra.overrides.task)
             run_directory.check_usable(Path(config.hydra.run.dir), asdict(checked))
         except (ConfigError, OmegaConfBaseException) as reason:
             raise Rejected(reason) from reason

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CONFIG_MODULE = "mbpo_cli.conf"
 CONFIG_NAME = "train"
 HYDRA_VERSION_BASE = "1.3"
+NOT_OF_A_RUN = ("hydra", "resume", "trust")
 
 
 def typed_config(cfg: DictConfig) -> Config:
@@ -28,7 +29,8 @@ def typed_config(cfg: DictConfig) -> Config:
     from mbpo_cli.config import typed
 
     values: Any = OmegaConf.to_container(cfg, resolve=False)
-    values.pop("hydra", None)
+    for key in NOT_OF_A_RUN:
+        values.pop(key, None)
     values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
     return typed(values)
 

@@ -29,6 +29,10 @@ class RunFailed(RuntimeError):
         self.exit_code = exit_code
 
 
+class Diverged(RuntimeError):
+    """A number of the training is not finite, or far beyond what it can be; the message names it."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was told to stop, and has kept its state.
 

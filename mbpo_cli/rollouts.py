@@ -5,6 +5,7 @@ Knows a model, a policy and a place to put transitions; does not know that the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.options import Component, option
+from mbpo_cli.options import Component, Diverged, option
 from mbpo_cli.types import Policy, Transitions
 
 # So many rows and what the networks make of them stay in a CPU's cache; a GPU takes all at once.
@@ -108,6 +109,9 @@ def generate(
 
     Returns:
         The number of transitions generated.
+
+    Raises:
+        Diverged: A prediction is not finite.
     """
     count = 0
     num_rows = ROWS_AT_ONCE_ON_CPU if starts.device.type == "cpu" else len(starts)
@@ -115,9 +119,22 @@ def generate(
         for obs in torch.split(starts, num_rows):
             for _ in range(horizon):
                 transitions = model.step(obs, policy(obs, explore=generator), generator)
+                check_finite(transitions)
                 sink(transitions)
                 count += len(transitions)
                 obs = transitions.next_obs[transitions.terminated == 0]
                 if len(obs) == 0:
                     break
     return count
+
+
+def check_finite(transitions: Transitions) -> None:
+    """Check what the model predicted.
+
+    Raises:
+        Diverged: Something is not finite.
+    """
+    for name in ("action", "next_obs", "reward", "terminated"):
+        # One sum is not finite if any of its numbers is not, and costs less than looking at each.
+        if not math.isfinite(getattr(transitions, name).double().sum()):
+            raise Diverged(f"{name} is not finite in a rollout")

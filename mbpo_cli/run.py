@@ -21,9 +21,10 @@ import torch
 from mbpo_cli.build import build_trainer, num_threads
 from mbpo_cli.checkpoint import CheckpointOptions, Checkpoints, NoUsableCheckpoint, Schedule
 from mbpo_cli.config import Config, options_in
+from mbpo_cli.envs.environment import EnvironmentFailed
 from mbpo_cli.interrupt import StopOnSignal
 from mbpo_cli.logger import JsonLines, Logger, Sink, TensorBoardEvents
-from mbpo_cli.options import Interrupted, RunFailed, one_line
+from mbpo_cli.options import Diverged, Interrupted, RunFailed, one_line
 from mbpo_cli.progress import Progress
 from mbpo_cli.run_directory import Busy, RunDirectory
 from mbpo_cli.trainer import Trainer
@@ -31,8 +32,9 @@ from mbpo_cli.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-EXIT_FAILED, EXIT_DIVERGED, EXIT_NO_CHECKPOINT, EXIT_STORAGE, EXIT_BUSY = 1, 4, 5, 6, 75
+EXIT_FAILED, EXIT_STORAGE, EXIT_BUSY = 1, 6, 75
 EXIT_INTERRUPTED, EXIT_TOLD_TO_STOP = 130, 143
+EXIT_CODES = {EnvironmentFailed: 3, Diverged: 4, NoUsableCheckpoint: 5}
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
@@ -93,8 +95,9 @@ def _run(config: Config, directory: RunDirectory) -> float:
         raise
     except Exception as caught:
         error = f"{type(caught).__name__}: {one_line(caught)}"
-        if isinstance(caught, NoUsableCheckpoint):
-            exit_code = EXIT_NO_CHECKPOINT
+        if isinstance(caught, tuple(EXIT_CODES)):
+            exit_code = next(code for kind, code in EXIT_CODES.items() if isinstance(caught, kind))
+            error = one_line(caught)
         elif isinstance(caught, OSError) and caught.errno in STORAGE_ERRORS:
             exit_code = EXIT_STORAGE
             free = shutil.disk_usage(directory.path).free

@@ -7,6 +7,7 @@ Source: the page, Training Algorithm.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,11 +25,11 @@ from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter, Stopped
-from mbpo_cli.options import option
+from mbpo_cli.options import Diverged, option
 from mbpo_cli.rollouts import ModelRolloutOptions
 from mbpo_cli.seeding import generator
 from mbpo_cli.stopwatch import Stopwatch
-from mbpo_cli.types import Agent, Policy
+from mbpo_cli.types import Agent, Metrics, Policy
 
 
 @dataclass
@@ -77,7 +78,9 @@ class MBPOOptions:
     )
 
 
-COUNTERS = ("env_steps", "gradient_steps", "num_model_trainings", "best_step")
+COUNTERS = ("env_steps", "gradient_steps", "num_model_trainings", "best_step", "_max_reward")
+# A critic that has Q-values so many times beyond what can be earned will not come back.
+DIVERGENCE = 100.0
 STREAMS = ("_warm_start_stream", "_exploration_stream", "_rollout_stream", "_mix_stream")
 
 
@@ -145,6 +148,7 @@ class Trainer:
         self.evaluation: Evaluation | None = None
         self.best_evaluation: Evaluation | None = None
         self.best_step: int | None = None
+        self._max_reward = 0.0
         self._held_actions = torch.zeros(len(collector), collector.spaces.action_size)
 
     def train(self) -> bool:
@@ -274,6 +278,7 @@ class Trainer:
         with self._stopwatch.phase("env"):
             actions = self._choose_actions()[: self.options.num_env_steps - self.env_steps]
             transitions, ended = self.collector.step(actions)
+            self._max_reward = max(self._max_reward, float(transitions.reward.abs().max()))
             self.real_buffer.add(transitions.to(self._device))
             self.env_steps += len(transitions)
         if ended:
@@ -302,8 +307,10 @@ class Trainer:
         with self._stopwatch.phase("update"):
             batches, num_real = mix(self.real_buffer, generated, size, ratio, num_updates, self._mix_stream)
             for batch in batches:
-                self.logger.collect(self.agent.update(batch))
+                metrics = self.agent.update(batch)
                 self.gradient_steps += 1
+                self._check(metrics)
+                self.logger.collect(metrics)
         self.logger.collect(
             {
                 "mix/num_real": num_real,
@@ -311,6 +318,27 @@ class Trainer:
                 "mix/real_share": num_real / size,
             }
         )
+
+    def _check(self, metrics: Metrics) -> None:
+        """Check what an update returned, which is cheap on a CPU and waits for a GPU.
+
+        Raises:
+            Diverged: A number is not finite, or a Q-value many times what rewards and discount allow.
+        """
+        for tag, value in metrics.items():
+            if not math.isfinite(value):
+                raise Diverged(f"{tag} is {float(value)} in update {self.gradient_steps:,}")
+        q_value = abs(float(metrics.get("agent/q_value", 0.0)))
+        if q_value > self._q_value_limit:
+            raise Diverged(
+                f"agent/q_value is {q_value:.3g} in update {self.gradient_steps:,}, "
+                f"and rewards of up to {self._max_reward:.3g} cannot add up to that"
+            )
+
+    @property
+    def _q_value_limit(self) -> float:
+        gap = 1 - getattr(self.agent_options, "discount_factor", 1.0)
+        return DIVERGENCE * max(self._max_reward, 1.0) / gap if gap > 0 else math.inf
 
     def _evaluate(self) -> None:
         with self._stopwatch.phase("evaluate"):

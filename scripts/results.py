@@ -17,7 +17,6 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -173,13 +172,11 @@ def save(task: Task, results: dict[str, Curves]) -> None:
 
 
 def train(task: Task, variant: str, seed: int, config: dict[str, Any]) -> tuple[float, dict[str, float]]:
-    """Train one run, unless its directory tells that it is done; return its wall time and its evaluations."""
+    """Train one run, or go on with it, or read it; return its wall time and its evaluations."""
     overrides = task.command(variant, seed)
     digest = hashlib.sha256(repr(config).encode()).hexdigest()[:8]
     directory = RUNS / f"{task.name}_{variant}_{digest}_seed{seed}"
     if not (directory / "summary.json").exists():
-        if directory.exists():
-            directory.rename(f"{directory}_unfinished_{time.time():.0f}")
         command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={directory}"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((directory / "summary.json").read_text())

@@ -20,7 +20,7 @@ from mbpo_cli.checkpoint import Checkpoints
 from mbpo_cli.compose import make_config
 from mbpo_cli.interrupt import StopOnSignal
 from mbpo_cli.options import ConfigError, Interrupted, RunFailed
-from mbpo_cli.run import EXIT_BUSY, EXIT_NO_CHECKPOINT, run
+from mbpo_cli.run import EXIT_BUSY, run
 from mbpo_cli.run_directory import RunDirectory
 from tests.conftest import TINY, gym_env, random_transitions, spaces
 
@@ -192,7 +192,7 @@ def test_without_a_usable_checkpoint_nothing_starts_anew(
         path.write_text("{}")
     with pytest.raises(RunFailed) as error:
         run(config, tmp_path)
-    assert error.value.exit_code == EXIT_NO_CHECKPOINT
+    assert error.value.exit_code == 5
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(RunFailed, match="its checkpoints are gone"):
         run(config, tmp_path)

@@ -6,6 +6,9 @@ Scaling and flattening happen here and nowhere else. Knows nothing of agents or 
 from __future__ import annotations
 
 import importlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.envs.spaces import space_spec
-from mbpo_cli.options import option, resolve
+from mbpo_cli.options import one_line, option, resolve
 from mbpo_cli.types import SpaceSpec
 
 
@@ -47,6 +50,14 @@ class BadWrapper(ValueError):
     """A wrapper cannot be put around the environment."""
 
 
+class Misbehaviour(ValueError):
+    """An environment returned what it must not."""
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment cannot go on; the message names it, the step and the reason."""
+
+
 class Step(NamedTuple):
     """What one step of an environment returns.
 
@@ -74,16 +85,49 @@ class Environment:
         """
         self.spaces: SpaceSpec = space_spec(env.observation_space, env.action_space)
         self._env = env
+        self._steps = 0
 
     def reset(self, seed: int) -> Tensor:
-        """Start an episode and return its first observation, shape (O,)."""
-        obs, _ = self._env.reset(seed=seed)
-        return self._flatten(obs)
+        """Start an episode and return its first observation, shape (O,).
+
+        Raises:
+            EnvironmentFailed: The environment raised an error, or returned what it must not.
+        """
+        self._steps = 0
+        with self._blamed():
+            obs, _ = self._env.reset(seed=seed)
+            return self._flatten(obs)
 
     def step(self, action: Tensor) -> Step:
-        """Take an action, scaled to [-1, 1] or one-hot, shape (A,)."""
-        obs, reward, terminated, truncated, _ = self._env.step(self._env_action(action.cpu()))
-        return Step(self._flatten(obs), float(reward), bool(terminated), bool(truncated))
+        """Take an action, scaled to [-1, 1] or one-hot, shape (A,).
+
+        Raises:
+            EnvironmentFailed: The environment raised an error, or returned what it must not.
+        """
+        env_action = self._env_action(action.cpu())
+        self._steps += 1
+        with self._blamed():
+            returned = self._env.step(env_action)
+            if len(returned) != 5:
+                raise Misbehaviour(
+                    f"returned {len(returned)} values, not (obs, reward, terminated, truncated, info)"
+                )
+            obs, reward, terminated, truncated, _ = returned
+            return Step(self._flatten(obs), _number(reward), _flag(terminated), _flag(truncated))
+
+    @contextmanager
+    def _blamed(self) -> Iterator[None]:
+        """Say of any error that it is the environment's, and at which step of the episode."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an environment may even try to exit the process
+            reason = str(error) if isinstance(error, Misbehaviour) else f"{type(error).__name__}: {error}"
+            name = self._env.spec.id if self._env.spec is not None else type(self._env.unwrapped).__name__
+            raise EnvironmentFailed(
+                f"{name}, step {self._steps} of the episode: {one_line(reason)}"
+            ) from error
 
     def close(self) -> None:
         """Release what the environment holds."""
@@ -98,9 +142,48 @@ class Environment:
         return env_action[()]
 
     def _flatten(self, obs: Any) -> Tensor:
-        flat: Any = gym.spaces.flatten(self._env.observation_space, obs)
+        space = self._env.observation_space
+        _check_shape(obs, space)
         # A copy, as some environments return the same array at every step.
-        return torch.from_numpy(np.array(flat, dtype=np.float32))
+        with np.errstate(over="ignore"):  # what overflows is infinite, and told below
+            flat = torch.from_numpy(np.array(gym.spaces.flatten(space, obs), dtype=np.float32))
+        if not bool(torch.isfinite(flat).all()):
+            raise Misbehaviour(f"the observation is not finite: {flat.tolist()}")
+        return flat
+
+
+def _check_shape(obs: Any, space: gym.Space[Any]) -> None:
+    """Check that an observation has the shape, or the channels, of its space."""
+    if isinstance(space, gym.spaces.Dict):
+        if not isinstance(obs, Mapping) or set(obs) != set(space.spaces):
+            raise Misbehaviour(f"the observation must have the keys {sorted(space.spaces)}")
+        for key, channel in space.spaces.items():
+            _check_shape(obs[key], channel)
+    elif isinstance(space, gym.spaces.Tuple):
+        if not isinstance(obs, tuple | list) or len(obs) != len(space.spaces):
+            raise Misbehaviour(f"the observation must be a tuple of {len(space.spaces)}")
+        for part, channel in zip(obs, space.spaces, strict=True):
+            _check_shape(part, channel)
+    elif np.shape(obs) != space.shape:
+        raise Misbehaviour(f"the observation has shape {np.shape(obs)}, its space {space.shape}")
+
+
+def _number(reward: Any) -> float:
+    if isinstance(reward, str | bytes) or np.size(reward) != 1:
+        raise Misbehaviour(f"the reward is {reward!r}, not a number")
+    try:
+        number = float(np.asarray(reward).item())
+    except (TypeError, ValueError) as error:
+        raise Misbehaviour(f"the reward is {reward!r}, not a number") from error
+    if not math.isfinite(number):
+        raise Misbehaviour(f"the reward is {number}")
+    return number
+
+
+def _flag(flag: Any) -> bool:
+    if np.size(flag) != 1 or np.asarray(flag).dtype.kind not in "biu":
+        raise Misbehaviour(f"the end of the episode is told by {flag!r}, not by true or false")
+    return bool(flag)
 
 
 def make(options: EnvOptions) -> Environment:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.function import LearnedFunction
-from mbpo_cli.options import option
+from mbpo_cli.options import Diverged, option
 from mbpo_cli.types import Metrics, Transitions
 
 
@@ -124,6 +124,8 @@ class ModelFitter:
             loss_M, objective = part.network.losses(inputs_NI[index_MB], targets_ND[index_MB])
             part.optimizer.minimize(objective)
             losses.append(loss_M.detach())
+            if not bool(torch.isfinite(losses[-1]).all()):
+                raise Diverged(f"a loss in the model is not finite: {losses[-1].tolist()}")
         return torch.stack(losses).mean(0)
 
     def state_dict(self) -> dict[str, Any]:
