@@ -44,7 +44,18 @@ def table() -> str:
 
 
 def _section(key: str) -> int:
-    sections = ("seed", "device", "threads", "compile", "agent", "env", "model", "mbpo", "trainer")
+    sections = (
+        "seed",
+        "device",
+        "threads",
+        "compile",
+        "agent",
+        "env",
+        "model",
+        "mbpo",
+        "checkpoint",
+        "trainer",
+    )
     return sections.index(key.partition(".")[0])
 
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from mbpo_cli import cli
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import options_in
-from tests.conftest import CONF
+from mbpo_cli.options import ConfigError
+from mbpo_cli.resume import resumed_config
+from mbpo_cli.run import run
+from tests.conftest import CONF, TINY
 
 COMMAND = [sys.executable, "-m", "mbpo_cli"]
 
@@ -107,15 +114,94 @@ def test_a_bad_job_of_a_sweep_ends_without_a_traceback(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("summary.json"))
 
 
-def test_a_chosen_directory_is_used_and_not_used_twice(tmp_path: Path) -> None:
-    arguments = ("experiment=smoke", "mbpo=off", "trainer.num_env_steps=25", "hydra.run.dir=mine")
-    assert command(*arguments, cwd=tmp_path).returncode == 0
-    again = command(*arguments, cwd=tmp_path)
-    assert again.returncode == 2
-    assert (
-        again.stderr
-        == "mbpo-train: error: hydra.run.dir=mine: holds a run already; name another directory, or none\n"
-    )
+def test_a_killed_run_goes_on_by_its_directory_or_its_command(tmp_path: Path) -> None:
+    arguments = ("experiment=smoke", "mbpo=off", "trainer.num_env_steps=100000", "hydra.run.dir=mine")
+    process = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "mine" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait() == 143
+    stopped_at = json.loads((tmp_path / "mine" / "summary.json").read_text())["env_steps"]
+    length = f"trainer.num_env_steps={stopped_at + 5}"
+    done = command("resume=mine", length, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"the run goes on from step {stopped_at}" in done.stdout
+    again = command(*arguments, f"trainer.num_env_steps={stopped_at + 9}", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == stopped_at + 9
+    refused = command(*arguments, "agent.mini_batch_size=7", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "of other values (agent.mini_batch_size: 256 -> 7" in refused.stderr
+
+
+HOSTILE = [
+    ("model.transition._target_", "evil.Class"),
+    ("agent._target_", "os.system"),
+    ("agent._target_", "builtins.exec"),
+    ("model.reward._target_", "subprocess.Popen"),
+    ("model.reward.function", "evil.reward"),
+    ("model.is_done.function", "evil.is_done"),
+    ("env.module", "evil"),
+    ("env.id", "evil:Thing-v0"),
+    ("env.reward_function", "evil.reward"),
+    ("env.is_done_function", "evil.is_done"),
+    ("env.wrappers", ["evil.Wrapper"]),
+    ("env.wrappers", [{"_target_": "evil.Wrapper"}]),
+    ("env.wrappers", ["gymnasium.make"]),
+    ("mbpo.model_rollout_options.noise_options._target_", "evil.Noise"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished")
+    run(make_config(*TINY), path / "run")
+    return path / "run"
+
+
+@pytest.mark.parametrize(("key", "name"), HOSTILE)
+def test_nothing_that_a_run_directory_names_is_imported(
+    key: str, name: Any, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    values = config
+    for part in key.split(".")[:-1]:
+        values = values[part]
+    values[key.rpartition(".")[2]] = name
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    before = set(sys.modules)
+    with pytest.raises(ConfigError, match="names code from outside of mbpo_cli; trust="):
+        resumed_config(tmp_path / "run", [], [])
+    assert "evil" not in set(sys.modules) - before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch executed']",
+        "seed: !!python/name:os.system",
+        "a: &a [1, 1]\nb: *a",
+        "- 1",
+        "seed: ${oc.env:HOME}",
+        "seed: [",
+        "seed: .nan",
+        "x" * 300_000,
+        "",
+    ],
+)
+def test_a_broken_or_hostile_configuration_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        resumed_config(tmp_path, [], [])
+    assert "\n" not in str(error.value)
+    assert str(Path.home()) not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from mbpo_cli.interrupt import StopOnSignal
 from mbpo_cli.options import ConfigError, Interrupted, RunFailed
 from mbpo_cli.run import EXIT_BUSY, run
 from mbpo_cli.run_directory import RunDirectory
+from mbpo_cli.trainer import Trainer
 from tests.conftest import TINY, gym_env, random_transitions, spaces
 
 KINDS = {
@@ -218,3 +220,87 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     assert [path.name[5:17] for path in sorted((tmp_path / "experience").iterdir())] == [
         f"{start:012d}" for start in range(6)
     ]
+
+
+# What is not seen in the rest of a run, with the reason.
+UNSEEN = (
+    "stopwatch",  # seconds
+    "evaluation",  # for a finished run that is asked again; a run that goes on makes a new one
+)
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all items of a state."""
+    if isinstance(tree, dict | list) and tree:
+        pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return [leaf for key, value in pairs for leaf in leaves(value, (*path, key))]
+    return [path]
+
+
+def at(tree: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sac", "dqn"])
+def test_an_item_that_is_not_restored_is_noticed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {
+        "sac": (
+            "agent.policy_update_frequency=3",
+            "mbpo/model_rollout_options/noise_options=gaussian",
+            "mbpo.model_rollout_options.noise_options.standard_deviation_decay_rate=0.1",
+        ),
+        "dqn": (*KINDS["dqn"], "agent.target_update_frequency=3", "agent.exploration.epsilon_decay=0.05"),
+    }[kind]
+    config = make_config(
+        *TINY,
+        *BRIEF,
+        *options,
+        "agent.num_warm_start_steps=12",
+        "agent.warm_start_hold_steps=4",
+        "trainer.evaluate_every_steps=10",
+        "mbpo.model_rollout_options.horizon_update_schedule=piecewise",
+        "mbpo.model_rollout_options.horizon_update_frequency=2",
+        "mbpo.model_rollout_options.horizon_max=5",
+    )
+    run(config, tmp_path / "whole")
+    expected = outcome(tmp_path / "whole")
+    unseen: set[tuple[Any, ...]] | None = None
+    restore = Trainer.load_state_dict
+    for patience in (10, 30):  # within the warm start, and after it
+        stopped = tmp_path / f"stopped{patience}"
+        stop_after(patience, monkeypatch)
+        with pytest.raises(Interrupted):
+            run(config, stopped)
+        monkeypatch.undo()
+        state = json.loads((max((stopped / "checkpoints").iterdir()) / "state.json").read_text())
+        missed = set()
+        for path in leaves(state):
+            if path[0] in UNSEEN or (unseen is not None and path not in unseen):
+                continue
+
+            def lose(trainer: Trainer, state: dict[str, Any], path: tuple[Any, ...] = path) -> bool:
+                try:
+                    fresh = at(copy.deepcopy(trainer.state_dict()), path)
+                except (KeyError, IndexError, TypeError):  # there is nothing yet of what was lost
+                    fresh = {"logger": torch.zeros(0), "collector": torch.zeros(0)}.get(path[0])
+                at(state, path[:-1])[path[-1]] = fresh
+                return restore(trainer, state)
+
+            monkeypatch.setattr(Trainer, "load_state_dict", lose)
+            again = tmp_path / "again"
+            shutil.copytree(stopped, again)
+            try:
+                run(config, again)
+                if outcome(again) == expected:
+                    missed.add(path)
+            except RunFailed:
+                pass  # that is noticed, too
+            shutil.rmtree(again)
+            monkeypatch.undo()
+        unseen = missed if unseen is None else unseen & missed
+    assert not unseen
