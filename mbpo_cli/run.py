@@ -31,7 +31,6 @@ from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-
 EXIT_FAILED, EXIT_STORAGE, EXIT_BUSY = 1, 6, 75
 EXIT_INTERRUPTED, EXIT_TOLD_TO_STOP = 130, 143
 EXIT_CODES = {EnvironmentFailed: 3, Diverged: 4, NoUsableCheckpoint: 5}
@@ -85,9 +84,9 @@ def _run(config: Config, directory: RunDirectory) -> float:
             for sink in _sinks(config, directory, logs, trainer.env_steps):
                 logger.add(sink)
             is_done = trainer.train()
-            status = "done" if is_done else "interrupted"
             keeper.keep(trainer)
             directory.save_policy(trainer.agent.policy_state())
+            status = "done" if is_done else "interrupted"
             if not is_done:
                 exit_code = EXIT_INTERRUPTED if signals.received == signal.SIGINT else EXIT_TOLD_TO_STOP
     except KeyboardInterrupt:

@@ -44,18 +44,8 @@ def table() -> str:
 
 
 def _section(key: str) -> int:
-    sections = (
-        "seed",
-        "device",
-        "threads",
-        "compile",
-        "agent",
-        "env",
-        "model",
-        "mbpo",
-        "checkpoint",
-        "trainer",
-    )
+    run_itself = ("seed", "device", "threads", "compile")
+    sections = (*run_itself, "agent", "env", "model", "mbpo", "checkpoint", "trainer")
     return sections.index(key.partition(".")[0])
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,3 +193,24 @@ def test_a_full_disk_ends_the_run_with_what_it_had(tmp_path: Path, monkeypatch: 
     assert error.value.exit_code == 6
     monkeypatch.undo()
     assert math.isfinite(run(make_config(*TINY, "checkpoint.every_steps=5"), tmp_path))
+
+
+@pytest.mark.parametrize("how", ["time.sleep(60)", "L.acquire(); L.acquire()"])
+def test_an_environment_that_hangs_is_told_with_its_stack(how: str, tmp_path: Path) -> None:
+    program = f"""
+import gymnasium as gym, threading, time
+from mbpo_cli.envs.environment import Environment
+L = threading.Lock()
+class Hanging(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (1,)); action_space = gym.spaces.Box(-1, 1, (1,))
+    def reset(self, seed=None, options=None): return self.observation_space.sample(), {{}}
+    def step(self, action): {how}
+env = Environment(Hanging(), step_timeout=0.5)
+env.reset(0)
+import torch
+env.step(torch.zeros(1))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "Hanging hangs: a step took more than 0.5 s" in done.stderr
+    assert "in step" in done.stderr

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.envs.spaces import space_spec
+from mbpo_cli.envs.watchdog import Watchdog
 from mbpo_cli.options import one_line, option, resolve
 from mbpo_cli.types import SpaceSpec
 
@@ -37,6 +38,11 @@ class EnvOptions:
     )
     wrappers: list[str | dict[str, Any]] | None = option(
         "wrappers, innermost first, as package.module.Class or {_target_: that, key: value}; null = none"
+    )
+    step_timeout: float | None = option(
+        "seconds after which a step counts as hanging, which ends the process; null = no limit",
+        above=0,
+        high=10**6,
     )
     reward_function: str | None = option(
         "known reward function as package.module.name, for model/reward=known; null = not known"
@@ -77,15 +83,19 @@ class Step(NamedTuple):
 class Environment:
     """A single Gymnasium environment with flat observations and scaled actions."""
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        """Wrap `env`.
+    def __init__(self, env: gym.Env[Any, Any], step_timeout: float | None = None) -> None:
+        """Wrap `env`, whose steps may take `step_timeout` seconds.
 
         Raises:
             UnsuitableSpace: No agent can serve the environment's spaces.
         """
         self.spaces: SpaceSpec = space_spec(env.observation_space, env.action_space)
         self._env = env
+        self._name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         self._steps = 0
+        self._watched: Callable[[], AbstractContextManager[None]] = (
+            nullcontext if step_timeout is None else Watchdog(step_timeout, self._name).watching
+        )
 
     def reset(self, seed: int) -> Tensor:
         """Start an episode and return its first observation, shape (O,).
@@ -119,14 +129,14 @@ class Environment:
     def _blamed(self) -> Iterator[None]:
         """Say of any error that it is the environment's, and at which step of the episode."""
         try:
-            yield
+            with self._watched():
+                yield
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # an environment may even try to exit the process
             reason = str(error) if isinstance(error, Misbehaviour) else f"{type(error).__name__}: {error}"
-            name = self._env.spec.id if self._env.spec is not None else type(self._env.unwrapped).__name__
             raise EnvironmentFailed(
-                f"{name}, step {self._steps} of the episode: {one_line(reason)}"
+                f"{self._name}, step {self._steps} of the episode: {one_line(reason)}"
             ) from error
 
     def close(self) -> None:
@@ -206,4 +216,4 @@ def make(options: EnvOptions) -> Environment:
             env = resolve(str(kwargs.pop("_target_", None)))(env, **kwargs)
         except (ImportError, AssertionError, TypeError, ValueError) as error:
             raise BadWrapper(f"{wrapper}: {error}") from error
-    return Environment(env)
+    return Environment(env, options.step_timeout)

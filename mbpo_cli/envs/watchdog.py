@@ -1,0 +1,44 @@
+"""A guard against environments that hang, in C or in Python."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger(__name__)
+
+EXIT_HANGS = 3  # as for anything else that an environment must not do
+
+
+class Watchdog:
+    """Ends the process, with the stacks of all threads on standard error, where something takes too long."""
+
+    def __init__(self, seconds: float, name: str) -> None:
+        """Watch calls of `name`, each of which may take so many seconds."""
+        self._seconds, self._name = seconds, name
+        self._deadline: float | None = None
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch what is done inside the `with` block."""
+        self._deadline = time.monotonic() + self._seconds
+        try:
+            yield
+        finally:
+            self._deadline = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(self._seconds / 10, 1.0))
+            deadline = self._deadline
+            if deadline is not None and time.monotonic() > deadline:
+                log.error("%s hangs: a step took more than %g s", self._name, self._seconds)
+                faulthandler.dump_traceback()
+                # Nothing gentler ends a call that never returns; the last checkpoint is durable.
+                os._exit(EXIT_HANGS)
