@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -173,7 +174,7 @@ class Checkpoints:
         for step in sorted(self._steps(), reverse=True):
             try:
                 return self._read(step, buffers)
-            except (BadCheckpoint, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
                 kind = "" if isinstance(error, BadCheckpoint | OSError) else f"{type(error).__name__}: "
                 reasons.append(f"{self._path(step).name}: {kind}{one_line(error)}")
                 log.warning("checkpoint not used: %s", reasons[-1])
@@ -199,14 +200,14 @@ class Checkpoints:
 
     def _read(self, step: int, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint:
         path = self._path(step)
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = _parsed((path / MANIFEST).read_bytes())
         if manifest["format"] != FORMAT or manifest["step"] != step:
             raise BadCheckpoint(f"the manifest is of format {manifest['format']}, step {manifest['step']}")
         files = [File(**file) for file in manifest["files"]]
         if [file.name for file in files] != [TENSORS, STATE]:
             raise BadCheckpoint("the manifest names other files")
         tensors, plain = _verified(path, files)
-        state = _put_together(json.loads(plain), safetensors.torch.load(tensors))
+        state = _put_together(_parsed(plain), safetensors.torch.load(tensors))
         experience = manifest["experience"]
         if set(experience) != set(buffers):
             raise BadCheckpoint(f"it has experience of {sorted(experience)}, needed is {sorted(buffers)}")
@@ -315,6 +316,18 @@ def _put_together(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(plain, list):
         return [_put_together(value, tensors) for value in plain]
     return plain
+
+
+def _parsed(data: bytes) -> Any:
+    """Read JSON, in which every number must be finite."""
+
+    def finite(text: str) -> float:
+        number = float(text)
+        if not math.isfinite(number):
+            raise BadCheckpoint(f"{text} is not a finite number")
+        return number
+
+    return json.loads(data, parse_float=finite, parse_constant=finite)
 
 
 def _write(path: Path, data: bytes) -> File:

@@ -140,7 +140,7 @@ class Trainer:
         self._exploration_stream = generator(seed, "exploration", device=device)
         self._rollout_stream = generator(seed, "rollouts", device=device)
         self._mix_stream = generator(seed, "mix", device=device)
-        self._stopwatch = Stopwatch(("env", "fit", "generate", "update", "evaluate"))
+        self._stopwatch = Stopwatch(("env", "fit", "generate", "update", "evaluate", "checkpoint"))
 
         self.env_steps = 0
         self.gradient_steps = 0
@@ -158,7 +158,8 @@ class Trainer:
             True if all steps were taken, False if `should_stop` ended the training before.
         """
         while self.env_steps < self.options.num_env_steps:
-            self.at_boundary(self)
+            with self._stopwatch.phase("checkpoint"):
+                self.at_boundary(self)
             if self.should_stop():
                 return False
             if self._generation_is_due():

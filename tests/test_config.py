@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mbpo_cli.agents.sac import SACOptions
 from mbpo_cli.build import uses_model
 from mbpo_cli.compose import make_config
-from mbpo_cli.config import options_in, suggest
+from mbpo_cli.config import options_in, suggest, typed
 from mbpo_cli.models.transition import TransitionOptions
 from mbpo_cli.options import ConfigError
 from scripts.option_table import with_table
@@ -205,3 +208,35 @@ def test_no_yaml_is_left_out_of_the_package() -> None:
 def test_the_table_in_the_readme_is_that_of_the_fields() -> None:
     text = (CONF.parent / "README.md").read_text()
     assert text == with_table(text), "run python scripts/option_table.py"
+
+
+def test_no_option_takes_what_it_must_not() -> None:
+    """Every option with values of other types, out of range and not finite: hundreds of mistakes."""
+    good = asdict(make_config("model/reward=gaussian", "mbpo/model_rollout_options/noise_options=gaussian"))
+    mistakes = 0
+    for key, hint, meaning, value in options_in(typed(good)):
+        wrong: list[Any] = [float("nan"), float("inf"), -float("inf"), {"a": 1}, [[1]], object()]
+        if value is not None and not isinstance(value, str):
+            wrong += ["abc", "1; import os", "\x00", ""]
+        if isinstance(value, bool | str):
+            wrong.append(12345.5)
+        if meaning.low is not None:
+            wrong.append(meaning.low - 1)
+        if meaning.high is not None:
+            wrong.append(meaning.high * 10 + 1)
+        if "None" not in str(hint):
+            wrong.append(None)
+        for bad in wrong:
+            if key == "env.kwargs" and isinstance(bad, dict):
+                continue  # whatever the environment takes
+            changed = copy.deepcopy(good)
+            place = changed
+            for part in key.split(".")[:-1]:
+                place = place[part]
+            place[key.rpartition(".")[2]] = bad
+            with pytest.raises(ConfigError) as error:
+                typed(changed)
+            assert "\n" not in str(error.value)
+            assert key.rpartition(".")[2] in str(error.value)
+            mistakes += 1
+    assert mistakes > 500

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
+import statistics
 import time
 from pathlib import Path
 
@@ -76,3 +78,61 @@ def test_killed_runs_end_like_those_that_were_not(kind: str, num_kills: int, tmp
         kills += kill_until_done(config, path, 0.5 * seconds, chance)
         number += 1
         assert outcome(path) == expected
+
+
+@pytest.mark.slow
+def test_a_signal_is_answered_within_two_seconds_and_costs_no_step(tmp_path: Path) -> None:
+    """100 signals at random moments of the default run."""
+    config = make_config("trainer.num_env_steps=1_000")
+    chance, number = random.Random(0), 0
+    answers: list[float] = []
+    while len(answers) < 100:
+        path = tmp_path / f"run{number}"
+        child = start(config, path)
+        time.sleep(1 + chance.uniform(0, 3))
+        begin = time.monotonic()
+        os.kill(child, chance.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]))
+        os.waitpid(child, 0)
+        answers.append(time.monotonic() - begin)
+        summary = json.loads((path / "summary.json").read_text())
+        newest = max(int(step.name) for step in (path / "checkpoints").iterdir())
+        assert newest == summary["env_steps"]
+        if summary["status"] == "done":
+            number += 1
+    print(f"median {statistics.median(answers):.2f} s, longest {max(answers):.2f} s")
+    assert max(answers) < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mbpo", ["on", "off"])
+def test_memory_files_and_threads_stay_flat(mbpo: str, tmp_path: Path) -> None:
+    """From step 5,000 to 50,000, with full buffers."""
+    options = (
+        *TINY,
+        f"mbpo={mbpo}",
+        "mbpo.generate_every=100",
+        "agent.experience_buffer_length=4000",
+        "mbpo.model_experience_buffer_length=1000",
+        "trainer.num_env_steps=50_000",
+        "trainer.evaluate_every_steps=5_000",
+        "trainer.log_every_steps=50",
+    )
+    child = start(make_config(*options), tmp_path / "run")
+    seen: dict[int, tuple[float, int, int]] = {}
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        time.sleep(0.2)
+        steps = [int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("0*")]
+        with contextlib.suppress(FileNotFoundError):
+            process = Path("/proc") / str(child)
+            status = (process / "status").read_text().split()
+            now = (
+                int(status[status.index("VmRSS:") + 1]) / 1024,
+                len(list((process / "fd").iterdir())),
+                int(status[status.index("Threads:") + 1]),
+            )
+            seen[max(steps, default=0)] = now
+    first, last = seen[5_000], seen[max(step for step in seen if step < 50_000)]
+    growth = (last[0] - first[0]) / 4.4
+    print(f"{growth:.2f} MB per 10,000 steps, files {first[1]} -> {last[1]}, threads {first[2]} -> {last[2]}")
+    assert growth < 1
+    assert last[1:] == first[1:]

@@ -66,7 +66,7 @@ def test_a_run_leaves_everything_behind(train_in: Train) -> None:
     assert summary["best_eval_return_mean"] >= summary["eval_return_mean"]
     assert summary["eval_return_std"] >= 0
     assert summary["wall_seconds"] > 0
-    assert set(summary["phase_seconds"]) == {"env", "fit", "generate", "update", "evaluate"}
+    assert set(summary["phase_seconds"]) == {"env", "fit", "generate", "update", "evaluate", "checkpoint"}
     assert {"torch", "gymnasium", "hydra-core", "python", "mbpo-cli"} <= set(summary["versions"])
     assert summary["command"].startswith("mbpo-train")
     config = yaml.safe_load((result["path"] / "config.yaml").read_text())

@@ -1,0 +1,46 @@
+"""What a checkpoint costs with little and with much stored experience: `python -m benchmarks.checkpoints`.
+
+Sizes of Hopper: SAC with two layers of 256, seven networks of four layers of 200; a thousand new
+transitions since the last checkpoint, as with the default cadence.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.ours import CPU, _config, _random, _spaces
+from mbpo_cli.buffers import ReplayBuffer
+from mbpo_cli.build import build_agent, build_model
+from mbpo_cli.checkpoint import Checkpoints
+
+NEW_ROWS, ROUNDS = 1_000, 9
+
+
+def seconds(stored: int) -> float:
+    """Return the median seconds of a checkpoint with so many stored transitions."""
+    spaces, config = _spaces("sac"), _config()
+    agent, model = build_agent(config, spaces, CPU), build_model(config, spaces, CPU)
+    buffer = ReplayBuffer(2_000_000, spaces)
+    buffer.add(_random(stored, spaces))
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(Path(folder), keep=2)
+        for step in range(ROUNDS + 1):
+            state = {"agent": agent.state_dict(), "model": model.state_dict()}
+            start = time.perf_counter()
+            checkpoints.save(step, state, {"real": buffer}, {})
+            times.append(time.perf_counter() - start)
+            buffer.add(_random(NEW_ROWS, spaces))
+    return statistics.median(times[1:])  # the first one stores everything
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for stored in (10_000, 1_000_000):
+        print(json.dumps({"transitions": stored, "seconds": round(seconds(stored), 4)}))
