@@ -5,11 +5,14 @@ Torch is imported only where types are needed, so that help and tab completion a
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+
+from mbpo_cli.options import ConfigError
 
 if TYPE_CHECKING:
     from mbpo_cli.config import Config
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 CONFIG_MODULE = "mbpo_cli.conf"
 CONFIG_NAME = "train"
 HYDRA_VERSION_BASE = "1.3"
+MAX_REFERENCES = 10
 NOT_OF_A_RUN = ("hydra", "resume", "trust")
 
 
@@ -31,8 +35,35 @@ def typed_config(cfg: DictConfig) -> Config:
     values: Any = OmegaConf.to_container(cfg, resolve=False)
     for key in NOT_OF_A_RUN:
         values.pop(key, None)
-    values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-    return typed(values)
+    return typed(_resolved(values, values, ""))
+
+
+def _resolved(node: Any, root: Any, path: str) -> Any:
+    """Replace every `${another.key}` by that key's value.
+
+    OmegaConf would also resolve environment variables, which then end in files, and references within
+    references, of which a few lines can make a tree that fills the memory.
+    """
+    if isinstance(node, dict):
+        return {
+            key: _resolved(value, root, f"{path}.{key}" if path else str(key)) for key, value in node.items()
+        }
+    if isinstance(node, list):
+        return [_resolved(value, root, path) for value in node]
+    for _ in range(MAX_REFERENCES):
+        if not (isinstance(node, str) and "${" in node):
+            return node
+        match = re.fullmatch(r"\$\{([\w.]+)\}", node)
+        if not match:
+            raise ConfigError(f"{path}={node}: only a whole value can be a reference, as in ${{another.key}}")
+        node = root
+        for part in match[1].split("."):
+            if not isinstance(node, dict) or part not in node:
+                raise ConfigError(f"{path}: refers to '{match[1]}', which is not there")
+            node = node[part]
+        if isinstance(node, dict | list) and "${" in str(node):
+            raise ConfigError(f"{path}: refers to '{match[1]}', which holds references itself")
+    raise ConfigError(f"{path}: refers to itself, or through more than {MAX_REFERENCES} keys")
 
 
 def composed(*overrides: str) -> DictConfig:

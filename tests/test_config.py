@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,27 @@ def test_no_option_takes_what_it_must_not() -> None:
             assert key.rpartition(".")[2] in str(error.value)
             mistakes += 1
     assert mistakes > 500
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env.name=${oc.env:HOME}", "env.name=${oc.env:HOME}: only a whole value can be a reference"),
+        ("env.name=a${env.id}", "only a whole value can be a reference"),
+        ("env.name=${env.nothing}", "env.name: refers to 'env.nothing', which is not there"),
+        ("env.name=${env.name}", "env.name: refers to itself"),
+        ("env.kwargs={a: '${env.kwargs}'}", "which holds references itself"),
+        (
+            "env.kwargs={b0: [1, 1], b1: ['${env.kwargs.b0}', '${env.kwargs.b0}'], b2: '${env.kwargs.b1}'}",
+            "which holds references itself",
+        ),
+    ],
+)
+def test_references_are_to_single_options_of_the_configuration(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_config(override)
+
+
+def test_an_option_can_refer_to_another() -> None:
+    config = make_config("agent.hidden_sizes=[7,8]", "model.transition.hidden_sizes=${agent.hidden_sizes}")
+    assert vars(config.model.transition)["hidden_sizes"] == [7, 8]
