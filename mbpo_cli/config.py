@@ -16,7 +16,7 @@ from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.checkpoint import CheckpointOptions
 from mbpo_cli.envs.environment import EnvOptions
 from mbpo_cli.models.fit import ModelTrainingOptions
-from mbpo_cli.options import Component, ConfigError, Meaning, option, options_of, resolve
+from mbpo_cli.options import Component, ConfigError, Meaning, one_line, option, options_of, resolve
 from mbpo_cli.trainer import MBPOOptions, TrainerOptions
 
 
@@ -127,6 +127,8 @@ def _value(value: Any, hint: Any, meaning: Meaning, key: str) -> Any:
         if choice is bool and isinstance(value, bool):
             return value
         if choice is str and isinstance(value, str):
+            if not value.isprintable():
+                raise ConfigError(f"{key}={value!r}: must be text without control characters")
             return value
         if choice in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
             if choice is int and value != value // 1:
@@ -142,7 +144,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return "null" if value is None else one_line(value)
 
 
 def _words(hint: Any) -> str:

@@ -47,8 +47,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def one_line(error: object) -> str:
-    """Return a message without its line breaks."""
-    return " ".join(str(error).split())
+    """Return a message without line breaks, or whatever else a terminal would not print but obey."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,8 @@ def test_no_option_takes_what_it_must_not() -> None:
         wrong: list[Any] = [float("nan"), float("inf"), -float("inf"), {"a": 1}, [[1]], object()]
         if value is not None and not isinstance(value, str):
             wrong += ["abc", "1; import os", "\x00", ""]
+        if isinstance(value, str):
+            wrong += ["a\nb", "\x1b[31mred", "\x00"]
         if isinstance(value, bool | str):
             wrong.append(12345.5)
         if meaning.low is not None:

@@ -88,6 +88,7 @@ MISBEHAVIOUR = {
     "raises": (raising(ZeroDivisionError("division by zero")), "ZeroDivisionError: division by zero"),
     "exits": (raising(SystemExit(3)), "SystemExit: 3"),
     "several_lines": (raising(RuntimeError("one\ntwo")), "RuntimeError: one two"),
+    "control_characters": (raising(RuntimeError("\x1b[31mred\x07")), "RuntimeError: ?[31mred?"),
 }
 
 
