@@ -15,6 +15,10 @@ from typing import Any
 class ConfigError(ValueError):
     """A configuration is wrong; the message is one line that names key, value and what would be right."""
 
+    def __init__(self, message: object) -> None:
+        """Say what is wrong."""
+        super().__init__(one_line(message))
+
 
 class RunFailed(RuntimeError):
     """A run ended with an error, which its log and its summary tell.
