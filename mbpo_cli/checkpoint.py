@@ -134,7 +134,7 @@ class Checkpoints:
         plain, tensors = _taken_apart(state)
         rows = {name: self._add_rows(name, buffer) for name, buffer in buffers.items()}
         best = step if is_best else self._best
-        self._checkpoints.mkdir(exist_ok=True)
+        _make(self._checkpoints)
         temporary = self._checkpoints / f".new-{step:012d}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -188,7 +188,7 @@ class Checkpoints:
         parts = [part for part in self._rows.get(name, []) if part.end > oldest]
         start = max(parts[-1].end if parts else 0, oldest)
         if start < buffer.total_added:
-            self._experience.mkdir(exist_ok=True)
+            _make(self._experience)
             path = self._experience / f"{name}-{start:012d}-{buffer.total_added:012d}.safetensors"
             temporary = path.with_suffix(".new")
             rows = buffer.rows(start, buffer.total_added).cpu()
@@ -337,6 +337,13 @@ def _write(path: Path, data: bytes) -> File:
         file.flush()
         os.fsync(file.fileno())
     return File(path.name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _make(directory: Path) -> None:
+    """Make a directory, durably."""
+    if not directory.exists():
+        directory.mkdir()
+        _sync(directory.parent)
 
 
 def _sync(directory: Path) -> None:
