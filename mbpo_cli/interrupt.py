@@ -33,8 +33,9 @@ class StopOnSignal:
     def __enter__(self) -> StopOnSignal:
         """Take over the signals, which only the main thread may do."""
         if threading.current_thread() is threading.main_thread():
-            # What is ignored stays so: nohup lets a run outlive its terminal that way.
-            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            heeded = set(SIGNALS)
+            if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup, to outlive the terminal
+                heeded.remove(signal.SIGHUP)
             self._previous = {number: signal.signal(number, self._on_signal) for number in heeded}
         return self
 

@@ -53,7 +53,7 @@ class Spy:
     def compile(self, accelerate: Accelerate) -> None:
         self.events.append("compile")
 
-    def fit(self, model: Any, data: Transitions, num_epochs: int) -> Metrics:
+    def fit(self, model: Any, data: Transitions, num_epochs: int, should_stop: Callable[[], bool]) -> Metrics:
         self.events.append(f"fit {len(data)}")
         return {}
 
