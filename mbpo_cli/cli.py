@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mbpo_cli.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, typed_config
+from mbpo_cli.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, parsed, typed_config
 from mbpo_cli.options import ConfigError, RunFailed
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         return typed_config(cfg)
     from mbpo_cli.resume import resumed_config
 
-    return resumed_config(Path(cfg.resume), overrides, cfg.trust)
+    return resumed_config(Path(cfg.resume), parsed(overrides), cfg.trust)
 
 
 def checked_config(cfg: DictConfig, overrides: Sequence[str]) -> Config:

@@ -6,10 +6,12 @@ Torch is imported only where types are needed, so that help and tab completion a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from mbpo_cli.options import ConfigError
@@ -64,6 +66,12 @@ def _resolved(node: Any, root: Any, path: str) -> Any:
         if isinstance(node, dict | list) and "${" in str(node):
             raise ConfigError(f"{path}: refers to '{match[1]}', which holds references itself")
     raise ConfigError(f"{path}: refers to itself, or through more than {MAX_REFERENCES} keys")
+
+
+def parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """Return keys and values of overrides that concern a run, as Hydra reads them."""
+    read = OverridesParser.create().parse_overrides(list(overrides))
+    return [(item.key_or_group, item.value()) for item in read if item.key_or_group not in NOT_OF_A_RUN]
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from mbpo_cli.config import Config, typed
 from mbpo_cli.options import ConfigError
 from mbpo_cli.run_directory import stored_config
@@ -19,12 +17,12 @@ from mbpo_cli.run_directory import stored_config
 IMPORTED = ("env.module", "env.reward_function", "env.is_done_function", "env.wrappers")
 
 
-def resumed_config(path: Path, overrides: Sequence[str], trust: Sequence[str]) -> Config:
+def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequence[str]) -> Config:
     """Return the configuration of the run in a directory, changed as the command line says.
 
     Args:
         path: The run's directory.
-        overrides: `key=value`, as Hydra reads them.
+        changes: Keys and their new values.
         trust: Packages outside this one from which the configuration may name things.
 
     Raises:
@@ -38,10 +36,8 @@ def resumed_config(path: Path, overrides: Sequence[str], trust: Sequence[str]) -
                 f"{key}={name}: the run directory names code from outside of mbpo_cli; "
                 f"trust=[{package}] lets it be imported"
             )
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        key, value = override.key_or_group, override.value()
-        if key not in ("resume", "trust"):
-            _set(values, key, value)
+    for key, value in changes:
+        _set(values, key, value)
     return typed(values)
 
 
