@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mbpo_cli import files
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.options import one_line, option
 
@@ -55,6 +56,10 @@ class NoUsableCheckpoint(RuntimeError):
 
 class BadCheckpoint(ValueError):
     """A checkpoint is not what its manifest says."""
+
+
+# What reading a checkpoint may raise that is not what was written.
+UNUSABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -134,34 +139,37 @@ class Checkpoints:
         plain, tensors = _taken_apart(state)
         rows = {name: self._add_rows(name, buffer) for name, buffer in buffers.items()}
         best = step if is_best else self._best
-        _make(self._checkpoints)
+        files.make_directory(self._checkpoints)
         temporary = self._checkpoints / f".new-{step:012d}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        files = [
-            _write(temporary / TENSORS, safetensors.torch.save(tensors)),
-            _write(temporary / STATE, json.dumps(plain, allow_nan=False).encode()),
-        ]
+        contents = {
+            TENSORS: safetensors.torch.save(tensors),
+            STATE: json.dumps(plain, allow_nan=False).encode(),
+        }
+        for name, data in contents.items():
+            files.write(temporary / name, data)
+        described = [_described(name, data) for name, data in contents.items()]
         manifest = {
             "format": FORMAT,
             "step": step,
             "best": best,
-            "files": [asdict(file) for file in files],
+            "files": [asdict(file) for file in described],
             "experience": {
                 name: {"total_added": buffers[name].total_added, "files": [asdict(part) for part in parts]}
                 for name, parts in rows.items()
             },
             "logs": dict(logs),
         }
-        _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync(temporary)
+        files.write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        files.sync(temporary)
         final = self._path(step)
         if final.exists():  # left by a run that went on from an earlier one
             shutil.rmtree(final)
         os.rename(temporary, final)
-        _sync(self._checkpoints)
+        files.sync(self._checkpoints)
         self._rows, self._best, self.last_step = rows, best, step
-        _verified(final, files)
+        _verified(final, described)
         self._prune()
 
     def load(self, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint | None:
@@ -174,7 +182,7 @@ class Checkpoints:
         for step in sorted(self._steps(), reverse=True):
             try:
                 return self._read(step, buffers)
-            except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            except UNUSABLE as error:
                 kind = "" if isinstance(error, BadCheckpoint | OSError) else f"{type(error).__name__}: "
                 reasons.append(f"{self._path(step).name}: {kind}{one_line(error)}")
                 log.warning("checkpoint not used: %s", reasons[-1])
@@ -188,25 +196,22 @@ class Checkpoints:
         parts = [part for part in self._rows.get(name, []) if part.end > oldest]
         start = max(parts[-1].end if parts else 0, oldest)
         if start < buffer.total_added:
-            _make(self._experience)
-            path = self._experience / f"{name}-{start:012d}-{buffer.total_added:012d}.safetensors"
-            temporary = path.with_suffix(".new")
-            rows = buffer.rows(start, buffer.total_added).cpu()
-            file = _write(temporary, safetensors.torch.save({"rows": rows}))
-            os.replace(temporary, path)
-            _sync(self._experience)
-            parts.append(Rows(start, buffer.total_added, File(path.name, file.bytes, file.sha256)))
+            files.make_directory(self._experience)
+            name = f"{name}-{start:012d}-{buffer.total_added:012d}.safetensors"
+            data = safetensors.torch.save({"rows": buffer.rows(start, buffer.total_added).cpu()})
+            files.write_whole(self._experience / name, data)
+            parts.append(Rows(start, buffer.total_added, _described(name, data)))
         return parts
 
     def _read(self, step: int, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint:
         path = self._path(step)
-        manifest = _parsed((path / MANIFEST).read_bytes())
+        manifest = self._manifest(step)
         if manifest["format"] != FORMAT or manifest["step"] != step:
             raise BadCheckpoint(f"the manifest is of format {manifest['format']}, step {manifest['step']}")
-        files = [File(**file) for file in manifest["files"]]
-        if [file.name for file in files] != [TENSORS, STATE]:
+        described = [File(**file) for file in manifest["files"]]
+        if [file.name for file in described] != [TENSORS, STATE]:
             raise BadCheckpoint("the manifest names other files")
-        tensors, plain = _verified(path, files)
+        tensors, plain = _verified(path, described)
         state = _put_together(_parsed(plain), safetensors.torch.load(tensors))
         experience = manifest["experience"]
         if set(experience) != set(buffers):
@@ -246,20 +251,23 @@ class Checkpoints:
         needed = set()
         for step in kept.intersection(steps):
             try:
-                manifest = json.loads((self._path(step) / MANIFEST).read_bytes())
-                for stored in manifest["experience"].values():
+                for stored in self._manifest(step)["experience"].values():
                     needed |= {part["file"]["name"] for part in stored["files"]}
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # it cannot be used, and needs nothing
+            except UNUSABLE:
+                continue  # it needs nothing
         if self._experience.exists():
             for path in self._experience.iterdir():
                 if path.name not in needed:
-                    path.unlink(missing_ok=True)
+                    _remove(path)
 
     def _steps(self) -> list[int]:
         if not self._checkpoints.exists():
             return []
         return [int(path.name) for path in self._checkpoints.iterdir() if re.fullmatch(r"\d{12,}", path.name)]
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        manifest: dict[str, Any] = _parsed((self._path(step) / MANIFEST).read_bytes())
+        return manifest
 
     def _path(self, step: int) -> Path:
         return self._checkpoints / f"{step:012d}"
@@ -330,35 +338,14 @@ def _parsed(data: bytes) -> Any:
     return json.loads(data, parse_float=finite, parse_constant=finite)
 
 
-def _write(path: Path, data: bytes) -> File:
-    """Write a file and make its contents durable."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return File(path.name, len(data), hashlib.sha256(data).hexdigest())
+def _described(name: str, data: bytes) -> File:
+    return File(name, len(data), hashlib.sha256(data).hexdigest())
 
 
-def _make(directory: Path) -> None:
-    """Make a directory, durably."""
-    if not directory.exists():
-        directory.mkdir()
-        _sync(directory.parent)
-
-
-def _sync(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _verified(directory: Path, files: list[File]) -> list[bytes]:
+def _verified(directory: Path, described: list[File]) -> list[bytes]:
     """Return the contents of files, which must be as the manifest says."""
     contents = []
-    for file in files:
+    for file in described:
         if not _is_plain_name(file.name):
             raise BadCheckpoint("a file has a strange name")
         data = (directory / file.name).read_bytes()
@@ -375,10 +362,14 @@ def _is_plain_name(name: Any) -> bool:
 
 
 def _remove(path: Path) -> None:
-    doomed = path.with_name(f".old-{path.name}")
+    """Remove what is no longer needed: a file, or a directory, which is renamed first."""
     try:
+        if not path.is_dir():
+            path.unlink()
+            return
+        doomed = path.with_name(f".old-{path.name}")
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(path, doomed)
         shutil.rmtree(doomed)
     except OSError as error:
-        log.warning("an old checkpoint stays: %s", error)
+        log.warning("what is no longer needed stays: %s", error)

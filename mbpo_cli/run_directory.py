@@ -23,12 +23,12 @@ import torch
 import yaml
 from torch import Tensor
 
+from mbpo_cli.files import write_whole
 from mbpo_cli.options import ConfigError, one_line
 
 CONFIG = "config.yaml"
 MAX_CONFIG_BYTES = 256_000
 PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard", "safetensors")
-
 
 # Another value changes when a run looks or stops, or how fast it is, and not what it computes.
 HARMLESS = (
@@ -188,16 +188,6 @@ def _locked(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
     return descriptor
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there with all its contents, or as it was before."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from mbpo_cli import checkpoint as room
+from mbpo_cli import files
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.checkpoint import Checkpoint, Checkpoints, NoUsableCheckpoint
 from tests.conftest import random_transitions, spaces
@@ -138,8 +138,8 @@ def faulty(fault: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    monkeypatch.setattr(room, "_write", wrap(room._write, True))
-    monkeypatch.setattr(room, "_sync", wrap(room._sync, False))
+    monkeypatch.setattr(files, "write", wrap(files.write, True))
+    monkeypatch.setattr(files, "sync", wrap(files.sync, False))
     for name in ("rename", "replace"):
         monkeypatch.setattr(os, name, wrap(getattr(os, name), False))
 
@@ -183,7 +183,7 @@ def test_a_fault_at_any_operation_loses_nothing(
         assert restored is not None
         assert restored.step == 4
         check_whole(restored, found)
-        assert not [left for left in path.rglob("*") if left.name.startswith(".") or left.suffix == ".new"]
+        assert not [left for left in path.rglob("*") if left.name.startswith(".") or left.suffix == ".tmp"]
     pytest.fail("the faults never ended")
 
 
