@@ -27,10 +27,11 @@ from mbpo_cli.envs.environment import BadWrapper, Environment
 from mbpo_cli.envs.spaces import UnsuitableSpace
 from mbpo_cli.evaluate import Evaluator
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
+from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
-from mbpo_cli.options import Component, ConfigError, one_line, resolve
+from mbpo_cli.options import Component, resolve
 from mbpo_cli.seeding import episode_seed, generator
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Agent, SpaceSpec

@@ -16,8 +16,9 @@ from mbpo_cli.build import (
     uses_model,
 )
 from mbpo_cli.config import Config
+from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.models.known import KnownOptions
-from mbpo_cli.options import ConfigError, one_line, resolve
+from mbpo_cli.options import resolve
 from mbpo_cli.seeding import generator
 from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec
 

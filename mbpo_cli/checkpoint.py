@@ -15,7 +15,6 @@ import math
 import os
 import re
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +27,8 @@ from torch import Tensor
 
 from mbpo_cli import files
 from mbpo_cli.buffers import ReplayBuffer
-from mbpo_cli.options import one_line, option
+from mbpo_cli.failures import NoUsableCheckpoint, one_line
+from mbpo_cli.options import option
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,6 @@ class CheckpointOptions:
         "minutes between two checkpoints; null = not by time", above=0, high=10**6
     )
     keep: int = option("latest checkpoints to keep, beside that of the best evaluation", low=2, high=1000)
-
-
-class NoUsableCheckpoint(RuntimeError):
-    """There are checkpoints, or were, and none can be used; the message says what is wrong with each."""
 
 
 class BadCheckpoint(ValueError):
@@ -271,28 +267,6 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self._checkpoints / f"{step:012d}"
-
-
-class Schedule:
-    """Tells when the next checkpoint is due, by steps and by time."""
-
-    def __init__(self, options: CheckpointOptions) -> None:
-        """Start to count; the first is due at once."""
-        self._options = options
-        self._last_step, self._last_time = -1, time.monotonic()
-
-    def is_due(self, step: int) -> bool:
-        """Tell whether enough steps or minutes have passed since the last one."""
-        if self._last_step < 0:
-            return True
-        steps, minutes = self._options.every_steps, self._options.every_minutes
-        return (steps is not None and step - self._last_step >= steps) or (
-            minutes is not None and time.monotonic() - self._last_time >= 60 * minutes
-        )
-
-    def made(self, step: int) -> None:
-        """Count from now on."""
-        self._last_step, self._last_time = step, time.monotonic()
 
 
 def _taken_apart(tree: Any) -> tuple[Any, dict[str, Tensor]]:

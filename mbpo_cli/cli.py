@@ -21,13 +21,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mbpo_cli.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, parsed, typed_config
-from mbpo_cli.options import ConfigError, RunFailed
+from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed
 
 if TYPE_CHECKING:
     from mbpo_cli.config import Config
-
-EXIT_CONFIG = 2
-EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -47,14 +44,14 @@ def main() -> None:
         from mbpo_cli.errors import explain
 
         print(f"mbpo-train: error: {explain(cause)}", file=sys.stderr)
-        raise SystemExit(EXIT_CONFIG) from None
-    except RunFailed as error:
+        raise SystemExit(getattr(cause, "exit_code", ConfigError.exit_code)) from None
+    except RunFailed as error:  # the log has told it
         if wants_traceback:
             raise
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt as error:
         print("mbpo-train: interrupted", file=sys.stderr)
-        raise SystemExit(getattr(error, "exit_code", EXIT_INTERRUPTED)) from None
+        raise SystemExit(error.exit_code if isinstance(error, Interrupted) else 130) from None
 
 
 @hydra.main(version_base=HYDRA_VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
@@ -112,14 +109,14 @@ class CheckBeforeRun(Callback):
         try:
             checked = checked_config(config, config.hydra.overrides.task)
             run_directory.check_usable(Path(config.hydra.run.dir), asdict(checked))
-        except (ConfigError, OmegaConfBaseException) as reason:
+        except (ConfigError, OmegaConfBaseException, Busy) as reason:
             raise Rejected(reason) from reason
 
 
 class Rejected(SystemExit):
-    """A configuration error on its way past Hydra, which swallows ordinary exceptions in callbacks."""
+    """What forbids a run, on its way past Hydra, which swallows ordinary exceptions in callbacks."""
 
     def __init__(self, reason: Exception) -> None:
         """Carry the reason."""
-        super().__init__(EXIT_CONFIG)
+        super().__init__()
         self.reason = reason

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from mbpo_cli.options import one_line
+from mbpo_cli.failures import one_line
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from mbpo_cli.options import ConfigError
+from mbpo_cli.failures import ConfigError
 
 if TYPE_CHECKING:
     from mbpo_cli.config import Config

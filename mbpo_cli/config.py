@@ -15,8 +15,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.checkpoint import CheckpointOptions
 from mbpo_cli.envs.environment import EnvOptions
+from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.models.fit import ModelTrainingOptions
-from mbpo_cli.options import Component, ConfigError, Meaning, one_line, option, options_of, resolve
+from mbpo_cli.options import Component, Meaning, option, options_of, resolve
 from mbpo_cli.trainer import MBPOOptions, TrainerOptions
 
 

@@ -10,12 +10,12 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from mbpo_cli.compose import composed, typed_config
-from mbpo_cli.options import ConfigError, one_line
+from mbpo_cli.failures import Busy, ConfigError, one_line
 
 
 def explain(error: BaseException) -> str:
     """Say in one line what is wrong with the command line."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | Busy):
         return one_line(error)
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):

@@ -12,49 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class ConfigError(ValueError):
-    """A configuration is wrong; the message is one line that names key, value and what would be right."""
-
-    def __init__(self, message: object) -> None:
-        """Say what is wrong."""
-        super().__init__(one_line(message))
-
-
-class RunFailed(RuntimeError):
-    """A run ended with an error, which its log and its summary tell.
-
-    Attributes:
-        exit_code: How the program ends: 1, or one of the codes of `mbpo_cli.run`.
-    """
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        """Say what happened."""
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class Diverged(RuntimeError):
-    """A number of the training is not finite, or far beyond what it can be; the message names it."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run was told to stop, and has kept its state.
-
-    Attributes:
-        exit_code: 130 after Ctrl-C, 143 after any other signal or the time limit.
-    """
-
-    def __init__(self, exit_code: int) -> None:
-        """Carry the exit code."""
-        super().__init__()
-        self.exit_code = exit_code
-
-
-def one_line(error: object) -> str:
-    """Return a message without line breaks, or whatever else a terminal would not print but obey."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
-
-
 @dataclass(frozen=True)
 class Meaning:
     """What a configuration file cannot say about an option.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mbpo_cli.config import Config, typed
-from mbpo_cli.options import ConfigError
+from mbpo_cli.failures import ConfigError
 from mbpo_cli.run_directory import stored_config
 
 # Options whose values are imported; those of `_target_` are too.

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mbpo_cli.failures import Diverged
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.options import Component, Diverged, option
+from mbpo_cli.options import Component, option
 from mbpo_cli.types import Policy, Transitions
 
 # So many rows and what the networks make of them stay in a CPU's cache; a GPU takes all at once.

@@ -19,21 +19,17 @@ from typing import Any
 import torch
 
 from mbpo_cli.build import build_trainer, num_threads
-from mbpo_cli.checkpoint import CheckpointOptions, Checkpoints, NoUsableCheckpoint, Schedule
+from mbpo_cli.checkpoint import CheckpointOptions, Checkpoints
 from mbpo_cli.config import Config, options_in
-from mbpo_cli.envs.environment import EnvironmentFailed
+from mbpo_cli.failures import Busy, Interrupted, NoUsableCheckpoint, RunFailed, StorageFailed, one_line
 from mbpo_cli.interrupt import StopOnSignal
 from mbpo_cli.logger import JsonLines, Logger, Sink, TensorBoardEvents
-from mbpo_cli.options import Diverged, Interrupted, RunFailed, one_line
 from mbpo_cli.progress import Progress
-from mbpo_cli.run_directory import Busy, RunDirectory
+from mbpo_cli.run_directory import RunDirectory
 from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-EXIT_FAILED, EXIT_STORAGE, EXIT_BUSY = 1, 6, 75
-EXIT_INTERRUPTED, EXIT_TOLD_TO_STOP = 130, 143
-EXIT_CODES = {EnvironmentFailed: 3, Diverged: 4, NoUsableCheckpoint: 5}
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
@@ -48,7 +44,7 @@ def run(config: Config, path: Path, in_sweep: bool = False) -> float:
 
     Raises:
         ConfigError: The directory holds a run of another configuration.
-        RunFailed: Anything else went wrong.
+        RunFailed: Anything else went wrong; the log tells it.
         Interrupted: The run was told to stop; checkpoint, summary and policy are written.
         KeyboardInterrupt: Ctrl-C was pressed twice; the last checkpoint stays.
     """
@@ -58,7 +54,8 @@ def run(config: Config, path: Path, in_sweep: bool = False) -> float:
     try:
         directory = RunDirectory(path, asdict(config))
     except Busy as error:
-        raise RunFailed(str(error), EXIT_BUSY) from error
+        log.error("%s", error)
+        raise
     with directory:
         return _run(config, directory)
 
@@ -69,7 +66,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
         log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
     keeper = Keeper(config.checkpoint, directory)
     trainer: Trainer | None = None
-    status, error, exit_code = "failed", None, EXIT_FAILED
+    status, error, by_keyboard = "failed", None, False
     try:
         with ExitStack() as stack, StopOnSignal() as signals:
             hours = config.trainer.max_hours
@@ -87,22 +84,17 @@ def _run(config: Config, directory: RunDirectory) -> float:
             keeper.keep(trainer)
             directory.save_policy(trainer.agent.policy_state())
             status = "done" if is_done else "interrupted"
-            if not is_done:
-                exit_code = EXIT_INTERRUPTED if signals.received == signal.SIGINT else EXIT_TOLD_TO_STOP
+            by_keyboard = signals.received == signal.SIGINT
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     except Exception as caught:
-        error = f"{type(caught).__name__}: {one_line(caught)}"
-        if isinstance(caught, tuple(EXIT_CODES)):
-            exit_code = next(code for kind, code in EXIT_CODES.items() if isinstance(caught, kind))
-            error = one_line(caught)
-        elif isinstance(caught, OSError) and caught.errno in STORAGE_ERRORS:
-            exit_code = EXIT_STORAGE
-            free = shutil.disk_usage(directory.path).free
-            error = f"{one_line(caught)}; {directory.path} has {free / 1e6:,.1f} MB left"
+        failure = _failure(caught, directory.path)
+        error = one_line(failure)
         log.error("run failed: %s", error, exc_info=True)
-        raise RunFailed(error, exit_code) from caught
+        if failure is caught:
+            raise
+        raise failure from caught
     finally:
         earlier = keeper.earlier_seconds
         summary = summarize(config, trainer, status, earlier + time.monotonic() - start, error)
@@ -112,8 +104,18 @@ def _run(config: Config, directory: RunDirectory) -> float:
             log.error("no summary: %s", caught)
     log.info("%s", closing_table(summary, directory.path))
     if status == "interrupted":
-        raise Interrupted(exit_code)
+        raise Interrupted(by_keyboard)
     return float(summary["eval_return_mean"])
+
+
+def _failure(error: Exception, path: Path) -> RunFailed:
+    """Return what a run that writes into `path` fails with, where something raised an error."""
+    if isinstance(error, RunFailed):
+        return error
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        free = shutil.disk_usage(path).free
+        return StorageFailed(f"{error}; {path} has {free / 1e6:,.1f} MB left")
+    return RunFailed(f"{type(error).__name__}: {error}")
 
 
 class Keeper:
@@ -122,8 +124,9 @@ class Keeper:
     def __init__(self, options: CheckpointOptions, directory: RunDirectory) -> None:
         """Look for checkpoints in a run's directory."""
         self.earlier_seconds = 0.0
+        self._options = options
         self._directory = directory
-        self._schedule = Schedule(options)
+        self._last_time = time.monotonic()
         self._checkpoints = Checkpoints(directory.path, options.keep)
 
     def restore(self, trainer: Trainer) -> dict[str, int]:
@@ -141,7 +144,6 @@ class Keeper:
             return {}
         is_exact = trainer.load_state_dict(checkpoint.state)
         self.earlier_seconds = checkpoint.state["stopwatch"]["total_seconds"]
-        self._schedule.made(checkpoint.step)
         log.info("the run goes on from step %d", checkpoint.step)
         if not is_exact:
             log.warning("the environment does not repeat itself: a new episode begins, and the rest differs")
@@ -149,8 +151,17 @@ class Keeper:
 
     def keep_if_due(self, trainer: Trainer) -> None:
         """Make a checkpoint at the times that the options say, and after the best evaluation so far."""
-        if self._schedule.is_due(trainer.env_steps) or trainer.best_step == trainer.env_steps:
+        if self._is_due(trainer.env_steps) or trainer.best_step == trainer.env_steps:
             self.keep(trainer)
+
+    def _is_due(self, step: int) -> bool:
+        last = self._checkpoints.last_step
+        if last is None:
+            return True
+        steps, minutes = self._options.every_steps, self._options.every_minutes
+        return (steps is not None and step - last >= steps) or (
+            minutes is not None and time.monotonic() - self._last_time >= 60 * minutes
+        )
 
     def keep(self, trainer: Trainer) -> None:
         """Make a checkpoint."""
@@ -161,7 +172,7 @@ class Keeper:
             trainer.logger.commit(),
             is_best=trainer.best_step == trainer.env_steps,
         )
-        self._schedule.made(trainer.env_steps)
+        self._last_time = time.monotonic()
 
 
 def _sinks(config: Config, directory: RunDirectory, logs: dict[str, int], step: int) -> list[Sink]:

@@ -23,10 +23,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from mbpo_cli.failures import Busy, ConfigError, one_line
 from mbpo_cli.files import write_whole
-from mbpo_cli.options import ConfigError, one_line
 
-CONFIG = "config.yaml"
+CONFIG, LOCK = "config.yaml", "run.lock"
 MAX_CONFIG_BYTES = 256_000
 PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard", "safetensors")
 
@@ -34,6 +34,7 @@ PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard", "safeten
 HARMLESS = (
     "checkpoint.",
     "compile",
+    "env.step_timeout",
     "threads",
     "trainer.evaluate_every_steps",
     "trainer.log_every_steps",
@@ -41,10 +42,6 @@ HARMLESS = (
     "trainer.num_env_steps",
     "trainer.num_eval_episodes",
 )
-
-
-class Busy(RuntimeError):
-    """Another process works in the run directory."""
 
 
 class RunDirectory:
@@ -64,8 +61,10 @@ class RunDirectory:
         """
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(path / "run.lock")
+        self._lock = _locked(path / LOCK)
         try:
+            os.ftruncate(self._lock, 0)
+            os.write(self._lock, f"process {os.getpid()} on {platform.node()}\n".encode())
             check_same(path, config)
             self.is_new = not (path / CONFIG).exists()
             write_whole(path / CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
@@ -120,12 +119,15 @@ def check_usable(path: Path, config: Mapping[str, Any]) -> None:
     """Check that a run may write into a directory, which need not exist yet.
 
     Raises:
+        Busy: Another process has it.
         ConfigError: It belongs to a run of another configuration, or it cannot be made or written.
     """
     check_same(path, config)
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"hydra.run.dir={path}: {existing} is not a directory that can be written")
+    if (path / LOCK).exists():
+        os.close(_locked(path / LOCK))
 
 
 def check_same(path: Path, config: Mapping[str, Any]) -> None:
@@ -177,7 +179,7 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _locked(path: Path) -> int:
-    """Open and lock a file for as long as its descriptor lives; it tells who has it."""
+    """Open and lock a file for as long as its descriptor lives; it should tell who has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,8 +187,6 @@ def _locked(path: Path) -> int:
         owner = os.read(descriptor, 200).decode(errors="replace").strip()
         os.close(descriptor)
         raise Busy(f"{path.parent}: in use by {owner or 'another process'}") from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
     return descriptor
 
 

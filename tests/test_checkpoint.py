@@ -19,7 +19,8 @@ import torch
 
 from mbpo_cli import files
 from mbpo_cli.buffers import ReplayBuffer
-from mbpo_cli.checkpoint import Checkpoint, Checkpoints, NoUsableCheckpoint
+from mbpo_cli.checkpoint import Checkpoint, Checkpoints
+from mbpo_cli.failures import NoUsableCheckpoint
 from tests.conftest import random_transitions, spaces
 
 SPACE = spaces()

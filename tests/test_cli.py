@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import yaml
 from mbpo_cli import cli
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import options_in
-from mbpo_cli.options import ConfigError
+from mbpo_cli.failures import ConfigError
 from mbpo_cli.resume import resumed_config
 from mbpo_cli.run import run
+from mbpo_cli.run_directory import RunDirectory
 from tests.conftest import CONF, TINY
 
 COMMAND = [sys.executable, "-m", "mbpo_cli"]
@@ -112,6 +115,17 @@ def test_a_bad_job_of_a_sweep_ends_without_a_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("mbpo-train: error: env.id=Nope-v0: ")
     assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_directory_in_use_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    with RunDirectory(path, asdict(make_config())):
+        before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+        done = command("hydra.run.dir=mine", cwd=tmp_path)
+        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert done.returncode == 75
+    owner = f"process {os.getpid()} on {platform.node()}"
+    assert done.stderr == f"mbpo-train: error: mine: in use by {owner}\n"
 
 
 def test_a_killed_run_goes_on_by_its_directory_or_its_command(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch._dynamo.exc import TorchDynamoException
 from mbpo_cli import compilation
 from mbpo_cli.build import build_agent, compiles
 from mbpo_cli.compose import make_config
-from mbpo_cli.options import ConfigError
+from mbpo_cli.failures import ConfigError
 from tests.conftest import TINY, discrete, random_transitions, spaces
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

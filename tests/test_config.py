@@ -15,8 +15,8 @@ from mbpo_cli.agents.sac import SACOptions
 from mbpo_cli.build import uses_model
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import options_in, suggest, typed
+from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.transition import TransitionOptions
-from mbpo_cli.options import ConfigError
 from scripts.option_table import with_table
 from tests.conftest import CONF
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from mbpo_cli.compose import make_config
+from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.transition import TransitionOptions
 from mbpo_cli.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
-from mbpo_cli.options import ConfigError
 
 
 def test_gradient_threshold_limits_each_network_by_itself() -> None:

@@ -20,9 +20,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mbpo_cli.compose import make_config
-from mbpo_cli.options import RunFailed
+from mbpo_cli.failures import Busy, RunFailed
 from mbpo_cli.run import run
-from mbpo_cli.run_directory import Busy, RunDirectory
+from mbpo_cli.run_directory import RunDirectory
 from tests.conftest import TINY, gym_env
 
 Train = Callable[..., dict[str, Any]]

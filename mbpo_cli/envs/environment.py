@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mbpo_cli.envs.spaces import space_spec
 from mbpo_cli.envs.watchdog import Watchdog
-from mbpo_cli.options import one_line, option, resolve
+from mbpo_cli.failures import EnvironmentFailed, one_line
+from mbpo_cli.options import option, resolve
 from mbpo_cli.types import SpaceSpec
 
 
@@ -58,10 +59,6 @@ class BadWrapper(ValueError):
 
 class Misbehaviour(ValueError):
     """An environment returned what it must not."""
-
-
-class EnvironmentFailed(RuntimeError):
-    """An environment cannot go on; the message names it, the step and the reason."""
 
 
 class Step(NamedTuple):

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-log = logging.getLogger(__name__)
+from mbpo_cli.failures import EnvironmentFailed
 
-EXIT_HANGS = 3  # as for anything else that an environment must not do
+log = logging.getLogger(__name__)
 
 
 class Watchdog:
@@ -41,4 +41,4 @@ class Watchdog:
                 log.error("%s hangs: a step took more than %g s", self._name, self._seconds)
                 faulthandler.dump_traceback()
                 # Nothing gentler ends a call that never returns; the last checkpoint is durable.
-                os._exit(EXIT_HANGS)
+                os._exit(EnvironmentFailed.exit_code)

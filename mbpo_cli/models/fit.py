@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mbpo_cli.failures import Diverged
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.function import LearnedFunction
-from mbpo_cli.options import Diverged, option
+from mbpo_cli.options import option
 from mbpo_cli.types import Metrics, Transitions
 
 
