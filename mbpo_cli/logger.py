@@ -6,13 +6,15 @@ The only place that moves metrics from the device to the host, and only when the
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
@@ -22,6 +24,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 from mbpo_cli.types import Metrics
+
+log = logging.getLogger(__name__)
 
 Scalars = Mapping[str, float]
 
@@ -33,44 +37,51 @@ class Sink(Protocol):
         """Take the scalars, possibly none, of the given step."""
         ...
 
+    def commit(self) -> dict[str, int]:
+        """Make all that was written durable; return the bytes of its file by name, if it is one."""
+        ...
+
     def close(self) -> None:
         """Finish."""
         ...
 
 
-@runtime_checkable
-class LogFile(Protocol):
-    """A sink that is a file, which can be cut at any record."""
+class LogFile:
+    """A sink that is a file, durable when committed, and cut where it was committed to go on from there.
 
-    path: Path
+    Attributes:
+        path: The file.
+    """
 
-    def commit(self) -> int:
-        """Make all that was written durable; return its bytes."""
-        ...
+    def __init__(self, path: Path, committed: int) -> None:
+        """Create the file, or go on after its first `committed` bytes; what follows them is cut off.
 
-
-def opened(path: Path, committed: int) -> BinaryIO:
-    """Open a log file to go on after its first `committed` bytes; what follows them is cut off."""
-    file = path.open("r+b" if committed else "wb")
-    file.truncate(committed)
-    file.seek(committed)
-    return file
-
-
-def committed(file: BinaryIO) -> int:
-    """Make all that was written to a file durable; return its bytes."""
-    file.flush()
-    os.fsync(file.fileno())
-    return file.tell()
-
-
-class JsonLines:
-    """Writes one JSON object per logged step: `step`, and a number per tag."""
-
-    def __init__(self, path: Path, committed: int = 0) -> None:
-        """Create the file, or go on after its first `committed` bytes."""
+        A file that has fewer is put aside as `.damaged`, and a new one begun.
+        """
         self.path = path
-        self._file = opened(path, committed)
+        size = path.stat().st_size if path.exists() else 0
+        if size < committed:
+            log.warning("%s: %d of %d bytes are there; a new file begins", path, size, committed)
+            if path.exists():
+                path.rename(f"{path}.damaged")
+            committed = 0
+        self._file = path.open("r+b" if committed else "wb")
+        self._file.truncate(committed)
+        self._file.seek(committed)
+
+    def commit(self) -> dict[str, int]:
+        """Make all that was written durable; return the file's bytes by its name."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {self.path.name: self._file.tell()}
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class JsonLines(LogFile):
+    """Writes one JSON object per logged step: `step`, and a number per tag."""
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Append one line, if there is anything to say."""
@@ -78,16 +89,8 @@ class JsonLines:
             self._file.write((json.dumps({"step": step, **scalars}) + "\n").encode())
             self._file.flush()
 
-    def commit(self) -> int:
-        """Make all that was written durable; return its bytes."""
-        return committed(self._file)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class TensorBoardEvents:
+class TensorBoardEvents(LogFile):
     """Writes one TensorBoard event per logged step, and the hyperparameters once.
 
     The records go straight to one file, without a writer thread: errors appear where they happen,
@@ -95,13 +98,12 @@ class TensorBoardEvents:
     """
 
     def __init__(
-        self, path: Path, hyperparameters: Mapping[str, bool | int | float | str], committed: int = 0
+        self, path: Path, committed: int, hyperparameters: Mapping[str, bool | int | float | str]
     ) -> None:
-        """Create the event file, or go on after its first bytes; `path.name` must contain 'tfevents'."""
-        self.path = path
-        self._file = opened(path, committed)
+        """Create the file, or go on after its first bytes; `path.name` must contain 'tfevents'."""
+        super().__init__(path, committed)
         self._records = RecordWriter(self._file)
-        if committed:
+        if self._file.tell() > 0:
             return
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
         summary = hparams.hparams_pb(dict(hyperparameters), trial_id=path.parent.name)
@@ -113,17 +115,45 @@ class TensorBoardEvents:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
             self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
-    def commit(self) -> int:
-        """Make all that was written durable; return its bytes."""
-        return committed(self._file)
-
     def _append(self, event: Event) -> None:
         self._records.write(event.SerializeToString())
         self._file.flush()
 
+
+class Dispensable:
+    """A sink whose failure is told once, and does not end the run."""
+
+    def __init__(self, sink: Sink) -> None:
+        """Pass everything on to `sink` while it works."""
+        self._sink = sink
+        self._committed = sink.commit()
+        self._works = True
+
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._works = False
+            log.error("the run goes on without one of its logs: %s", error)
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        """Take the scalars of the given step."""
+        if self._works:
+            with self._trying():
+                self._sink.write(step, scalars)
+
+    def commit(self) -> dict[str, int]:
+        """Make all that was written durable; after a failure, return what was durable before."""
+        if self._works:
+            with self._trying():
+                self._committed = self._sink.commit()
+        return self._committed
+
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Finish, if possible."""
+        with self._trying() if self._works else suppress(OSError):
+            self._sink.close()
 
 
 class Logger:
@@ -165,7 +195,7 @@ class Logger:
 
     def commit(self) -> dict[str, int]:
         """Make the log files durable; return their bytes by name."""
-        return {sink.path.name: sink.commit() for sink in self._sinks if isinstance(sink, LogFile)}
+        return {name: size for sink in self._sinks for name, size in sink.commit().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was collected and not yet summarized."""

@@ -63,6 +63,10 @@ class Progress:
             values = ", ".join(f"{name} {value}" for name, value in self._values.items())
             log.info("step %d of %d, %.0f s left: %s", step, self._num_env_steps, seconds_left, values)
 
+    def commit(self) -> dict[str, int]:
+        """Return nothing; it leaves no file."""
+        return {}
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._bar.close()

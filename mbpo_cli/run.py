@@ -23,7 +23,7 @@ from mbpo_cli.checkpoint import CheckpointOptions, Checkpoints
 from mbpo_cli.config import Config, options_in
 from mbpo_cli.failures import Busy, Interrupted, NoUsableCheckpoint, RunFailed, StorageFailed, one_line
 from mbpo_cli.interrupt import StopOnSignal
-from mbpo_cli.logger import JsonLines, Logger, Sink, TensorBoardEvents
+from mbpo_cli.logger import Dispensable, JsonLines, Logger, Sink, TensorBoardEvents
 from mbpo_cli.progress import Progress
 from mbpo_cli.run_directory import RunDirectory
 from mbpo_cli.trainer import Trainer
@@ -177,10 +177,11 @@ class Keeper:
 
 def _sinks(config: Config, directory: RunDirectory, logs: dict[str, int], step: int) -> list[Sink]:
     """Open the logs, each cut to what the checkpoint knows of it."""
-    events = [directory.path / name for name in logs if "tfevents" in name] or [directory.new_events()]
+    path = next((directory.path / name for name in logs if "tfevents" in name), directory.new_events())
+    events = TensorBoardEvents(path, logs.get(path.name, 0), hyperparameters(config))
     return [
         JsonLines(directory.metrics, logs.get(directory.metrics.name, 0)),
-        TensorBoardEvents(events[0], hyperparameters(config), logs.get(events[0].name, 0)),
+        events if config.trainer.events_required else Dispensable(events),
         Progress(config.trainer.num_env_steps, step),
     ]
 

@@ -37,6 +37,7 @@ HARMLESS = (
     "env.step_timeout",
     "threads",
     "trainer.evaluate_every_steps",
+    "trainer.events_required",
     "trainer.log_every_steps",
     "trainer.max_hours",
     "trainer.num_env_steps",

@@ -44,6 +44,9 @@ class TrainerOptions:
     max_hours: float | None = option(
         "hours after which the run stops, with its state kept; null = no limit", above=0, high=10**5
     )
+    events_required: bool = option(
+        "whether the run fails where TensorBoard's file cannot be written; false = it goes on, and says so"
+    )
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from mbpo_cli.agents.sac import SAC
 from mbpo_cli.checkpoint import Checkpoints
 from mbpo_cli.compose import make_config
 from mbpo_cli.failures import RunFailed
+from mbpo_cli.logger import TensorBoardEvents
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.regression import Regression
 from mbpo_cli.run import run
@@ -194,6 +196,37 @@ def test_a_full_disk_ends_the_run_with_what_it_had(tmp_path: Path, monkeypatch: 
     assert error.value.exit_code == 6
     monkeypatch.undo()
     assert math.isfinite(run(make_config(*TINY, "checkpoint.every_steps=5"), tmp_path))
+
+
+@pytest.mark.parametrize("method", ["write", "commit", "close"])
+def test_events_that_cannot_be_written_end_the_run_only_if_required(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    works = getattr(TensorBoardEvents, method)
+    calls = itertools.count()
+
+    def fails(self: TensorBoardEvents, *args: Any) -> Any:
+        if method == "close" or next(calls) < 2:
+            done = works(self, *args)
+            if method != "close":
+                return done
+        raise OSError(5, "Input/output error", str(self.path))
+
+    brief = ("checkpoint.every_steps=5", "trainer.log_every_steps=2")
+    run(make_config(*TINY, *brief), tmp_path / "whole")
+    monkeypatch.setattr(TensorBoardEvents, method, fails)
+    with pytest.raises(RunFailed, match="Input/output error") as error:
+        run(make_config(*TINY, *brief), tmp_path / "required")
+    assert error.value.exit_code == 6
+    caplog.clear()
+    calls = itertools.count()
+    run(make_config(*TINY, *brief, "trainer.events_required=false"), tmp_path / "not_required")
+    assert caplog.text.count("the run goes on without one of its logs: [Errno 5]") == 1
+    assert steps_of(tmp_path / "not_required") == steps_of(tmp_path / "whole")
+
+
+def steps_of(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("how", ["time.sleep(60)", "L.acquire(); L.acquire()"])

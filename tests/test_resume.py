@@ -196,6 +196,28 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+def test_logs_that_lost_something_are_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(*TINY, *BRIEF)
+    stop_at(20, monkeypatch)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path)
+    monkeypatch.undo()
+    (events,) = tmp_path.glob("*tfevents*")
+    events.unlink()
+    metrics = tmp_path / "metrics.jsonl"
+    rest = metrics.read_bytes()[:-9]
+    metrics.write_bytes(rest)
+    run(config, tmp_path)
+    assert f"{events}: 0 of " in caplog.text
+    assert f"{metrics}: {len(rest)} of {len(rest) + 9} bytes are there; a new file begins" in caplog.text
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == rest
+    assert min(json.loads(line)["step"] for line in metrics.read_text().splitlines()) > 20
+    shown = EventAccumulator(str(tmp_path)).Reload().Scalars("eval/return_mean")
+    assert min(event.step for event in shown) > 20
+
+
 def test_without_a_usable_checkpoint_nothing_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

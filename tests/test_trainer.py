@@ -90,6 +90,9 @@ class Recorder:
         if scalars:
             self.rows.append({"step": step, **scalars})
 
+    def commit(self) -> dict[str, int]:
+        return {}
+
     def close(self) -> None: ...
 
     def series(self, tag: str) -> dict[int, float]:
