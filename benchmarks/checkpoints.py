@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.ours import CPU, _config, _random, _spaces
+from benchmarks.ours import CPU, bench_config, random_transitions, spaces_of
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.build import build_agent, build_model
 from mbpo_cli.checkpoint import Checkpoints
@@ -24,10 +24,10 @@ NEW_ROWS, ROUNDS = 1_000, 9
 
 def seconds(stored: int) -> float:
     """Return the median seconds of a checkpoint with so many stored transitions."""
-    spaces, config = _spaces("sac"), _config()
+    spaces, config = spaces_of("sac"), bench_config()
     agent, model = build_agent(config, spaces, CPU), build_model(config, spaces, CPU)
     buffer = ReplayBuffer(2_000_000, spaces)
-    buffer.add(_random(stored, spaces))
+    buffer.add(random_transitions(stored, spaces))
     times = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder), keep=2)
@@ -36,7 +36,7 @@ def seconds(stored: int) -> float:
             start = time.perf_counter()
             checkpoints.save(step, state, {"real": buffer}, {})
             times.append(time.perf_counter() - start)
-            buffer.add(_random(NEW_ROWS, spaces))
+            buffer.add(random_transitions(NEW_ROWS, spaces))
     return statistics.median(times[1:])  # the first one stores everything
 
 

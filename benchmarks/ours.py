@@ -34,7 +34,8 @@ from mbpo_cli.types import ActionSpec, ContinuousActions, DiscreteActions, Space
 CPU = torch.device("cpu")
 
 
-def _config(*overrides: str) -> Config:
+def bench_config(*overrides: str) -> Config:
+    """Return the configuration of the sizes that are measured."""
     torch.set_flush_denormal(True)  # as in a run
     hidden = f"agent.hidden_sizes={list(POLICY_HIDDEN)}"
     model = (
@@ -47,7 +48,8 @@ def _config(*overrides: str) -> Config:
     return make_config("env=gym", "env.id=Pendulum-v1", hidden, *model, *overrides)
 
 
-def _spaces(name: str) -> SpaceSpec:
+def spaces_of(name: str) -> SpaceSpec:
+    """Return the spaces on which an agent is measured."""
     obs, action = UPDATE_SPACES[name]
     actions: ActionSpec = ContinuousActions((-1.0,) * action, (1.0,) * action)
     if name == "dqn":
@@ -55,7 +57,8 @@ def _spaces(name: str) -> SpaceSpec:
     return SpaceSpec((obs,), actions)
 
 
-def _random(count: int, spaces: SpaceSpec) -> Transitions:
+def random_transitions(count: int, spaces: SpaceSpec) -> Transitions:
+    """Return made-up experience, the same at every call."""
     stream = torch.Generator().manual_seed(0)
     obs = torch.randn(count, spaces.obs_size, generator=stream)
     action = 2 * torch.rand(count, spaces.action_size, generator=stream) - 1
@@ -65,19 +68,20 @@ def _random(count: int, spaces: SpaceSpec) -> Transitions:
     return Transitions(obs, action, obs[:, 0], obs + 0.1 * noise, torch.zeros(count))
 
 
-def _buffer(count: int, spaces: SpaceSpec) -> ReplayBuffer:
+def filled_buffer(count: int, spaces: SpaceSpec) -> ReplayBuffer:
+    """Return a buffer that is full of it."""
     buffer = ReplayBuffer(count, spaces)
-    buffer.add(_random(count, spaces))
+    buffer.add(random_transitions(count, spaces))
     return buffer
 
 
 def update(name: str, compile: str = "") -> Callable[[int], None]:
     """Return the work of updating an agent: mixing, gradient steps, and keeping the metrics."""
-    spaces = _spaces(name)
-    agent = build_agent(_config(f"agent={name}"), spaces, CPU)
+    spaces = spaces_of(name)
+    agent = build_agent(bench_config(f"agent={name}"), spaces, CPU)
     if compile:
         agent.compile(compiled)
-    real, generated = _buffer(10_000, spaces), _buffer(NUM_TRANSITIONS, spaces)
+    real, generated = filled_buffer(10_000, spaces), filled_buffer(NUM_TRANSITIONS, spaces)
     stream = torch.Generator().manual_seed(0)
     logger = Logger([])
 
@@ -99,8 +103,8 @@ def fit_step() -> Callable[[int], None]:
     The reward is one more output, as with peers, so that the work is the same.
     """
     stream = torch.Generator().manual_seed(0)
-    spaces, config = _spaces("sac"), _config()
-    data = _random(NUM_TRANSITIONS, spaces)
+    spaces, config = spaces_of("sac"), bench_config()
+    data = random_transitions(NUM_TRANSITIONS, spaces)
     inputs = torch.cat((data.obs, data.action), 1)
     targets = torch.cat((data.next_obs - data.obs, data.reward[:, None]), 1)
     size = (inputs.shape[1], MODEL_HIDDEN, (targets.shape[1],))
@@ -122,10 +126,10 @@ def fit_step() -> Callable[[int], None]:
 
 def rollouts() -> Callable[[int], None]:
     """Return the work of one step of many rollouts: policy, one of the elites per row, storing."""
-    spaces = _spaces("sac")
-    config = _config()
+    spaces = spaces_of("sac")
+    config = bench_config()
     agent, model = build_agent(config, spaces, CPU), build_model(config, spaces, CPU)
-    starts = _random(NUM_STARTS, spaces).obs
+    starts = random_transitions(NUM_STARTS, spaces).obs
     buffer = ReplayBuffer(4 * NUM_STARTS, spaces)
     stream = torch.Generator().manual_seed(0)
 
@@ -138,8 +142,8 @@ def rollouts() -> Callable[[int], None]:
 
 def replay_insert() -> Callable[[int], None]:
     """Return the work of storing single transitions."""
-    spaces = _spaces("sac")
-    buffer, row = ReplayBuffer(1_000_000, spaces), _random(1, spaces)
+    spaces = spaces_of("sac")
+    buffer, row = ReplayBuffer(1_000_000, spaces), random_transitions(1, spaces)
 
     def work(count: int) -> None:
         for _ in range(count):
@@ -150,7 +154,7 @@ def replay_insert() -> Callable[[int], None]:
 
 def replay_sample() -> Callable[[int], None]:
     """Return the work of drawing mini-batches."""
-    buffer = _buffer(NUM_TRANSITIONS, _spaces("sac"))
+    buffer = filled_buffer(NUM_TRANSITIONS, spaces_of("sac"))
     stream = torch.Generator().manual_seed(0)
 
     def work(count: int) -> None:

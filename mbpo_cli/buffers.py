@@ -69,8 +69,7 @@ class ReplayBuffer:
 
     def rows(self, start: int, end: int) -> Tensor:
         """Return packed rows by their number, counted from the first ever added; all must still be there."""
-        index = torch.arange(start, end, device=self._rows.device) % self.capacity
-        return self._rows[index]
+        return self._rows[self._slots(start, end)]
 
     def restore(self, rows: Tensor, total_added: int) -> None:
         """Take the packed rows that were the last of `total_added`, at least all that were there.
@@ -82,9 +81,12 @@ class ReplayBuffer:
         if size > 0:
             if len(rows) < size or rows.shape[1] != self._rows.shape[1]:
                 raise ValueError(f"rows of shape {tuple(rows.shape)} are not {size} of this buffer's")
-            index = torch.arange(total_added - size, total_added, device=self._rows.device) % self.capacity
-            self._rows[index] = rows[len(rows) - size :].to(self._rows.device)
+            slots = self._slots(total_added - size, total_added)
+            self._rows[slots] = rows[len(rows) - size :].to(self._rows.device)
         self.total_added, self.size = total_added, size
+
+    def _slots(self, start: int, end: int) -> Tensor:
+        return torch.arange(start, end, device=self._rows.device) % self.capacity
 
 
 def num_real_of(mini_batch_size: int, real_ratio: float) -> int:

@@ -219,9 +219,12 @@ class Checkpoints:
         logs = {str(name): int(size) for name, size in manifest["logs"].items()}
         if not all(_is_plain_name(name) for name in logs):
             raise BadCheckpoint("a log file has a strange name")
+        best = manifest["best"]
+        if not isinstance(best, int | None):
+            raise BadCheckpoint("the best checkpoint has a strange name")
         for name, rows in contents.items():
             buffers[name].restore(rows, experience[name]["total_added"])
-        self._rows, self._best, self.last_step = parts, manifest["best"], step
+        self._rows, self._best, self.last_step = parts, best, step
         return Checkpoint(step, state, logs)
 
     def _rows_of(self, parts: list[Rows]) -> Tensor:

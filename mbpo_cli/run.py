@@ -146,7 +146,7 @@ class Keeper:
         self.earlier_seconds = checkpoint.state["stopwatch"]["total_seconds"]
         log.info("the run goes on from step %d", checkpoint.step)
         if not is_exact:
-            log.warning("the environment does not repeat itself: a new episode begins, and the rest differs")
+            log.warning("the environment does not repeat its episode: a new one begins, and the rest differs")
         return checkpoint.logs
 
     def keep_if_due(self, trainer: Trainer) -> None:

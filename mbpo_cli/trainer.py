@@ -342,7 +342,7 @@ class Trainer:
 
     @property
     def _q_value_limit(self) -> float:
-        gap = 1 - getattr(self.agent_options, "discount_factor", 1.0)
+        gap = 1 - self.agent_options.discount_factor
         return DIVERGENCE * max(self._max_reward, 1.0) / gap if gap > 0 else math.inf
 
     def _evaluate(self) -> None:

@@ -188,16 +188,20 @@ def train(task: Task, variant: str, seed: int, config: dict[str, Any]) -> tuple[
     overrides = task.command(variant, seed)
     digest = hashlib.sha256(repr(config).encode()).hexdigest()[:8]
     directory = RUNS / f"{task.name}_{variant}_{digest}_seed{seed}"
-    if not (directory / "summary.json").exists():
+    if status_of(directory) != "done":
         command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={directory}"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((directory / "summary.json").read_text())
-    if summary["status"] != "done":
-        raise RuntimeError(f"{directory}: {summary['status']}")
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     points = {str(row["step"]): row["eval/return_mean"] for row in rows if "eval/return_mean" in row}
     print(f"{task.name} {variant} seed {seed}: {summary['eval_return_mean']:.1f}", flush=True)
     return round(summary["wall_seconds"], 1), {step: round(value, 2) for step, value in points.items()}
+
+
+def status_of(directory: Path) -> str | None:
+    """Return how the run in a directory ended; None if it did not, or there is none."""
+    path = directory / "summary.json"
+    return str(json.loads(path.read_text())["status"]) if path.exists() else None
 
 
 def draw(task: Task, results: dict[str, Curves]) -> None:

@@ -256,7 +256,7 @@ def test_a_hostile_file_is_refused_and_not_executed(
 
 
 @pytest.mark.parametrize("strange", STRANGE_NAMES, ids=repr)
-@pytest.mark.parametrize("place", ["file", "experience", "log"])
+@pytest.mark.parametrize("place", ["file", "experience", "log", "best"])
 def test_names_cannot_leave_the_run_directory(strange: Any, place: str, filled: Path) -> None:
     path = filled / "checkpoints" / f"{3:012d}" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -264,6 +264,8 @@ def test_names_cannot_leave_the_run_directory(strange: Any, place: str, filled: 
         manifest["files"][0]["name"] = strange
     elif place == "experience":
         manifest["experience"]["real"]["files"][0]["file"]["name"] = strange
+    elif place == "best":
+        manifest["best"] = str(strange)
     else:
         manifest["logs"] = {str(strange): 1}
         if strange in (3,):

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from mbpo_cli.envs.collector import MAX_REPLAY, Collector
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.envs.known import never, pendulum_reward
 from mbpo_cli.envs.spaces import UnsuitableSpace, space_spec
 from mbpo_cli.types import DiscreteActions
-from tests.conftest import ChannelsEnv, CountingEnv, DiscretePointMassEnv, spaces
+from tests.conftest import ChannelsEnv, CountingEnv, DiscretePointMassEnv, PointMassEnv, spaces
 
 Box = gym.spaces.Box
 ACTIONS = Box(-1, 1, (2,), np.float32)
@@ -51,6 +52,21 @@ def test_dict_and_tuple_are_channels_in_the_order_of_the_flat_observation() -> N
 def test_spaces_that_cannot_be_served_are_refused(observation: Any, action: Any, message: str) -> None:
     with pytest.raises(UnsuitableSpace, match=message):
         space_spec(observation, action)
+
+
+@pytest.mark.parametrize("num_steps", [MAX_REPLAY, MAX_REPLAY + 1])
+def test_episodes_are_played_again_up_to_a_length(num_steps: int) -> None:
+    class Endless(PointMassEnv):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            obs, reward, _, _, info = super().step(action)
+            return obs, reward, False, False, info
+
+    collector = Collector([Environment(Endless())], seed_of=lambda number: number)
+    for step in range(num_steps):
+        collector.step(torch.tensor([[(-1.0) ** step]]))
+    again = Collector([Environment(Endless())], seed_of=lambda number: number)
+    assert again.load_state_dict(collector.state_dict()) == (num_steps == MAX_REPLAY)
+    assert again.steps == ([num_steps] if num_steps == MAX_REPLAY else [0])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

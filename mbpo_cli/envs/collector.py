@@ -14,6 +14,9 @@ from torch import Tensor
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.types import Transitions
 
+# An episode of so many steps is played again to go on within it; actions of longer ones are not kept.
+MAX_REPLAY = 10_000
+
 
 class Episode(NamedTuple):
     """A finished episode.
@@ -82,7 +85,8 @@ class Collector:
         for row, step in enumerate(steps):
             self.obs[row] = step.obs
             self.steps[row] += 1
-            self._actions[row].append(actions[row])
+            if self.steps[row] <= MAX_REPLAY:
+                self._actions[row].append(actions[row])
             self._returns[row] += step.reward
             if step.terminated or step.truncated:
                 ended.append(Episode(self._returns[row], self.steps[row]))
@@ -104,6 +108,7 @@ class Collector:
             "episodes": self.episodes,
             "num_started": self._num_started,
             "numbers": list(self._numbers),
+            "steps": list(self.steps),
             "returns": list(self._returns),
             "actions": [torch.stack(actions) if actions else none for actions in self._actions],
             "obs": self.obs,
@@ -118,14 +123,18 @@ class Collector:
         self.episodes, self._num_started = state["episodes"], state["num_started"]
         self._numbers, self._returns = list(state["numbers"]), list(state["returns"])
         self._actions = [list(actions) for actions in state["actions"]]
-        self.steps = [len(actions) for actions in self._actions]
+        self.steps = list(state["steps"])
         self.obs = state["obs"].clone()
         is_exact = True
         for row, env in enumerate(self._envs):
-            shown = env.reset(self._seed_of(self._numbers[row]))
-            for action in self._actions[row]:
-                shown = env.step(action).obs
-            if not torch.equal(shown, self.obs[row]):
+            if not (len(self._actions[row]) == self.steps[row] and self._replayed(row, env)):
                 self.obs[row] = self._start(row)
                 is_exact = False
         return is_exact
+
+    def _replayed(self, row: int, env: Environment) -> bool:
+        """Play an episode again; tell whether the environment then shows what it showed."""
+        shown = env.reset(self._seed_of(self._numbers[row]))
+        for action in self._actions[row]:
+            shown = env.step(action).obs
+        return torch.equal(shown, self.obs[row])
