@@ -32,11 +32,12 @@ def box(low: list[float], high: list[float], shape: list[int]) -> gym.spaces.Box
 
 def mbrl_cartpole() -> None:
     """Train mbrl-lib's MBPO on its continuous cart-pole, as its examples configure it."""
-    import benchmarks.cart_pole  # noqa: F401 - registers the environment
     import mbrl
     import mbrl.algorithms.mbpo as mbpo
     from mbrl.env.termination_fns import cartpole
     from omegaconf import OmegaConf
+
+    import benchmarks.cart_pole  # noqa: F401 - registers the environment
 
     folder = Path(mbrl.__file__).parent / "examples" / "conf"
     config = OmegaConf.create({"seed": 0, "device": "cpu", "log_frequency_agent": 1000, "debug_mode": False})

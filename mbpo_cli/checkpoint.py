@@ -157,7 +157,7 @@ class Checkpoints:
             },
             "logs": dict(logs),
         }
-        files.write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        files.write(temporary / MANIFEST, signed(manifest))
         files.sync(temporary)
         final = self._path(step)
         if final.exists():  # left by a run that went on from an earlier one
@@ -265,7 +265,11 @@ class Checkpoints:
         return [int(path.name) for path in self._checkpoints.iterdir() if re.fullmatch(r"\d{12,}", path.name)]
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        manifest: dict[str, Any] = _parsed((self._path(step) / MANIFEST).read_bytes())
+        manifest = _parsed((self._path(step) / MANIFEST).read_bytes())
+        if not isinstance(manifest, dict) or manifest.pop("sha256") != _checksum(
+            json.dumps(manifest).encode()
+        ):
+            raise BadCheckpoint(f"{MANIFEST} is not what was written")
         return manifest
 
     def _path(self, step: int) -> Path:
@@ -315,8 +319,18 @@ def _parsed(data: bytes) -> Any:
     return json.loads(data, parse_float=finite, parse_constant=finite)
 
 
+def signed(manifest: Mapping[str, Any]) -> bytes:
+    """Return a manifest with its own checksum, as its file holds it."""
+    checksum = _checksum(json.dumps(manifest).encode())
+    return json.dumps({**manifest, "sha256": checksum}, indent=1).encode()
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def _described(name: str, data: bytes) -> File:
-    return File(name, len(data), hashlib.sha256(data).hexdigest())
+    return File(name, len(data), _checksum(data))
 
 
 def _verified(directory: Path, described: list[File]) -> list[bytes]:
@@ -328,7 +342,7 @@ def _verified(directory: Path, described: list[File]) -> list[bytes]:
         data = (directory / file.name).read_bytes()
         if len(data) != file.bytes:
             raise BadCheckpoint(f"{file.name} has {len(data):,} bytes instead of {file.bytes:,}")
-        if hashlib.sha256(data).hexdigest() != file.sha256:
+        if _checksum(data) != file.sha256:
             raise BadCheckpoint(f"{file.name} is not what was written")
         contents.append(data)
     return contents

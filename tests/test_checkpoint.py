@@ -19,7 +19,7 @@ import torch
 
 from mbpo_cli import files
 from mbpo_cli.buffers import ReplayBuffer
-from mbpo_cli.checkpoint import Checkpoint, Checkpoints
+from mbpo_cli.checkpoint import Checkpoint, Checkpoints, signed
 from mbpo_cli.failures import NoUsableCheckpoint
 from tests.conftest import random_transitions, spaces
 
@@ -239,7 +239,8 @@ def test_a_hostile_file_is_refused_and_not_executed(
         entries = [*manifest["files"], *(f["file"] for f in manifest["experience"]["real"]["files"])]
         entry = next(entry for entry in entries if entry["name"] == path.name)
         entry |= {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
-        (newest / "manifest.json").write_text(json.dumps(manifest))
+        manifest.pop("sha256")
+        (newest / "manifest.json").write_bytes(signed(manifest))
     load(filled)  # once, so that whatever is imported lazily is there
     events.clear()
     listening = True
@@ -272,7 +273,8 @@ def test_names_cannot_leave_the_run_directory(strange: Any, place: str, filled: 
             return  # as text, a good name
         if strange in (None, ["x"]) and str(strange).isidentifier():
             return
-    path.write_text(json.dumps(manifest))
+    manifest.pop("sha256")
+    path.write_bytes(signed(manifest))
     restored, experience = load(filled)
     assert restored is not None
     assert restored.step == 2
