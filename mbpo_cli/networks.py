@@ -58,6 +58,13 @@ class BatchedMLP(nn.Module):
                 uniform(bias, fan_in, generator)
             self.biases.append(nn.Parameter(bias))
 
+    def decay(self, factors: Sequence[float]) -> Tensor:
+        """Return half the squared weights of all members, times a factor per layer; biases are free."""
+        squares = [
+            factor * weight.square().sum() for factor, weight in zip(factors, self.weights, strict=True)
+        ]
+        return 0.5 * torch.stack(squares).sum()
+
     def forward(self, inputs_MBI: Tensor, members: Tensor | None = None) -> Tensor:
         """Map (M, B, in) to (M, B, out), row block m through member m.
 

@@ -8,6 +8,7 @@ from torch.nn import functional
 from mbpo_cli.build import build_model
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import Config
+from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter, ModelTrainingOptions
 from mbpo_cli.models.is_done import LearnedIsDone
@@ -266,6 +267,71 @@ def test_without_holdout_all_members_predict() -> None:
     metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 1)
     assert model.transition.elites.tolist() == [0, 1, 2]
     assert "model/holdout_error" not in metrics
+
+
+def test_early_stopping_keeps_the_best_of_each_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Errors of three members after each epoch; less than 10 % better is not better.
+    told = [(9, 9, 9), (5, 9, 8.5), (6, 4, 8.4), (4.6, 3.7, 8.2), (7, 7, 8.1), (1, 1, 1)]
+    best_epoch = (1, 2, 0)
+    config = make_config(*LEARNED, "model.training.patience=1", "model.training.improvement=0.1")
+    model = built(config)
+    network = model.transition.network
+    seen: list[list[Tensor]] = []
+
+    def errors(inputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append([parameter.detach().clone() for parameter in network.parameters()])
+        return torch.tensor(told[min(len(seen), len(told)) - 1], dtype=torch.float32)
+
+    monkeypatch.setattr(network, "errors", errors)
+    metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 20)
+    assert metrics["model/transition_epochs"] == 5
+    for member, epoch in enumerate(best_epoch):
+        for parameter, then in zip(network.parameters(), seen[epoch], strict=True):
+            assert torch.equal(parameter[member], then[member])
+    assert model.transition.optimizer.step_counts[0] == 5 * config.model.training.num_mini_batches
+
+
+def test_every_learned_function_stops_by_itself() -> None:
+    steps = ("model.training.num_mini_batches=all", "model.training.mini_batch_size=16")
+    rate = "model.transition.optimizer.learn_rate=0.01"
+    config = make_config(*LEARNED, *steps, rate, "model.training.patience=2")
+    model = built(config)
+    data = random_transitions(100, SPACE)
+    data.next_obs.copy_(data.obs + data.action[:, :1])  # rewards are noise
+    metrics = fitter(config.model.training).fit(model, data, 1000)
+    assert 3 < metrics["model/reward_epochs"] < metrics["model/transition_epochs"] < 1000
+
+
+def test_early_stopping_needs_something_to_look_at() -> None:
+    with pytest.raises(ConfigError, match=r"model.training.patience=3: .*needs holdout_ratio"):
+        make_config("model.training.patience=3", "model.training.holdout_ratio=0")
+
+
+def test_layers_decay_each_by_its_own_factor_and_biases_do_not(g: torch.Generator) -> None:
+    mlp = BatchedMLP(2, (4, 8, 3), functional.silu, uniform, g)
+    gradients = torch.autograd.grad(mlp.decay([0.5, 0.0]), list(mlp.parameters()), allow_unused=True)
+    by_name = dict(zip((name for name, _ in mlp.named_parameters()), gradients, strict=True))
+    torch.testing.assert_close(by_name["weights.0"], 0.5 * mlp.weights[0])
+    assert by_name["weights.1"] is not None
+    assert not by_name["weights.1"].any()
+    assert by_name["biases.0"] is None
+
+
+def test_decayed_layers_stay_smaller() -> None:
+    sizes = []
+    for decays in ("null", "[10,0]"):
+        config = make_config(*LEARNED, f"model.transition.layer_decays={decays}")
+        model = built(config)
+        fitter(config.model.training).fit(model, random_transitions(100, SPACE), 20)
+        sizes.append(
+            [float(weight.detach().square().sum()) for weight in model.transition.network.mlp.weights]
+        )
+    assert sizes[1][0] < 0.9 * sizes[0][0]
+
+
+def test_a_decay_for_every_layer_or_none() -> None:
+    with pytest.raises(ConfigError, match=r"layer_decays=\[0.1\]: needs a value for each of 4 layers"):
+        make_config("model.transition.layer_decays=[0.1]")
 
 
 @pytest.mark.parametrize(("num_rows", "count", "size"), [(100, 3, 16), (20, 5, 16), (5, 4, 16), (1, 2, 16)])

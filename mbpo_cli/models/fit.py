@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.failures import Diverged
+from mbpo_cli.models.early_stopping import EarlyStopping
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.function import LearnedFunction
 from mbpo_cli.options import option
@@ -36,6 +37,19 @@ class ModelTrainingOptions:
         high=0.9,
     )
     holdout_max: int = option("at most so many transitions are held out", low=1)
+    patience: int | None = option(
+        "epochs that may pass without a smaller hold-out error of any member before a function's fit "
+        "stops; the best weights of each member are restored then; null = no early stopping",
+        low=0,
+    )
+    improvement: float = option(
+        "share by which an error must be below a member's best to count as smaller", low=0, high=1
+    )
+
+    def __post_init__(self) -> None:
+        """Check what no single option can tell."""
+        if self.patience is not None and self.holdout_ratio == 0:
+            raise ValueError(f"patience={self.patience}: early stopping needs holdout_ratio greater than 0")
 
 
 class Stopped(Exception):
@@ -77,12 +91,12 @@ class ModelFitter:
         Args:
             model: The model; parts that are known or whose learn rate is 0 are left alone.
             data: All real transitions by slot.
-            num_epochs: Epochs, each: transition functions, then reward, then is-done.
+            num_epochs: Epochs at most, each: transition functions, then reward, then is-done.
             should_stop: Asked before every mini-batch.
 
         Returns:
-            Each function's loss, averaged over members and the last epoch, and each transition
-            function's hold-out error.
+            Each function's loss, averaged over members and its last epoch, the number of its epochs,
+            and each transition function's hold-out error.
 
         Raises:
             Stopped: It was to stop; model and fitter are as they were before.
@@ -92,23 +106,42 @@ class ModelFitter:
         before = copy.deepcopy((model.state_dict(), self.state_dict()))
         for name, part in model.learned.items():
             part.network.fit_normalizers(*examples[name])
+        watched = self._watched(model, data[held_out])
+        learning = dict(model.learned)
         metrics: dict[str, Tensor | float] = {}
         try:
-            for _ in range(num_epochs):
+            for epoch in range(num_epochs):
                 for name, part in model.learned.items():
+                    if name not in learning:
+                        continue
                     loss_M = self._train_epoch(part, *examples[name], should_stop)
                     metrics[f"model/{name}_loss"] = loss_M.mean()
+                    metrics[f"model/{name}_epochs"] = epoch + 1
+                    if name in watched and watched[name].is_over():
+                        del learning[name]
         except Stopped:
             model.load_state_dict(before[0])
             self.load_state_dict(before[1])
             raise
+        for each in watched.values():
+            each.restore_best()
         if len(held_out) > 0:
             with torch.no_grad():
-                error_M = model.transition.network.squared_error(*model.transition.examples(data[held_out]))
+                error_M = model.transition.network.errors(*model.transition.examples(data[held_out]))
             model.transition.elect(error_M)
             metrics["model/holdout_error"] = error_M.mean()
             metrics |= {f"model/holdout_error_member_{m}": error for m, error in enumerate(error_M)}
         return metrics
+
+    def _watched(self, model: EnvironmentModel, held_out: Transitions) -> dict[str, EarlyStopping]:
+        """Return what stops the fit of each function early, if anything does."""
+        patience, improvement = self.options.patience, self.options.improvement
+        if patience is None or len(held_out) == 0:
+            return {}
+        return {
+            name: EarlyStopping(part, part.examples(held_out), patience, improvement)
+            for name, part in model.learned.items()
+        }
 
     def _train_epoch(
         self,
@@ -122,9 +155,7 @@ class ModelFitter:
         for index_MB in self.mini_batches(len(inputs_NI), part.network.num_members):
             if should_stop():
                 raise Stopped
-            loss_M, objective = part.network.losses(inputs_NI[index_MB], targets_ND[index_MB])
-            part.optimizer.minimize(objective)
-            losses.append(loss_M.detach())
+            losses.append(part.learn(inputs_NI[index_MB], targets_ND[index_MB]))
             if not bool(torch.isfinite(losses[-1]).all()):
                 raise Diverged(f"a loss in the model is not finite: {losses[-1].tolist()}")
         return torch.stack(losses).mean(0)

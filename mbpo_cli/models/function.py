@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mbpo_cli.networks import BatchedMLP
 from mbpo_cli.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
 from mbpo_cli.types import SpaceSpec, Transitions
@@ -20,6 +22,19 @@ class LearnedOptions(Component):
     """Options that all learned functions share."""
 
     hidden_sizes: list[int] = option("units of each hidden layer", low=1, high=65536)
+    layer_decays: list[float] | None = option(
+        "factor of half the squared weights of each layer, the last one included, added to what is "
+        "minimised; null = none",
+        low=0,
+    )
+
+    def __post_init__(self) -> None:
+        """Check what no single option can tell."""
+        num_layers = len(self.hidden_sizes) + 1
+        if self.layer_decays is not None and len(self.layer_decays) != num_layers:
+            raise ValueError(
+                f"layer_decays={self.layer_decays}: needs a value for each of {num_layers} layers"
+            )
 
 
 Inputs = Literal["obs_action_next_obs", "obs_action", "action_next_obs", "next_obs"]
@@ -57,6 +72,7 @@ class Network(nn.Module, ABC):
     """An ensemble of networks that knows its own loss."""
 
     num_members: int
+    mlp: BatchedMLP
 
     @abstractmethod
     def fit_normalizers(self, inputs_NI: Tensor, targets_ND: Tensor) -> None:
@@ -66,19 +82,37 @@ class Network(nn.Module, ABC):
     def losses(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> tuple[Tensor, Tensor]:
         """Return each member's loss as the page defines it, shape (M,), and the scalar to minimise."""
 
+    @abstractmethod
+    def errors(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
+        """Return by what members are compared on data they were not trained on, shape (M,)."""
+
 
 class LearnedFunction(ABC):
     """A network with its optimiser, trained on examples that it takes from transitions."""
 
-    def __init__(self, network: Network, optimizer: OptimizerOptions | MemberOptimizerOptions) -> None:
+    def __init__(
+        self,
+        network: Network,
+        optimizer: OptimizerOptions | MemberOptimizerOptions,
+        layer_decays: Sequence[float] | None,
+    ) -> None:
         """Train `network` as `optimizer` says; a learn rate of 0 leaves it as it is."""
         self.network = network
+        self._layer_decays = layer_decays
         self.optimizer = Optimizer(network.parameters(), optimizer)
         self.is_trained = optimizer.learn_rate not in (0, [0] * network.num_members)
 
     @abstractmethod
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
         """Return inputs (N, I) and targets (N, D) for real transitions."""
+
+    def learn(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
+        """Take one step down the gradient; return each member's loss before it, shape (M,)."""
+        loss_M, objective = self.network.losses(inputs_MBI, targets_MBD)
+        if self._layer_decays is not None:
+            objective = objective + self.network.mlp.decay(self._layer_decays)
+        self.optimizer.minimize(objective)
+        return loss_M.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, normalisation and optimiser."""

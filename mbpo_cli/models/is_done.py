@@ -52,6 +52,10 @@ class Classifier(Network):
         loss_M = is_done_loss(self.logits(inputs_MBI), targets_MBD[..., 0])
         return loss_M, loss_M.sum()
 
+    def errors(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
+        """Return the weighted cross-entropy, shape (1,)."""
+        return is_done_loss(self.logits(inputs_NI[None]), targets_ND[None, :, 0])
+
 
 class LearnedIsDone(LearnedFunction):
     """A network that predicts termination from what it sees of observation, action and next observation."""
@@ -62,7 +66,7 @@ class LearnedIsDone(LearnedFunction):
     def __init__(self, options: LearnedIsDoneOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         """Build the network on the generator's device."""
         network = Classifier(options.input_size(spaces), options.hidden_sizes, generator)
-        super().__init__(network, options.optimizer)
+        super().__init__(network, options.optimizer, options.layer_decays)
         self.select = options.select
         self.use_deterministic_predict = options.use_deterministic_predict
 

@@ -123,7 +123,7 @@ class Regression(Network):
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         return mean + noise * torch.exp(0.5 * log_variance)
 
-    def squared_error(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
+    def errors(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
         """Return each member's mean squared error in units of the targets' variance, shape (M,).
 
         The paper's code ranks members by squared error too, whatever loss trains them.

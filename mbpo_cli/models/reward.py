@@ -33,7 +33,7 @@ class LearnedReward(LearnedFunction):
         """Build the network on the generator's device."""
         input_size = options.input_size(spaces)
         network = Regression(options.distribution, 1, input_size, options.hidden_sizes, (1,), generator)
-        super().__init__(network, options.optimizer)
+        super().__init__(network, options.optimizer, options.layer_decays)
         self.select = options.select
 
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:

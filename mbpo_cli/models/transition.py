@@ -32,6 +32,7 @@ class TransitionOptions(LearnedOptions):
 
     def __post_init__(self) -> None:
         """Check what no single option can tell."""
+        super().__post_init__()
         for name, value in vars(self.optimizer).items():
             if isinstance(value, list) and len(value) != self.num_networks:
                 raise ValueError(
@@ -59,7 +60,7 @@ class LearnedTransition(LearnedFunction):
             spaces.channels,
             generator,
         )
-        super().__init__(network, options.optimizer)
+        super().__init__(network, options.optimizer, options.layer_decays)
         self.predict_difference = options.predict_difference
         self.num_elites = options.num_elites or options.num_networks
         self.elites = torch.arange(self.num_elites, device=generator.device)
