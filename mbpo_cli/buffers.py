@@ -47,11 +47,17 @@ class ReplayBuffer:
         self._rows[start : start + len(head)] = head
         self._rows[: len(tail)] = tail
         self.total_added += len(rows)
-        self.size = min(self.total_added, self.capacity)
+        self.size = min(self.size + len(rows), self.capacity)
+
+    def forget_all_but(self, newest: int) -> None:
+        """Forget the oldest rows, so that at most the `newest` are left."""
+        self.size = min(self.size, newest)
 
     def sample_rows(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw `count` packed rows uniformly with replacement; the buffer must not be empty."""
         index = torch.randint(self.size, (count,), generator=generator, device=self._rows.device)
+        if self.size < min(self.total_added, self.capacity):
+            index = (index + self.total_added - self.size) % self.capacity
         return self._rows[index]
 
     def sample(self, count: int, generator: torch.Generator) -> Transitions:
@@ -59,7 +65,7 @@ class ReplayBuffer:
         return self.unpack(self.sample_rows(count, generator))
 
     def contents(self) -> Transitions:
-        """Return all transitions by slot, as views that later writes change."""
+        """Return all transitions by slot, as views that later writes change, if none were forgotten."""
         return self.unpack(self._rows[: self.size])
 
     def unpack(self, rows: Tensor) -> Transitions:
@@ -71,13 +77,14 @@ class ReplayBuffer:
         """Return packed rows by their number, counted from the first ever added; all must still be there."""
         return self._rows[self._slots(start, end)]
 
-    def restore(self, rows: Tensor, total_added: int) -> None:
-        """Take the packed rows that were the last of `total_added`, at least all that were there.
+    def restore(self, rows: Tensor, total_added: int, size: int) -> None:
+        """Take the packed rows that were the last of `total_added`, at least the `size` that were there.
 
         Raises:
             ValueError: They are not.
         """
-        size = min(total_added, self.capacity)
+        if not 0 <= size <= min(total_added, self.capacity):
+            raise ValueError(f"{size} of {total_added} rows cannot be in a buffer of {self.capacity}")
         if size > 0:
             if len(rows) < size or rows.shape[1] != self._rows.shape[1]:
                 raise ValueError(f"rows of shape {tuple(rows.shape)} are not {size} of this buffer's")

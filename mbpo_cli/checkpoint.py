@@ -152,7 +152,11 @@ class Checkpoints:
             "best": best,
             "files": [asdict(file) for file in described],
             "experience": {
-                name: {"total_added": buffers[name].total_added, "files": [asdict(part) for part in parts]}
+                name: {
+                    "total_added": buffers[name].total_added,
+                    "size": buffers[name].size,
+                    "files": [asdict(part) for part in parts],
+                }
                 for name, parts in rows.items()
             },
             "logs": dict(logs),
@@ -223,7 +227,7 @@ class Checkpoints:
         if not isinstance(best, int | None):
             raise BadCheckpoint("the best checkpoint has a strange name")
         for name, rows in contents.items():
-            buffers[name].restore(rows, experience[name]["total_added"])
+            buffers[name].restore(rows, experience[name]["total_added"], experience[name]["size"])
         self._rows, self._best, self.last_step = parts, best, step
         return Checkpoint(step, state, logs)
 

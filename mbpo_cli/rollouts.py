@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,12 @@ class ModelRolloutOptions:
         "linear: epoch, in 1000 environment steps, at which horizon_max is reached", low=1
     )
     horizon_max: int = option("the horizon never grows beyond this", low=1, high=1000, matlab="HorizonMax")
+    max_departure: float | None = option(
+        "a rollout ends, and its last prediction is dropped, where an element leaves the range seen in "
+        "reality by more than so many times that range's width, or is not finite; null = all predictions "
+        "are kept, and one that is not finite ends the run",
+        low=0,
+    )
     noise_options: Component = option(
         "exploration within rollouts (group mbpo/model_rollout_options/noise_options)", matlab="NoiseOptions"
     )
@@ -88,6 +94,40 @@ def horizon_at(options: ModelRolloutOptions, num_model_trainings: int, num_env_s
             return min(low + passed * (high - low) // duration, high)
 
 
+class PlausibleRange:
+    """What the outcomes of real experience suggest that a prediction may be."""
+
+    def __init__(self, real: Transitions, max_departure: float) -> None:
+        """Allow the range of each element, wider by `max_departure` times its width on either side."""
+        outcomes = _outcomes(real)
+        low, high = outcomes.amin(0), outcomes.amax(0)
+        width = high - low
+        margin = max_departure * torch.where(width > 0, width, 1.0)  # what never varied has no width
+        self._low, self._high = low - margin, high + margin
+
+    def contains(self, transitions: Transitions) -> Tensor:
+        """Tell of each row whether it is plausible, shape (N,); what is not finite never is."""
+        outcomes = _outcomes(transitions)
+        return ((outcomes >= self._low) & (outcomes <= self._high)).all(1)
+
+
+def _outcomes(transitions: Transitions) -> Tensor:
+    columns = (transitions.next_obs, transitions.reward[:, None], transitions.terminated[:, None])
+    return torch.cat(columns, dim=1)
+
+
+class Generated(NamedTuple):
+    """What became of a generation.
+
+    Attributes:
+        num_transitions: Those handed on.
+        num_implausible: Rollouts that ended with a prediction that was dropped.
+    """
+
+    num_transitions: int
+    num_implausible: int
+
+
 def generate(
     model: EnvironmentModel,
     policy: Policy,
@@ -95,10 +135,12 @@ def generate(
     horizon: int,
     sink: Callable[[Transitions], None],
     generator: torch.Generator,
-) -> int:
+    plausible: PlausibleRange | None = None,
+) -> Generated:
     """Roll the policy out in the model and hand every step's transitions to `sink`.
 
-    A rollout that is predicted to terminate is not continued. Source: the page, step 3.2.
+    A rollout that is predicted to terminate is not continued (Source: the page, step 3.2), nor is one
+    whose prediction is not plausible.
 
     Args:
         model: The environment model.
@@ -107,26 +149,32 @@ def generate(
         horizon: Largest number of steps of a rollout.
         sink: Called with every step's transitions of the rollouts still running, a share of them at a time.
         generator: Random stream of groups, actions and predictions.
-
-    Returns:
-        The number of transitions generated.
+        plausible: What a prediction may be; None allows every finite one.
 
     Raises:
-        Diverged: A prediction is not finite.
+        Diverged: A prediction is not finite where all are allowed, or no prediction is plausible.
     """
-    count = 0
+    count = num_implausible = 0
     num_rows = ROWS_AT_ONCE_ON_CPU if starts.device.type == "cpu" else len(starts)
     with torch.inference_mode():
         for obs in torch.split(starts, num_rows):
             for _ in range(horizon):
                 transitions = model.step(obs, policy(obs, explore=generator), generator)
-                check_finite(transitions)
+                if plausible is None:
+                    check_finite(transitions)
+                else:
+                    kept = plausible.contains(transitions)
+                    num_dropped = len(kept) - int(kept.sum())
+                    num_implausible += num_dropped
+                    transitions = transitions[kept] if num_dropped > 0 else transitions
                 sink(transitions)
                 count += len(transitions)
                 obs = transitions.next_obs[transitions.terminated == 0]
                 if len(obs) == 0:
                     break
-    return count
+    if count == 0:
+        raise Diverged(f"none of {num_implausible} predictions of the model is plausible")
+    return Generated(count, num_implausible)
 
 
 def check_finite(transitions: Transitions) -> None:

@@ -77,12 +77,24 @@ class MBPOOptions:
         high=1_000_000_000,
         matlab="ModelExperienceBufferLength",
     )
+    retained_generations: int | None = option(
+        "generated experience older than so many generations is forgotten; null = the buffer's length alone "
+        "decides",
+        low=1,
+    )
     model_rollout_options: ModelRolloutOptions = option(
         "how experience is generated", matlab="ModelRolloutOptions"
     )
 
 
-COUNTERS = ("env_steps", "gradient_steps", "num_model_trainings", "best_step", "_max_reward")
+COUNTERS = (
+    "env_steps",
+    "gradient_steps",
+    "num_model_trainings",
+    "best_step",
+    "_max_reward",
+    "_generation_sizes",
+)
 # A critic that has Q-values so many times beyond what can be earned will not come back.
 DIVERGENCE = 100.0
 STREAMS = ("_warm_start_stream", "_exploration_stream", "_rollout_stream", "_mix_stream")
@@ -153,6 +165,7 @@ class Trainer:
         self.best_evaluation: Evaluation | None = None
         self.best_step: int | None = None
         self._max_reward = 0.0
+        self._generation_sizes: list[int] = []
         self._held_actions = torch.zeros(len(collector), collector.spaces.action_size)
 
     def train(self) -> bool:
@@ -267,16 +280,30 @@ class Trainer:
         options = self.mbpo_options.model_rollout_options
         horizon = rollouts.horizon_at(options, self.num_model_trainings, self.env_steps)
         with self._stopwatch.phase("generate"):
-            count = rollouts.generate(
+            departure = options.max_departure
+            generated = rollouts.generate(
                 self.model_based.model,
                 self.model_based.policy,
                 self.real_buffer.sample(options.num_rollout, self._rollout_stream).obs,
                 horizon,
                 self.model_based.buffer.add,
                 self._rollout_stream,
+                None
+                if departure is None
+                else rollouts.PlausibleRange(self.real_buffer.contents(), departure),
             )
         self.model_based.policy.decay()
-        self.logger.log({"rollout/horizon": horizon, "rollout/num_generated": count})
+        retained = self.mbpo_options.retained_generations
+        if retained is not None:
+            self._generation_sizes = [*self._generation_sizes, generated.num_transitions][-retained:]
+            self.model_based.buffer.forget_all_but(sum(self._generation_sizes))
+        self.logger.log(
+            {
+                "rollout/horizon": horizon,
+                "rollout/num_generated": generated.num_transitions,
+                "rollout/num_implausible": generated.num_implausible,
+            }
+        )
 
     def _act_and_store(self) -> int:
         """Take a step in each environment, as far as there are steps left; return how many."""

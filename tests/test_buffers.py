@@ -54,10 +54,31 @@ def test_sampling_draws_only_what_is_stored(g: torch.Generator) -> None:
 def test_state_survives_a_restart() -> None:
     buffer, restored = ReplayBuffer(5, SPACE), ReplayBuffer(5, SPACE)
     buffer.add(numbered(0, 8))
-    restored.restore(buffer.rows(3, 8), 8)
+    restored.restore(buffer.rows(3, 8), 8, 5)
     for each in (buffer, restored):
         each.add(numbered(8, 1))
     assert rewards(buffer) == rewards(restored)
+
+
+@pytest.mark.parametrize("num_added", [4, 8, 13])
+def test_what_was_forgotten_is_never_drawn_again(num_added: int, g: torch.Generator) -> None:
+    buffer, restored = ReplayBuffer(5, SPACE), ReplayBuffer(5, SPACE)
+    buffer.add(numbered(0, num_added))
+    buffer.forget_all_but(3)
+    restored.restore(buffer.rows(num_added - 4, num_added), num_added, 3)
+    for each in (buffer, restored):
+        assert set(each.sample(200, g).reward.tolist()) == {*range(num_added - 3, num_added)}
+        each.add(numbered(num_added, 1))
+        assert set(each.sample(200, g).reward.tolist()) == {*range(num_added - 3, num_added + 1)}
+        each.add(numbered(num_added + 1, 9))
+        assert set(each.sample(200, g).reward.tolist()) == {*range(num_added + 5, num_added + 10)}
+
+
+@pytest.mark.parametrize(("num_rows", "total_added", "size"), [(2, 8, 3), (3, 8, -1), (9, 8, 6), (3, 2, 3)])
+def test_rows_that_cannot_have_been_there_are_refused(num_rows: int, total_added: int, size: int) -> None:
+    buffer = ReplayBuffer(5, SPACE)
+    with pytest.raises(ValueError, match="rows"):
+        buffer.restore(torch.zeros(num_rows, buffer.rows(0, 0).shape[1]), total_added, size)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,12 @@ def test_a_number_that_cannot_be_ends_the_run_as_diverged(
 ) -> None:
     kind, method, poison, words = case
     monkeypatch.setattr(kind, method, poisoned(getattr(kind, method), poison, calls))
-    options = ("trainer.num_env_steps=30", "trainer.evaluate_every_steps=30", "model/reward=gaussian")
+    options = (
+        "trainer.num_env_steps=30",
+        "trainer.evaluate_every_steps=30",
+        "model/reward=gaussian",
+        "mbpo.model_rollout_options.max_departure=null",
+    )
     with pytest.raises(RunFailed, match=re.escape(words)) as error:
         run(make_config(*TINY, "mbpo.generate_every=5", *options), tmp_path)
     assert error.value.exit_code == 4

@@ -37,6 +37,13 @@ KINDS = {
     "dqn": ("agent=dqn", *gym_env("tests/DiscretePointMass-v0"), "model/reward=gaussian"),
     "alone": ("mbpo=off", "agent.warm_start_hold_steps=3"),
     "small_buffers": ("agent.experience_buffer_length=16", "mbpo.model_experience_buffer_length=25"),
+    "as_in_the_paper": (
+        "mbpo.retained_generations=2",
+        "mbpo.num_epoch_for_training_model=5",
+        "model.training.patience=0",
+        "model/reward=gaussian",
+        "model.transition.layer_decays=[1e-4,1e-3]",
+    ),
 }
 BRIEF = (
     "mbpo.generate_every=5",

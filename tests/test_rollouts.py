@@ -7,9 +7,10 @@ from torch import Tensor
 
 from mbpo_cli import rollouts
 from mbpo_cli.compose import make_config
+from mbpo_cli.failures import Diverged
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.transition import LearnedTransition
-from mbpo_cli.rollouts import ModelRolloutOptions, generate, horizon_at
+from mbpo_cli.rollouts import ModelRolloutOptions, PlausibleRange, generate, horizon_at
 from mbpo_cli.types import SpaceSpec, Transitions
 from tests.conftest import spaces
 
@@ -151,7 +152,7 @@ def still(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
 def test_rollouts_branch_from_the_starts_and_go_on_from_predictions(g: torch.Generator) -> None:
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(7), Constant(0))
     steps: list[Transitions] = []
-    count = generate(model, still, torch.zeros(4, 1), 3, steps.append, g)
+    count, _ = generate(model, still, torch.zeros(4, 1), 3, steps.append, g)
     assert count == 12
     assert [step.obs[:, 0].tolist() for step in steps] == [[0.0] * 4, [1.0] * 4, [2.0] * 4]
     assert [step.next_obs[0, 0].item() for step in steps] == [1.0, 2.0, 3.0]
@@ -161,7 +162,7 @@ def test_rollouts_branch_from_the_starts_and_go_on_from_predictions(g: torch.Gen
 def test_rollouts_that_ended_are_not_continued(g: torch.Generator) -> None:
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), DoneAbove(10))
     steps: list[Transitions] = []
-    count = generate(model, still, torch.tensor([[0.0], [9.5], [8.5]]), 5, steps.append, g)
+    count, _ = generate(model, still, torch.tensor([[0.0], [9.5], [8.5]]), 5, steps.append, g)
     assert [len(step) for step in steps] == [3, 2, 1, 1, 1]
     assert count == 8
     assert steps[0].terminated.tolist() == [0.0, 1.0, 0.0]
@@ -170,7 +171,49 @@ def test_rollouts_that_ended_are_not_continued(g: torch.Generator) -> None:
 
 def test_generation_stops_when_all_rollouts_ended(g: torch.Generator) -> None:
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), Constant(1))
-    assert generate(model, still, torch.zeros(3, 1), 10, lambda step: None, g) == 3
+    assert generate(model, still, torch.zeros(3, 1), 10, lambda step: None, g) == (3, 0)
+
+
+class Explodes(AddsMemberNumber):
+    """Adds 1, and something else for the observations named."""
+
+    def __init__(self, explosions: dict[float, float]) -> None:
+        super().__init__(spaces((1,)), 1, [0])
+        self.explosions = explosions
+
+    def predict(self, obs: Tensor, action: Tensor, members: Tensor, generator: torch.Generator) -> Tensor:
+        added = [[[self.explosions.get(value, 1.0)] for value in row] for row in obs[..., 0].tolist()]
+        return obs + torch.tensor(added)
+
+
+def real_experience(low: float, high: float) -> Transitions:
+    obs = torch.tensor([[low], [high]])
+    return Transitions(obs, torch.zeros(2, 1), torch.zeros(2), obs, torch.zeros(2))
+
+
+@pytest.mark.parametrize("value", [1e6, -1e6, float("nan"), float("inf"), 31.0])
+def test_a_rollout_that_leaves_what_is_plausible_ends_without_that_step(
+    value: float, g: torch.Generator
+) -> None:
+    model = EnvironmentModel(Explodes({5.0: value}), Constant(0), Constant(0))
+    steps: list[Transitions] = []
+    starts = torch.tensor([[0.0], [4.0], [5.0]])
+    plausible = PlausibleRange(real_experience(0, 10), max_departure=2.5)  # from -25 to 35
+    generated = generate(model, still, starts, 3, steps.append, g, plausible)
+    assert [step.obs[:, 0].tolist() for step in steps] == [[0, 4], [1], [2]]
+    assert generated == (4, 2)
+
+
+def test_what_never_varied_may_vary_a_little(g: torch.Generator) -> None:
+    plausible = PlausibleRange(real_experience(3, 3), max_departure=10)
+    assert plausible.contains(real_experience(-6, 14)).tolist() == [True, False]
+
+
+def test_a_model_of_which_nothing_is_plausible_has_diverged(g: torch.Generator) -> None:
+    model = EnvironmentModel(Explodes({0.0: 1e6}), Constant(0), Constant(0))
+    plausible = PlausibleRange(real_experience(0, 10), max_departure=10)
+    with pytest.raises(Diverged, match="none of 4 predictions of the model is plausible"):
+        generate(model, still, torch.zeros(4, 1), 3, lambda step: None, g, plausible)
 
 
 def test_many_rollouts_are_taken_in_shares_and_all_reach_the_horizon(
@@ -180,7 +223,7 @@ def test_many_rollouts_are_taken_in_shares_and_all_reach_the_horizon(
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), DoneAbove(102.5))
     steps: list[Transitions] = []
     starts = torch.arange(10, dtype=torch.float32)[:, None] * 100
-    count = generate(model, still, starts, 3, steps.append, g)
+    count, _ = generate(model, still, starts, 3, steps.append, g)
     # Starts 0 and 100 run for all three steps; the others are done after the first.
     assert count == 3 * 2 + 8
     assert [len(step) for step in steps] == [4, 2, 2, 4, 2]

@@ -310,11 +310,20 @@ def test_returns_of_episodes_that_end_together_are_averaged() -> None:
     assert returns[60] == 18.0, "six episodes of 5 and five of 6 end at step 60"
 
 
+def test_generations_that_are_too_old_are_forgotten() -> None:
+    loop = Loop("mbpo.generate_every=5", "mbpo.retained_generations=2", "trainer.num_env_steps=31", *QUIET)
+    loop.run()
+    assert loop.spy.events.count("decay") == 6
+    assert loop.model_based is not None
+    assert loop.model_based.buffer.total_added == 60
+    assert len(loop.model_based.buffer) == 20
+
+
 def test_horizon_follows_its_schedule_and_reaches_the_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
     horizons = []
     original = rollouts.generate
 
-    def watched(*arguments: Any) -> int:
+    def watched(*arguments: Any) -> rollouts.Generated:
         horizons.append(arguments[3])
         return original(*arguments)
 
