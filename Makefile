@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format typecheck tensorboard results bench bench-jobs bench-peers wheel clean
+.PHONY: help install train test test-slow lint format typecheck tensorboard results reproduce bench bench-jobs bench-peers wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ tensorboard: install ## open TensorBoard on all runs, on this machine only
 
 results: install ## train the runs of docs/results.md that are missing, and draw them (ARGS="--only sac_pendulum")
 	$(BIN)/python scripts/results.py $(ARGS)
+
+reproduce: install ## train the paper's tasks and draw them over the published curves (ARGS="--tasks hopper --seeds 0 1")
+	$(BIN)/python scripts/reproduce.py $(ARGS)
 
 bench: install ## measure speed against the machine's limit, and against peers if they are installed
 	$(BIN)/python -m benchmarks.compare $(ARGS)

@@ -1,0 +1,205 @@
+"""Train the paper's tasks on several seeds, and draw our curves over the published ones.
+
+    python scripts/reproduce.py [--tasks hopper ...] [--seeds 0 1 2] [--steps 40000] [--jobs 1] [--dry]
+
+A run is `mbpo-train experiment=paper/TASK seed=SEED threads=1` and goes on where it was stopped, so that the
+same command can be given until all is done. What was evaluated so far is kept in `docs/paper/TASK.csv`, also
+of unfinished runs. Writes a picture per task and the table in `docs/paper/README.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "outputs" / "paper"
+FOLDER = ROOT / "docs" / "paper"
+PUBLISHED = ROOT / "docs" / "paper" / "published.csv"
+INTRODUCTION = """\
+# The paper's tasks, measured
+
+Written by `make reproduce` (`scripts/reproduce.py`). Published: MBPO's learning curves, mean and standard
+deviation over five seeds, in [`published.csv`](published.csv). Intervals are 95 % (Student's t over seeds). A
+threshold is reached with the first evaluation at or above it; the median counts seeds that have not reached
+it as later than all others.
+"""
+
+Curve = dict[int, float]
+"""Mean evaluation return by environment step."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the paper.
+
+    Attributes:
+        title: Its name in the paper.
+        threshold: A return that tells who learns sooner.
+    """
+
+    title: str
+    threshold: float
+
+
+TASKS = {
+    "inverted_pendulum": Task("InvertedPendulum", 1_000),
+    "hopper": Task("Hopper", 3_000),
+    "walker2d": Task("Walker2d", 3_000),
+    "half_cheetah": Task("HalfCheetah", 10_000),
+    "ant": Task("Ant", 3_000),
+    "humanoid": Task("Humanoid", 3_000),
+}
+
+
+def train(task: str, seed: int, num_env_steps: int | None) -> None:
+    """Train one run, or go on with it."""
+    length = [] if num_env_steps is None else [f"trainer.num_env_steps={num_env_steps}"]
+    overrides = [f"experiment=paper/{task}", f"seed={seed}", "threads=1", *length]
+    command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={RUNS / f'{task}_seed{seed}'}"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def evaluations(directory: Path) -> Curve:
+    """Return the evaluations of a run, finished or not."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return {row["step"]: row["eval/return_mean"] for row in rows if "eval/return_mean" in row}
+
+
+def collected(task: str) -> dict[int, Curve]:
+    """Return the curves of a task by seed, those at hand added to those kept; keep them all."""
+    path = FOLDER / f"{task}.csv"
+    curves: defaultdict[int, Curve] = defaultdict(dict)
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                curves[int(row["seed"])][int(row["env_steps"])] = float(row["return"])
+    for directory in RUNS.glob(f"{task}_seed*"):
+        if (directory / "metrics.jsonl").exists():
+            curve = evaluations(directory)
+            seed = int(directory.name.rpartition("seed")[2])
+            if len(curve) > len(curves[seed]):
+                curves[seed] = curve
+    if any(curves.values()):
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(("seed", "env_steps", "return"))
+            for seed, curve in sorted(curves.items()):
+                table.writerows((seed, step, round(value, 2)) for step, value in sorted(curve.items()))
+    return {seed: curve for seed, curve in sorted(curves.items()) if curve}
+
+
+def published(title: str) -> list[tuple[int, float, float]]:
+    """Return steps, mean and standard deviation of the published curve; empty if there is none."""
+    with PUBLISHED.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["env"] == title]
+    return [(int(row["env_steps"]), float(row["return_mean"]), float(row["return_std"])) for row in rows]
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of a mean, by Student's t; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def draw(name: str, task: Task, curves: Mapping[int, Curve]) -> None:
+    """Draw our curves over the published one."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    shared = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+    values = [[curve[step] for curve in curves.values()] for step in shared]
+    mean, half = np.array([np.mean(row) for row in values]), np.array([half_interval(row) for row in values])
+    for curve in curves.values():
+        axes.plot(list(curve), list(curve.values()), color="tab:blue", alpha=0.25, linewidth=0.8)
+    label = f"ours, mean of {len(curves)} seeds, 95 % interval" if len(curves) > 1 else "ours, one seed"
+    axes.plot(shared, mean, color="tab:blue", linewidth=2.2, label=label)
+    axes.fill_between(shared, mean - half, mean + half, color="tab:blue", alpha=0.15, linewidth=0)
+    last = max(max(curve) for curve in curves.values())
+    points = [point for point in published(task.title) if point[0] <= 1.1 * last]
+    if points:
+        steps, theirs, std = (np.array(column) for column in zip(*points, strict=True))
+        axes.plot(steps, theirs, color="black", linewidth=1.6, label="published MBPO, 5 seeds, ± std")
+        axes.fill_between(steps, theirs - std, theirs + std, color="black", alpha=0.1, linewidth=0)
+    axes.set(xlabel="real environment steps", ylabel="evaluation return", title=task.title)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(FOLDER / f"{name}.png", dpi=110)
+    plt.close(figure)
+
+
+def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
+    """Return a task's line of the table."""
+    last = min(max(curve) for curve in curves.values())
+    at = [curve[last] for curve in curves.values()]
+    there = [mean for step, mean, _ in published(task.title) if step == last]
+    firsts = sorted(
+        min((step for step, value in curve.items() if value >= task.threshold), default=sys.maxsize)
+        for curve in curves.values()
+    )
+    median = statistics.median_high(firsts)
+    cells = [
+        f"`experiment=paper/{name}`",
+        str(len(curves)),
+        f"{last:,}",
+        f"{np.mean(at):,.0f}" + (f" ± {half_interval(at):,.0f}" if len(at) > 1 else ""),
+        f"{there[0]:,.0f}" if there else "",
+        f"{task.threshold:,.0f}",
+        f"{median:,}" if median < sys.maxsize else "not yet",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def page() -> str:
+    """Draw what is at hand, and return the page."""
+    columns = ("mbpo-train", "seeds", "steps", "return there", "published there", "threshold", "median steps")
+    lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    pictures = []
+    for name, task in TASKS.items():
+        curves = collected(name)
+        if curves:
+            draw(name, task, curves)
+            lines.append(row(name, task, curves))
+            pictures += ["", f"![{task.title}]({name}.png)"]
+    return "\n".join([*lines, *pictures]) + "\n"
+
+
+def main() -> None:
+    """Train what was asked for, then write down what is at hand."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="environment steps; without it, as many as in the paper")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--dry", action="store_true", help="train nothing; write down what is at hand")
+    options = parser.parse_args()
+    if not options.dry:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            jobs = [(task, seed) for task in options.tasks for seed in options.seeds]
+            list(pool.map(lambda job: train(job[0], job[1], options.steps), jobs))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "README.md").write_text(page(), encoding="utf-8")
+    print(page())
+
+
+if __name__ == "__main__":
+    main()

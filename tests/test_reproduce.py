@@ -1,0 +1,42 @@
+"""The page of the paper's tasks says what the runs measured, unfinished ones included."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import reproduce
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(reproduce, "FOLDER", tmp_path / "docs")
+    monkeypatch.setattr(reproduce, "RUNS", tmp_path / "runs")
+    return tmp_path
+
+
+def write_run(folders: Path, name: str, returns: dict[int, float], rest: str = "") -> None:
+    directory = folders / "runs" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"step": step, "eval/return_mean": value}) for step, value in returns.items()]
+    (directory / "metrics.jsonl").write_text('{"step": 1, "agent/entropy": 1.0}\n' + "\n".join(lines) + rest)
+
+
+def test_table_and_curves(folders: Path) -> None:
+    write_run(folders, "hopper_seed0", {10_000: 200.0, 20_000: 3_100.0, 30_000: 2_000.0})
+    write_run(folders, "hopper_seed1", {10_000: 300.0, 20_000: 900.0}, rest='\n{"step": 30000, "eval/ret')
+    page = reproduce.page()
+    # 2,000 = (3,100 + 900) / 2; Student's t for two values is 12.706.
+    assert "| `experiment=paper/hopper` | 2 | 20,000 | 2,000 ± 13,977 | 442 | 3,000 | not yet |" in page
+    assert (folders / "docs" / "hopper.png").stat().st_size > 10_000
+    assert len((folders / "docs" / "hopper.csv").read_text().splitlines()) == 1 + 5
+    # What was kept stays when the runs are gone, or were begun anew.
+    write_run(folders, "hopper_seed0", {10_000: 1.0})
+    assert reproduce.page() == page
+
+
+def test_one_seed_that_reached_the_threshold(folders: Path) -> None:
+    write_run(folders, "inverted_pendulum_seed3", {250: 100.0, 500: 1_000.0, 750: 1_000.0})
+    assert "| `experiment=paper/inverted_pendulum` | 1 | 750 | 1,000 |  | 1,000 | 500 |" in reproduce.page()
