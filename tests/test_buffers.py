@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from decimal import Decimal
 
 import pytest
@@ -129,3 +131,33 @@ def test_with_ratio_0_the_real_buffer_may_be_empty(g: torch.Generator) -> None:
     generated.add(numbered(0, 1))
     (batch,), num_real = mix(ReplayBuffer(10, SPACE), generated, 8, 0.0, 1, g)
     assert (len(batch), num_real) == (8, 0)
+
+
+HUMANOID = """
+import torch
+from mbpo_cli.buffers import ReplayBuffer
+from tests.conftest import random_transitions, spaces
+
+def megabytes():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+
+space = spaces((348,), 17)
+rows = random_transitions(10_000, space)
+before = megabytes()
+buffer = ReplayBuffer(1_000_000, space)
+empty = megabytes() - before
+for _ in range(100):
+    buffer.add(rows)
+buffer.sample(256, torch.Generator())
+print(empty, megabytes() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_million_transitions_of_humanoid_need_the_memory_of_their_numbers() -> None:
+    done = subprocess.run([sys.executable, "-c", HUMANOID], capture_output=True, text=True, check=True)
+    empty, full = map(float, done.stdout.split())
+    numbers = 1_000_000 * (2 * 348 + 17 + 2) * 4 / 1e6
+    print(f"{full:,.0f} MB for {numbers:,.0f} MB of numbers")
+    assert empty < 0.01 * numbers, "pages are touched when they are written"
+    assert full < 1.2 * numbers
