@@ -87,7 +87,7 @@ def update(name: str) -> Callable[[int], None]:
     critics = 1 if name in ("ddpg", "dqn") else 2
     if name == "dqn":
         sizes = (obs, *hidden, action)
-        return timed(3 * forward(1, BATCH, sizes) + backward(1, BATCH, sizes))
+        return timed(2 * forward(1, BATCH, sizes) + backward(1, BATCH, sizes))
     actor_sizes = (obs, *hidden, 2 * action if name == "sac" else action)
     critic_sizes = (obs + action, *hidden, 1)
     critic_part = (

@@ -78,7 +78,9 @@ def filled_buffer(count: int, spaces: SpaceSpec) -> ReplayBuffer:
 def update(name: str, compile: str = "") -> Callable[[int], None]:
     """Return the work of updating an agent: mixing, gradient steps, and keeping the metrics."""
     spaces = spaces_of(name)
-    agent = build_agent(bench_config(f"agent={name}"), spaces, CPU)
+    # The peers' DQN is not double.
+    plain = ["agent.use_double_dqn=false"] if name == "dqn" else []
+    agent = build_agent(bench_config(f"agent={name}", *plain), spaces, CPU)
     if compile:
         agent.compile(compiled)
     real, generated = filled_buffer(10_000, spaces), filled_buffer(NUM_TRANSITIONS, spaces)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mbpo_cli import files
 from mbpo_cli.buffers import ReplayBuffer
-from mbpo_cli.failures import NoUsableCheckpoint, one_line
+from mbpo_cli.failures import Diverged, NoUsableCheckpoint, one_line
 from mbpo_cli.options import option
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Checkpoints:
 
         Raises:
             OSError: It cannot be written; earlier checkpoints are as they were.
-            ValueError: A number is not finite.
+            Diverged: A number is not finite.
         """
         if step == self.last_step:
             return
@@ -287,7 +287,7 @@ def _taken_apart(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
             if node.is_floating_point() and not bool(torch.isfinite(node).all()):
-                raise ValueError(f"{path} is not finite")
+                raise Diverged(f"{path} is not finite")
             tensors[path] = node.detach().cpu().contiguous()
             return TENSOR + path
         if isinstance(node, Mapping):
@@ -296,6 +296,8 @@ def _taken_apart(tree: Any) -> tuple[Any, dict[str, Tensor]]:
             }
         if isinstance(node, list | tuple):
             return [walk(value, f"{path}/{index}") for index, value in enumerate(node)]
+        if isinstance(node, float) and not math.isfinite(node):
+            raise Diverged(f"{path} is {node}")
         return node
 
     return walk(tree, ""), tensors

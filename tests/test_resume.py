@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.checkpoint import Checkpoints
 from mbpo_cli.compose import make_config
-from mbpo_cli.failures import ConfigError, Interrupted, RunFailed
+from mbpo_cli.failures import ConfigError, Diverged, Interrupted, RunFailed
 from mbpo_cli.interrupt import StopOnSignal
 from mbpo_cli.run import Keeper, run
 from mbpo_cli.run_directory import RunDirectory
@@ -247,9 +247,9 @@ def test_without_a_usable_checkpoint_nothing_starts_anew(
 
 def test_no_checkpoint_holds_what_is_not_finite(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
-    for bad in (torch.tensor([1.0, float("nan")]), float("inf")):
-        with pytest.raises(ValueError, match=r"not finite|not JSON compliant"):
-            checkpoints.save(1, {"weights": bad}, {}, {})
+    for bad, words in ((torch.tensor([1.0, float("nan")]), "is not finite"), (float("inf"), "is inf")):
+        with pytest.raises(Diverged, match=f"agent/weights {words}"):
+            checkpoints.save(1, {"agent": {"weights": bad}}, {}, {})
     assert not list(tmp_path.glob("checkpoints/0*"))
 
 
