@@ -88,6 +88,9 @@ def run(job: Job, peers: Path) -> dict[str, Any]:
                 _of_peer(output) if isinstance(job.command, str) else _of_ours(Path(folder) / "run", wall)
             )
             result |= reached(points, job.target)
+        summary = Path(folder) / "run" / "summary.json"
+        if summary.exists():
+            result["phase_seconds"] = json.loads(summary.read_text())["phase_seconds"]
         return result
 
 
