@@ -319,6 +319,21 @@ def test_generations_that_are_too_old_are_forgotten() -> None:
     assert len(loop.model_based.buffer) == 20
 
 
+def test_rollouts_never_start_in_a_terminal_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[Tensor] = []
+    original = rollouts.generate
+
+    def watched(*arguments: Any) -> rollouts.Generated:
+        starts.append(arguments[2])
+        return original(*arguments)
+
+    monkeypatch.setattr(rollouts, "generate", watched)
+    env = CountingEnv(episode_steps=5, terminates=True)
+    Loop("mbpo.generate_every=5", "trainer.num_env_steps=61", *QUIET, env=env).run()
+    steps = torch.cat(starts)[:, 1]  # the environment shows which step of an episode it is
+    assert set(steps.tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
+
+
 def test_horizon_follows_its_schedule_and_reaches_the_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
     horizons = []
     original = rollouts.generate
