@@ -250,7 +250,8 @@ def job_table(jobs: dict[str, Any]) -> list[str]:
 
 
 def _place(key: str) -> tuple[int, str]:
-    return list(MEASURES).index(key.partition(" ")[0]), key
+    name = key.partition(" ")[0]
+    return list(MEASURES).index(name) if name in MEASURES else len(MEASURES), key  # jobs come last
 
 
 def main() -> None:

@@ -62,7 +62,8 @@ class DQN:
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         """Return actions, one-hot, shape (B, A): those of greatest value, some replaced if they explore."""
-        action = self._greedy(self.critic, obs)
+        values = self.critic.of_all_actions(obs)[0]
+        action = DiscreteActions(self.num_actions).one_hot(values.argmax(-1))
         return action if explore is None else self.exploration(action, explore)
 
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
@@ -86,16 +87,16 @@ class DQN:
 
     def _update_critic(self, batch: Transitions) -> dict[str, Tensor]:
         with torch.no_grad():
-            chooser = self.critic if self.options.use_double_dqn else self.target_critic
-            next_value = self.target_critic(batch.next_obs, self._greedy(chooser, batch.next_obs))[0]
+            next_values_BA = self.target_critic.of_all_actions(batch.next_obs)[0]
+            chosen_by_BA = next_values_BA
+            if self.options.use_double_dqn:
+                chosen_by_BA = self.critic.of_all_actions(batch.next_obs)[0]
+            next_value = next_values_BA.gather(1, chosen_by_BA.argmax(-1, keepdim=True))[:, 0]
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
         values = self.critic(batch.obs, batch.action)
         loss = 0.5 * (values - target).square().mean()
         self.critic_optimizer.minimize(loss)
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
-
-    def _greedy(self, critic: DiscreteCritics, obs: Tensor) -> Tensor:
-        return DiscreteActions(self.num_actions).one_hot(critic.of_all_actions(obs)[0].argmax(-1))
 
     def state_dict(self) -> dict[str, Any]:
         """Return critic, target, optimiser, exploration and the count of updates."""
