@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from importlib.resources import files
+from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from mbpo_cli.compose import composed, typed_config
+from mbpo_cli.compose import CONFIG_MODULE, composed, typed_config
 from mbpo_cli.failures import Busy, ConfigError, one_line
 
 
@@ -57,9 +59,18 @@ def _is_group(argument: str) -> bool:
     return "=" in argument and not argument.startswith("-") and not is_option
 
 
+def _nested(group: str) -> list[str]:
+    """Return the choices of a group that lie in folders, which mark themselves as whole configurations."""
+    folder = Path(str(files(CONFIG_MODULE))) / group
+    paths = [path for path in sorted(folder.glob("*/*.yaml")) if "@package _global_" in path.read_text()]
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+
+
 def _unknown_choice(path: str, text: str) -> str:
-    group, _, choice = path.rpartition("/")
-    available = re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE)
+    typed = [argument.partition("=") for argument in sys.argv[1:]]
+    given = next(((key, value) for key, _, value in typed if f"{key}/{value}" == path), None)
+    group, choice = given or (path.rpartition("/")[0], path.rpartition("/")[2])
+    available = [*re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE), *_nested(group)]
     within = [name for name in available if name in choice.lower()]
     near = within or difflib.get_close_matches(choice, available, n=1)
     hint = f"did you mean {group}={near[0]}? " if near else ""

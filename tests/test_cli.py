@@ -228,6 +228,10 @@ def test_a_broken_or_hostile_configuration_is_one_line(text: str, tmp_path: Path
         ("agent=rlSACAgent", "did you mean agent=sac?"),
         ("model/reward=lerned", "model/reward=lerned: no such choice"),
         ("experiment=nothing", "experiment=nothing: no such choice"),
+        (
+            "experiment=paper/hoper",
+            "experiment=paper/hoper: no such choice; did you mean experiment=paper/hopper?",
+        ),
         ("mbpo.real_ratio=1.5", "mbpo.real_ratio=1.5: must be a number from 0 to 1"),
         ("mbpo.model_rollout_options.horizon=0", "horizon=0: must be a number from 1"),
         ("mbpo.mini_batch_size=0", "mbpo.mini_batch_size=0"),
