@@ -129,9 +129,11 @@ def draw(name: str, task: Task, curves: Mapping[int, Curve]) -> None:
     mean, half = np.array([np.mean(row) for row in values]), np.array([half_interval(row) for row in values])
     for curve in curves.values():
         axes.plot(list(curve), list(curve.values()), color="tab:blue", alpha=0.25, linewidth=0.8)
-    label = f"ours, mean of {len(curves)} seeds, 95 % interval" if len(curves) > 1 else "ours, one seed"
+    label = f"ours, mean of {len(curves)} seeds" if len(curves) > 1 else "ours, one seed"
+    if len(curves) > 2:  # that of two seeds would dwarf the curves
+        label += ", 95 % interval"
+        axes.fill_between(shared, mean - half, mean + half, color="tab:blue", alpha=0.15, linewidth=0)
     axes.plot(shared, mean, color="tab:blue", linewidth=2.2, label=label)
-    axes.fill_between(shared, mean - half, mean + half, color="tab:blue", alpha=0.15, linewidth=0)
     last = max(max(curve) for curve in curves.values())
     points = [point for point in published(task.title) if point[0] <= 1.1 * last]
     if points:
