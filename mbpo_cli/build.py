@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import re
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -29,6 +27,7 @@ from mbpo_cli.evaluate import Evaluator
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
 from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.logger import Logger
+from mbpo_cli.machine import num_cores
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.options import Component, resolve
@@ -129,8 +128,7 @@ def num_threads(config: Config, in_sweep: bool) -> int:
     sizes = [value for key, _, _, value in options_in(config) if key.endswith("hidden_sizes")]
     if in_sweep or max(itertools.chain(*sizes), default=0) < MIN_UNITS_THAT_PAY:
         return 1
-    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min(max(num_cores // 2, 1), MAX_THREADS)
+    return min(max(num_cores() // 2, 1), MAX_THREADS)
 
 
 def compiles(config: Config, device: torch.device) -> bool:

@@ -5,6 +5,7 @@ Torch is imported only when a run starts, so that help and tab completion are qu
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,20 +18,26 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import hydra_plugins.mbpo
 from mbpo_cli.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, parsed, typed_config
 from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed
 
 if TYPE_CHECKING:
     from mbpo_cli.config import Config
 
+log = logging.getLogger(__name__)
+
 
 def main() -> None:
     """Run `mbpo-train`: a bad configuration ends with one line and exit code 2."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing many lines.
+    hydra_plugins.mbpo.register()
+    OmegaConf.register_new_resolver("parallel_jobs", hydra_plugins.mbpo.parallel_jobs, replace=True)
+    sys.argv += sweep_directory(sys.argv[1:])
     resumed = [item.removeprefix("resume=") for item in sys.argv[1:] if item.startswith("resume=")]
     if resumed:  # it writes where it wrote before
         quoted = resumed[-1].strip("'\"").replace("'", "\\'")
@@ -64,8 +71,23 @@ def train_job(cfg: DictConfig) -> float:
         raise ConfigError(f"resume={cfg.resume}: goes on with one run; leave out --multirun")
     # A single run was checked before it got its directory.
     overrides = HydraConfig.get().overrides.task
-    config = checked_config(cfg, overrides) if in_sweep else config_of(cfg, overrides)
+    try:
+        config = checked_config(cfg, overrides) if in_sweep else config_of(cfg, overrides)
+    except ConfigError as error:  # the sweep goes on, and its job's log tells why this one did not
+        log.error("%s", error)
+        raise
     return run(config, Path(HydraConfig.get().runtime.output_dir), in_sweep)
+
+
+def sweep_directory(arguments: Sequence[str]) -> list[str]:
+    """Return the override that gives a sweep its directory: the same for the same command."""
+    is_sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+    if not is_sweep or any(argument.startswith("hydra.sweep.dir=") for argument in arguments):
+        return []
+    from mbpo_cli.sweeps.jobs import name_of
+
+    overrides = [item for item in arguments if "=" in item and not item.startswith(("-", "hydra"))]
+    return [f"hydra.sweep.dir='outputs/sweeps/{name_of(overrides)}'"]
 
 
 def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:

@@ -46,6 +46,14 @@ class StopOnSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def hand_on(self) -> None:
+        """After the block, hand the signal on to whoever handled it before: it may queue the job again."""
+        if self.received is None:
+            return
+        previous = self._previous.get(self.received)
+        if callable(previous) and previous is not signal.default_int_handler:
+            signal.raise_signal(self.received)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked child inherits handlers
             return

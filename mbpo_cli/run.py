@@ -40,7 +40,7 @@ def run(config: Config, path: Path, in_sweep: bool = False) -> float:
     if it had never stopped.
 
     Returns:
-        The mean return of the last evaluation.
+        The score: the mean return of the last evaluations.
 
     Raises:
         ConfigError: The directory holds a run of another configuration.
@@ -73,7 +73,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
             deadline = math.inf if hours is None else start + 3600 * hours
 
             def should_stop() -> bool:
-                return signals.requested or time.monotonic() >= deadline
+                return signals.requested or directory.stop_requested or time.monotonic() >= deadline
 
             logger = stack.enter_context(Logger())
             trainer = build_trainer(config, logger, stack, should_stop, keeper.keep_if_due)
@@ -97,15 +97,17 @@ def _run(config: Config, directory: RunDirectory) -> float:
         raise failure from caught
     finally:
         earlier = keeper.earlier_seconds
-        summary = summarize(config, trainer, status, earlier + time.monotonic() - start, error)
+        score = directory.score(config.trainer.num_score_evaluations)
+        summary = summarize(config, trainer, status, earlier + time.monotonic() - start, error, score)
         try:
             directory.write_summary(summary)
         except OSError as caught:
             log.error("no summary: %s", caught)
     log.info("%s", closing_table(summary, directory.path))
     if status == "interrupted":
+        signals.hand_on()
         raise Interrupted(by_keyboard)
-    return float(summary["eval_return_mean"])
+    return float(summary["score"])
 
 
 def _failure(error: Exception, path: Path) -> RunFailed:
@@ -196,7 +198,12 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
 
 
 def summarize(
-    config: Config, trainer: Trainer | None, status: str, wall_seconds: float, error: str | None
+    config: Config,
+    trainer: Trainer | None,
+    status: str,
+    wall_seconds: float,
+    error: str | None,
+    score: float | None,
 ) -> dict[str, Any]:
     """Return what one wants to know of a run afterwards."""
     last = trainer.evaluation if trainer is not None else None
@@ -213,6 +220,7 @@ def summarize(
         "gradient_steps": trainer.gradient_steps if trainer is not None else 0,
         "wall_seconds": wall_seconds,
         "phase_seconds": trainer.phase_seconds if trainer is not None else {},
+        "score": score,
         "eval_return_mean": last.return_mean if last is not None else None,
         "eval_return_std": last.return_std if last is not None else None,
         "eval_episodes": len(last.returns) if last is not None else 0,
@@ -238,6 +246,7 @@ def closing_table(summary: dict[str, Any], path: Path) -> str:
         )
         rows.append(("last evaluation", f"{mean:.1f} +- {std:.1f} over {summary['eval_episodes']} episodes"))
         rows.append(("best evaluation", f"{best:.1f}"))
+        rows.append(("score", f"{summary['score']:.1f}"))
     rows.append(("run directory", str(path)))
     rows.append(("look at it", f"tensorboard --logdir {path}"))
     width = max(len(name) for name, _ in rows)

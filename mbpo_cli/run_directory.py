@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 import uuid
@@ -26,7 +27,7 @@ from torch import Tensor
 from mbpo_cli.failures import Busy, ConfigError, one_line
 from mbpo_cli.files import write_whole
 
-CONFIG, LOCK = "config.yaml", "run.lock"
+CONFIG, LOCK, STOP, SUMMARY = "config.yaml", "run.lock", "stop", "summary.json"
 MAX_CONFIG_BYTES = 256_000
 PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard", "safetensors")
 
@@ -42,6 +43,7 @@ HARMLESS = (
     "trainer.max_hours",
     "trainer.num_env_steps",
     "trainer.num_eval_episodes",
+    "trainer.num_score_evaluations",
 )
 
 
@@ -68,6 +70,8 @@ class RunDirectory:
             os.write(self._lock, f"process {os.getpid()} on {platform.node()}\n".encode())
             check_same(path, config)
             self.is_new = not (path / CONFIG).exists()
+            for left_over in (SUMMARY, STOP):  # a summary closes a run, which is open again
+                (path / left_over).unlink(missing_ok=True)
             write_whole(path / CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
         except BaseException:
             self.close()
@@ -86,6 +90,11 @@ class RunDirectory:
         self.close()
 
     @property
+    def stop_requested(self) -> bool:
+        """Whether somebody has put a file named `stop` there."""
+        return (self.path / STOP).exists()
+
+    @property
     def metrics(self) -> Path:
         """The scalars, one JSON object per logged step."""
         return self.path / "metrics.jsonl"
@@ -94,6 +103,13 @@ class RunDirectory:
     def has_metrics(self) -> bool:
         """Whether anything was ever logged."""
         return self.metrics.exists() and self.metrics.stat().st_size > 0
+
+    def score(self, num_evaluations: int) -> float | None:
+        """Return the mean return of the last evaluations, or None before the first."""
+        # What follows the last line break is half a line, which a full disk has left.
+        lines = self.metrics.read_text().split("\n")[:-1] if self.has_metrics else ()
+        returns = [row["eval/return_mean"] for row in map(json.loads, lines) if "eval/return_mean" in row]
+        return statistics.fmean(returns[-num_evaluations:]) if returns else None
 
     def new_events(self) -> Path:
         """Return a name for TensorBoard's event file that is the same in no other run."""
@@ -113,7 +129,7 @@ class RunDirectory:
             "git_commit": git_commit(),
             "versions": versions(),
         }
-        write_whole(self.path / "summary.json", (json.dumps(full, indent=2) + "\n").encode())
+        write_whole(self.path / SUMMARY, (json.dumps(full, indent=2) + "\n").encode())
 
 
 def check_usable(path: Path, config: Mapping[str, Any]) -> None:
@@ -127,12 +143,26 @@ def check_usable(path: Path, config: Mapping[str, Any]) -> None:
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"hydra.run.dir={path}: {existing} is not a directory that can be written")
+    check_free(path)
+
+
+def check_free(path: Path) -> None:
+    """Check that no process works in a directory, which need not exist.
+
+    Raises:
+        Busy: One does.
+    """
     if (path / LOCK).exists():
         os.close(_locked(path / LOCK))
 
 
-def check_same(path: Path, config: Mapping[str, Any]) -> None:
+def check_same(path: Path, config: Mapping[str, Any], key: str = "hydra.run.dir") -> None:
     """Check that a run that is in a directory, if one is, may go on with a configuration.
+
+    Args:
+        path: The directory.
+        config: The configuration.
+        key: What the user chose the directory by.
 
     Raises:
         ConfigError: More than its length and the like would change.
@@ -146,9 +176,7 @@ def check_same(path: Path, config: Mapping[str, Any]) -> None:
         if old.get(key) != new.get(key) and not key.startswith(HARMLESS)
     ]
     if changed:
-        raise ConfigError(
-            f"hydra.run.dir={path}: holds a run already, of other values ({', '.join(changed)})"
-        )
+        raise ConfigError(f"{key}={path}: holds a run already, of other values ({', '.join(changed)})")
 
 
 def stored_config(path: Path) -> dict[str, Any]:

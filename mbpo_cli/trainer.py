@@ -40,6 +40,9 @@ class TrainerOptions:
     num_env_steps: int = option("real environment steps to train for", low=1, high=10**12)
     evaluate_every_steps: int = option("environment steps between two evaluations", low=1)
     num_eval_episodes: int = option("episodes of an evaluation", low=1, high=10_000)
+    num_score_evaluations: int = option(
+        "last evaluations whose mean return is the score of a run, which searches and reports compare", low=1
+    )
     log_every_steps: int = option("environment steps over which logged metrics are averaged", low=1)
     max_hours: float | None = option(
         "hours after which the run stops, with its state kept; null = no limit", above=0, high=10**5

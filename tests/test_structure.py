@@ -10,7 +10,7 @@ import mbpo_cli
 
 PACKAGE = Path(mbpo_cli.__file__).parent
 ROOT = PACKAGE.parent
-HYDRA_ROOMS = {"cli", "compose", "errors"}
+HYDRA_ROOMS = {"cli", "compose", "errors"}  # and hydra_plugins, beside the package
 
 
 def imported_by(path: Path) -> set[str]:
@@ -66,7 +66,8 @@ def test_no_agent_is_named_in_the_trainer() -> None:
 
 def test_every_package_is_listed_for_the_wheel() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    packages = [*PACKAGE.rglob("__init__.py"), *(ROOT / "hydra_plugins").rglob("__init__.py")]
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in packages}
     assert set(listed) == folders | {"mbpo_cli.conf"}
 
 
