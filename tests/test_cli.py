@@ -112,10 +112,12 @@ def test_multirun_gives_every_job_a_directory_and_reports_the_score(tmp_path: Pa
 
 def test_a_bad_job_of_a_sweep_ends_without_a_traceback(tmp_path: Path) -> None:
     done = command("-m", "env.id=Nope-v0", "hydra.sweep.dir=sweep", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("mbpo-train: error: env.id=Nope-v0: ")
-    assert not list(tmp_path.rglob("summary.json"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "env.id=Nope-v0  failed: env.id=Nope-v0: " in done.stdout
+    summary = json.loads((tmp_path / "sweep" / "env.id=Nope-v0" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["error"].startswith("env.id=Nope-v0: ")
 
 
 def test_a_directory_in_use_is_left_alone(tmp_path: Path) -> None:

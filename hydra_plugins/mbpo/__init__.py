@@ -167,9 +167,7 @@ class ProcessLauncher(Launcher):
             ConfigError: The number of jobs is none.
         """
         if self.n_jobs != "auto" and not (isinstance(self.n_jobs, int) and self.n_jobs > 0):
-            raise ConfigError(
-                f"hydra.launcher.n_jobs={self.n_jobs}: must be a whole number, 1 or more, or auto"
-            )
+            raise ConfigError(f"hydra.launcher.n_jobs={self.n_jobs}: must be a whole number from 1, or auto")
         self.hydra_context = hydra_context
         self.config = config
 
