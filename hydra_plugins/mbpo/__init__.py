@@ -182,7 +182,8 @@ class ProcessLauncher(Launcher):
             for number, overrides in enumerate(job_overrides)
         ]
         returns = [JobReturn(overrides=job.overrides) for job in jobs]
-        slots = self._slots(jobs)
+        # This process wants exceptions from Hydra; a job is to end with one line.
+        slots = [{**variables, "HYDRA_FULL_ERROR": "0"} for variables in self._slots(jobs)]
         log.info("%d at a time, each in a process of its own", min(len(slots), len(jobs)))
         num_ended = 0
 
