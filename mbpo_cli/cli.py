@@ -37,11 +37,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing many lines.
     hydra_plugins.mbpo.register()
     OmegaConf.register_new_resolver("parallel_jobs", hydra_plugins.mbpo.parallel_jobs, replace=True)
-    sys.argv += sweep_directory(sys.argv[1:])
-    resumed = [item.removeprefix("resume=") for item in sys.argv[1:] if item.startswith("resume=")]
-    if resumed:  # it writes where it wrote before
-        quoted = resumed[-1].strip("'\"").replace("'", "\\'")
-        sys.argv.append(f"hydra.run.dir='{quoted}'")
+    sys.argv[1:] = with_directory(sys.argv[1:])
     try:
         train_job()
     except (ConfigError, HydraException, OmegaConfBaseException, Rejected) as error:
@@ -79,15 +75,28 @@ def train_job(cfg: DictConfig) -> float:
     return run(config, Path(HydraConfig.get().runtime.output_dir), in_sweep)
 
 
-def sweep_directory(arguments: Sequence[str]) -> list[str]:
-    """Return the override that gives a sweep its directory: the same for the same command."""
-    is_sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
-    if not is_sweep or any(argument.startswith("hydra.sweep.dir=") for argument in arguments):
-        return []
-    from mbpo_cli.sweeps.jobs import name_of
+def with_directory(arguments: Sequence[str]) -> list[str]:
+    """Return a command line that says where to write, if that follows from the rest of it.
 
-    overrides = [item for item in arguments if "=" in item and not item.startswith(("-", "hydra"))]
-    return [f"hydra.sweep.dir='outputs/sweeps/{name_of(overrides)}'"]
+    A run that goes on writes where it wrote before, and a sweep where the same command did.
+    """
+    values = dict(item.split("=", 1) for item in arguments if "=" in item and not item.startswith("-"))
+    is_sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+    if "resume" in values:
+        key, path = "hydra.run.dir", values["resume"].strip("'\"")
+    elif (is_sweep or "hparams_search" in values) and "hydra.sweep.dir" not in values:
+        from mbpo_cli.sweeps.jobs import name_of
+
+        overrides = [f"{key}={value}" for key, value in values.items() if not key.startswith("hydra")]
+        key, path = "hydra.sweep.dir", f"outputs/sweeps/{name_of(overrides)}"
+    else:
+        return list(arguments)
+    quoted = path.replace("'", "\\'")
+    # Among the other overrides, as no others are taken after a flag.
+    place = max(
+        (index + 1 for index, item in enumerate(arguments) if item.split("=")[0] in values), default=0
+    )
+    return [*arguments[:place], f"{key}='{quoted}'", *arguments[place:]]
 
 
 def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:

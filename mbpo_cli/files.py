@@ -1,12 +1,15 @@
-"""Files that survive: written so that they, and their names, are there after a crash.
+"""Files that survive a crash, with their names; and locks, which end with the process that has them.
 
 Knows bytes and paths; does not know what they hold.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+
+from mbpo_cli.failures import Busy
 
 
 def write(path: Path, data: bytes) -> None:
@@ -39,3 +42,24 @@ def sync(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(path: Path, wait: bool = False) -> int:
+    """Lock a file for as long as the descriptor that is returned lives; its owner may write its name into it.
+
+    Raises:
+        Busy: Another process has it, and `wait` is false.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        owner = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise Busy(f"{path.parent}: in use by {owner or 'another process'}") from error
+    return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    """Give back what `lock` returned."""
+    os.close(descriptor)

@@ -5,7 +5,6 @@ Knows files and versions; does not know training.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import io
 import json
@@ -24,8 +23,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from mbpo_cli.failures import Busy, ConfigError, one_line
-from mbpo_cli.files import write_whole
+from mbpo_cli.failures import ConfigError, one_line
+from mbpo_cli.files import lock, unlock, write_whole
 
 CONFIG, LOCK, STOP, SUMMARY = "config.yaml", "run.lock", "stop", "summary.json"
 MAX_CONFIG_BYTES = 256_000
@@ -64,7 +63,7 @@ class RunDirectory:
         """
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(path / LOCK)
+        self._lock = lock(path / LOCK)
         try:
             os.ftruncate(self._lock, 0)
             os.write(self._lock, f"process {os.getpid()} on {platform.node()}\n".encode())
@@ -79,7 +78,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Give the directory back."""
-        os.close(self._lock)
+        unlock(self._lock)
 
     def __enter__(self) -> RunDirectory:
         """Use as a context that closes."""
@@ -153,7 +152,7 @@ def check_free(path: Path) -> None:
         Busy: One does.
     """
     if (path / LOCK).exists():
-        os.close(_locked(path / LOCK))
+        unlock(lock(path / LOCK))
 
 
 def check_same(path: Path, config: Mapping[str, Any], key: str = "hydra.run.dir") -> None:
@@ -205,18 +204,6 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + str(key), value
-
-
-def _locked(path: Path) -> int:
-    """Open and lock a file for as long as its descriptor lives; it should tell who has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise Busy(f"{path.parent}: in use by {owner or 'another process'}") from error
-    return descriptor
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,24 @@ class DiscreteChannelsEnv(ChannelsEnv):
         return super().step(np.array([action]))
 
 
+class FragileEnv(PointMassEnv):
+    """Raises, or kills its process, at its tenth step, where FRAGILE or MORTAL in os.environ name it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.total = str(number), 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.total += 1
+        if self.total == 10:
+            if self.number in os.environ.get("MORTAL", "").split(","):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.number in os.environ.get("FRAGILE", "").split(","):
+                raise RuntimeError("fragile")
+        return super().step(action)
+
+
+gym.register("tests/Fragile-v0", "tests.conftest:FragileEnv")
 gym.register("tests/Counting-v0", "tests.conftest:CountingEnv")
 gym.register("tests/Channels-v0", "tests.conftest:ChannelsEnv")
 gym.register("tests/PointMass-v0", "tests.conftest:PointMassEnv")

@@ -10,34 +10,50 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mbpo_cli.compose import typed_config
 from mbpo_cli.failures import ConfigError, RunFailed
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
     from mbpo_cli.sweeps.jobs import Job
 
 log = logging.getLogger(__name__)
 
 # Parts of Hydra's own configuration that a single job is not to inherit from its sweep.
-OF_A_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra/launcher")
+OF_A_SWEEP = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+
+
+# A search stops no run within this part of its steps, which tell little of the rest: 4 = a quarter.
+PRUNED_AFTER = 4
 
 
 def register() -> None:
-    """Make the plugins known, as Hydra does not find those of an editable installation."""
-    for plugin in (ProcessLauncher, GridSweeper):
+    """Make the plugins known, as Hydra does not find those of an editable installation, and the presets."""
+    for plugin in (ProcessLauncher, GridSweeper, SearchSweeper):
         Plugins.instance().register(plugin)
+    # In the place of these launchers' own defaults: YAML in conf/ would be checked against those, and Hydra
+    # warns of that.
+    for preset in sorted((files(__package__) / "presets").iterdir(), key=str):
+        node = OmegaConf.create(preset.read_text())
+        ConfigStore.instance().store(
+            group="hydra/launcher", name=preset.name.removesuffix(".yaml"), node=node
+        )
 
 
 def parallel_jobs(threads: int | str, device: str) -> int:
@@ -73,7 +89,7 @@ class GridSweeper(Sweeper):
 
         jobs = [
             job_of(self.hydra_context, self.config, overrides, number)
-            for number, overrides in enumerate(combinations(arguments))
+            for number, overrides in enumerate(self._named(combinations(arguments)))
         ]
         missing = [job for job in jobs if job.score is None]
         num_earlier = len(jobs) - len(missing)
@@ -89,6 +105,177 @@ class GridSweeper(Sweeper):
         if None in scores:
             raise SweepFailed(f"{scores.count(None)} of {len(jobs)} jobs have no score")
         return [score for score in scores if score is not None]
+
+    def _named(self, jobs: list[list[str]]) -> list[list[str]]:
+        """Give each job a directory that says what sets it apart from the others, unless the user does."""
+        from mbpo_cli.sweeps.jobs import name_of
+
+        if any(item.startswith("hydra.sweep.subdir=") for item in self.config.hydra.overrides.hydra):
+            return jobs
+        common = set.intersection(*map(set, jobs))
+        names = [name_of([item for item in job if item not in common] or job) for job in jobs]
+        return [[*job, f"hydra.sweep.subdir='{name}'"] for job, name in zip(jobs, names, strict=True)]
+
+
+class SearchSweeper(Sweeper):
+    """Searches for the values with the greatest score."""
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(
+        self,
+        n_trials: int,
+        n_jobs: int | str,
+        seeds: Sequence[int],
+        prune: bool,
+        sampler_seed: int,
+        storage: str,
+        study_name: str,
+        params: Mapping[str, Any],
+    ) -> None:
+        """Take the options, which `conf/hydra/sweeper/optuna.yaml` explains."""
+        self.n_trials = n_trials
+        self.n_jobs = n_jobs
+        self.seeds = list(seeds)
+        self.prune = prune
+        self.sampler_seed = sampler_seed
+        self.storage = storage
+        self.study_name = study_name
+        self.params = dict(params)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra has composed."""
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+
+    def sweep(self, arguments: list[str]) -> float:
+        """Try values until there are so many trials; return the greatest score.
+
+        Raises:
+            ConfigError: An option or the space is wrong, or the directory holds another search.
+            SweepFailed: No trial has a score.
+        """
+        try:
+            from mbpo_cli.sweeps.search import Search
+        except ModuleNotFoundError as error:
+            raise ConfigError("hydra/sweeper=optuna: needs pip install 'mbpo-cli[search]'") from error
+        from mbpo_cli.sweeps.jobs import SweepFailed
+
+        self._check()
+        overrides = [f"{key}={value}" for key, value in self.params.items()]
+        constants, space = space_of([*overrides, *arguments])
+        if not space:
+            raise ConfigError("hydra.sweeper.params: nothing is searched; take hparams_search=sac, for one")
+        folder = Path(self.config.hydra.sweep.dir)
+
+        def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
+            chosen = [*constants, *(f"{key}={value}" for key, value in values.items())]
+            return [
+                self._job([*chosen, f"seed={seed}", f"hydra.sweep.subdir='{name}/seed={seed}'"])
+                for seed in self.seeds
+            ]
+
+        # The ends of every range tell whether all that lies between them is right.
+        ends = {key: ends_of(distribution) for key, distribution in space.items()}
+        num_env_steps = 0
+        for end in (0, -1):
+            jobs = jobs_of("trial", {key: values[end] for key, values in ends.items()})
+            num_env_steps = jobs[0].config.trainer.num_env_steps
+        at_a_time = self.n_jobs
+        if at_a_time == "auto":
+            config = jobs[0].config
+            at_a_time = max(parallel_jobs(config.threads, config.device) // len(self.seeds), 1)
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        search = Search(
+            folder,
+            self.storage,
+            self.study_name,
+            space,
+            constants,
+            self.sampler_seed,
+            num_env_steps // PRUNED_AFTER,
+        )
+        log.info("%d of %d trials in %s", search.num_trials, self.n_trials, folder)
+        search.run(
+            self.n_trials, int(at_a_time), jobs_of, lambda jobs: launch(self.launcher, jobs), self.prune
+        )
+        best = search.best()
+        if best is None:
+            raise SweepFailed("no trial has a score")
+        log.info("%s", best.text)
+        return best.score
+
+    def _job(self, overrides: Sequence[str]) -> Job:
+        return job_of(self.hydra_context, self.config, overrides, 0)
+
+    def _check(self) -> None:
+        """Check the options.
+
+        Raises:
+            ConfigError: One is wrong.
+        """
+        for key in ("n_trials", "n_jobs"):
+            value = getattr(self, key)
+            if not ((isinstance(value, int) and value > 0) or (key, value) == ("n_jobs", "auto")):
+                raise ConfigError(f"hydra.sweeper.{key}={value}: must be a whole number, 1 or more")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"hydra.sweeper.seeds={self.seeds}: must be one seed or more, each once")
+
+
+def space_of(overrides: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
+    """Return what all trials share, and what is searched, by key; later overrides win.
+
+    Raises:
+        ConfigError: An override makes no sense in a search.
+    """
+    from optuna.distributions import CategoricalDistribution
+
+    constants: dict[str, str] = {}
+    space: dict[str, BaseDistribution] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value = override.get_key_element(), override.value()
+        if key == "seed":
+            raise ConfigError(f"{override.input_line}: a search takes hydra.sweeper.seeds, a list")
+        constants.pop(key, None)
+        space.pop(key, None)
+        if isinstance(value, IntervalSweep | RangeSweep):
+            try:
+                space[key] = _distribution(value)
+            except ValueError as error:
+                raise ConfigError(f"{override.input_line}: {error}") from error
+        elif override.is_sweep_override():
+            space[key] = CategoricalDistribution(list(override.sweep_string_iterator()))
+        else:
+            constants[key] = f"{key}={override.get_value_element_as_str()}"
+    return list(constants.values()), space
+
+
+def _distribution(sweep: IntervalSweep | RangeSweep) -> BaseDistribution:
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    is_log = "log" in sweep.tags
+    if isinstance(sweep, IntervalSweep):
+        low, high, step = sweep.start, sweep.end, None
+    else:
+        low, high, step = sweep.start, sweep.stop, sweep.step
+    if low is None or high is None:
+        raise ValueError("needs both ends")
+    if isinstance(low, int) and isinstance(high, int):
+        # A range ends before its last number, an interval with it.
+        return IntDistribution(low, high if step is None else high - 1, is_log, int(step or 1))
+    return FloatDistribution(low, high, is_log, step)
+
+
+def ends_of(distribution: BaseDistribution) -> list[Any]:
+    """Return the extreme values of a range, or all values that there are to choose from."""
+    from optuna.distributions import CategoricalDistribution
+
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    return [getattr(distribution, end) for end in ("low", "high")]
 
 
 def combinations(arguments: Sequence[str]) -> list[list[str]]:
@@ -115,18 +302,15 @@ def job_of(context: HydraContext, config: DictConfig, overrides: Sequence[str], 
     Raises:
         ConfigError: The configuration is wrong, or another run is in its directory.
     """
-    from mbpo_cli.sweeps.jobs import Job, name_of
+    from mbpo_cli.sweeps.jobs import Job
 
     if any(override.startswith("resume=") for override in overrides):
         raise ConfigError("resume: goes on with one run; leave out --multirun")
-    hydra_overrides = [*config.hydra.overrides.hydra, *overrides]
-    if not any(item.startswith("hydra.sweep.subdir=") for item in hydra_overrides):
-        overrides = [*overrides, f"hydra.sweep.subdir='{name_of(overrides)}'"]
     composed = context.config_loader.load_sweep_config(config, list(overrides))
     with open_dict(composed):
         composed.hydra.job.num = number
-    path = Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
-    job = Job(tuple(overrides), path, typed_config(composed))
+    name = str(composed.hydra.sweep.subdir)
+    job = Job(name, tuple(overrides), Path(composed.hydra.sweep.dir) / name, typed_config(composed))
     job.check()
     return job
 
@@ -228,5 +412,5 @@ class ProcessLauncher(Launcher):
         return [
             *(sys.executable, *flags, "-m", "mbpo_cli"),
             *itertools.chain.from_iterable(("--config-dir", folder) for folder in folders),
-            *(*own, *threads, *inherited, f"hydra.run.dir='{path}'"),
+            *(*own, *threads, *inherited, "hydra.mode=RUN", f"hydra.run.dir='{path}'"),
         ]

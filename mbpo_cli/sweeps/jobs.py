@@ -30,19 +30,16 @@ class Job:
     """One run of a sweep.
 
     Attributes:
+        name: What it is called.
         overrides: What the command line says of it.
         path: Where it writes.
         config: What it computes.
     """
 
+    name: str
     overrides: tuple[str, ...]
     path: Path
     config: Config
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return self.path.name
 
     @property
     def summary(self) -> dict[str, Any] | None:
