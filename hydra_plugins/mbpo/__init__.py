@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -257,15 +258,16 @@ def _distribution(sweep: IntervalSweep | RangeSweep) -> BaseDistribution:
     from optuna.distributions import FloatDistribution, IntDistribution
 
     is_log = "log" in sweep.tags
+    low, high, step = sweep.start, None, None
     if isinstance(sweep, IntervalSweep):
-        low, high, step = sweep.start, sweep.end, None
-    else:
-        low, high, step = sweep.start, sweep.stop, sweep.step
+        high = sweep.end
+    elif low is not None and sweep.stop is not None:  # a range ends before its last number
+        step = sweep.step
+        high = low + (math.ceil((sweep.stop - low) / step) - 1) * step
     if low is None or high is None:
         raise ValueError("needs both ends")
     if isinstance(low, int) and isinstance(high, int):
-        # A range ends before its last number, an interval with it.
-        return IntDistribution(low, high if step is None else high - 1, is_log, int(step or 1))
+        return IntDistribution(low, high, is_log, int(step or 1))
     return FloatDistribution(low, high, is_log, step)
 
 
