@@ -22,12 +22,22 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
+from torch.utils.tensorboard.summary import custom_scalars
 
 from mbpo_cli.types import Metrics
 
 log = logging.getLogger(__name__)
 
 Scalars = Mapping[str, float]
+
+FIRST_PLOTS = {
+    "return of evaluations": ("eval/return_mean",),
+    "return of episodes": ("train/episode_return",),
+    "Q-value": ("agent/q_value",),
+    "loss of the critics": ("agent/critic_loss",),
+    "losses of the model": ("model/transition_loss", "model/reward_loss", "model/is_done_loss"),
+    "hold-out error of the model": ("model/holdout_error",),
+}
 
 
 class Sink(Protocol):
@@ -106,8 +116,10 @@ class TensorBoardEvents(LogFile):
         if self._file.tell() > 0:
             return
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        summary = hparams.hparams_pb(dict(hyperparameters), trial_id=path.parent.name)
-        self._append(Event(wall_time=time.time(), step=0, summary=summary))
+        # One row per run: TensorBoard takes those of one name together.
+        name = "/".join(path.absolute().parts[-4:-1])
+        for summary in (hparams.hparams_pb(dict(hyperparameters), trial_id=name), first_plots()):
+            self._append(Event(wall_time=time.time(), step=0, summary=summary))
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Append one event, if there is anything to say."""
@@ -118,6 +130,13 @@ class TensorBoardEvents(LogFile):
     def _append(self, event: Event) -> None:
         self._records.write(event.SerializeToString())
         self._file.flush()
+
+
+def first_plots() -> Summary:
+    """Return the layout of TensorBoard's custom scalars: the plots that one looks at first."""
+    charts = {title: ["Multiline", list(tags)] for title, tags in FIRST_PLOTS.items()}
+    summary: Summary = custom_scalars({"MBPO": charts})
+    return summary
 
 
 class Dispensable:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mbpo_cli.compose import make_config
@@ -62,7 +63,9 @@ def test_a_run_leaves_everything_behind(train_in: Train) -> None:
         "eval_episodes": 2,
     }
     assert {key: summary[key] for key in expected} == expected
-    assert summary["eval_return_mean"] == result["score"]
+    evaluations = [row["eval/return_mean"] for row in result["metrics"] if "eval/return_mean" in row]
+    assert summary["eval_return_mean"] == evaluations[-1]
+    assert summary["score"] == result["score"] == sum(evaluations) / 2
     assert summary["best_eval_return_mean"] >= summary["eval_return_mean"]
     assert summary["eval_return_std"] >= 0
     assert summary["wall_seconds"] > 0
@@ -117,12 +120,19 @@ def test_tensorboard_shows_the_same_scalars(train_in: Train) -> None:
 
 
 def test_hyperparameters_are_in_the_run_itself(train_in: Train) -> None:
-    path = train_in(*TINY)["path"]
+    path = train_in(*TINY, "mbpo.generate_every=5")["path"]
     events = EventAccumulator(str(path)).Reload()
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     hyperparameters = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert hyperparameters["mbpo.real_ratio"].number_value == 0.2
     assert hyperparameters["agent.name"].string_value == "sac"
+    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    charts = layout_pb2.Layout.FromString(layout).category[0].chart
+    shown = {tag for chart in charts for tag in chart.multiline.tag}
+    assert len(charts) == 6
+    # Pendulum's reward and end are known, and 20 steps end no episode.
+    absent = {"train/episode_return", "model/reward_loss", "model/is_done_loss"}
+    assert shown - absent <= set(events.Tags()["scalars"])
     assert {child.name for child in path.iterdir() if child.is_dir()} == {"checkpoints", "experience"}
 
 
