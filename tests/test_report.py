@@ -330,7 +330,8 @@ def test_numbers_share_their_decimals(values: tuple[float | None, ...], texts: t
 def verdict_of(folder: Path) -> verdict.Verdict:
     groups = sorted(groups_in(folder), key=lambda group: -sum(group.scores))
     pairs = [verdict.compare(groups[0], other) for other in groups[1:]]
-    return verdict.verdict("pendulum", groups, pairs)
+    rows = [table.row(group, table.Threshold(-200.0, "here")) for group in groups]
+    return verdict.verdict("pendulum", groups, rows, pairs)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +340,7 @@ def verdict_of(folder: Path) -> verdict.Verdict:
         ((-100, -110, -120, -130), (-300, -310, -320, -330), "won", "sac wins, 200 above td3"),
         ((-100, -300, -105, -290), (-110, -310, -300, -100), "open", "Too close to call: sac leads by "),
         ((-100, -110), (-300, -310, -320), "open", "Too few seeds: sac leads by "),
+        ((0,) * 34 + (100,) * 16, (1,) * 50, "open", "The measures disagree: sac leads by "),
     ],
 )
 def test_verdict(
@@ -348,6 +350,14 @@ def test_verdict(
     said = verdict_of(tmp_path)
     assert said.kind == kind
     assert said.headline.startswith(headline)
+
+
+def test_a_verdict_says_by_how_much_how_sure_and_how_soon(tmp_path: Path) -> None:
+    two_agents(tmp_path, (-100, -110, -120, -130), (-300, -310, -320, -330))
+    said = verdict_of(tmp_path).sentence
+    assert said.startswith("Final return -115 against -315 of td3 (95 % interval of the difference: ")
+    assert "beats one of td3 with probability 100 % [100, 100]; 4 against 4 seeds." in said
+    assert said.endswith("Steps to -200: 200 against never.")
 
 
 def test_a_verdict_says_what_makes_it_less_sure(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def _section(
         groups=groups,
         rows=rows,
         comparisons=pairs,
-        verdict=verdict.verdict(env, groups, pairs),
+        verdict=verdict.verdict(env, groups, rows, pairs),
         png=plots.picture(env, groups, curves, style, threshold, known),
         notes=notes,
     )

@@ -20,7 +20,7 @@ from mbpo_cli.failures import one_line
 from mbpo_cli.report.groups import ABSENT, Group, differing_keys
 from mbpo_cli.report.runs import Run
 from mbpo_cli.report.table import HEADINGS, NUM_TEXTS, Row, cells, duration, numbers, steps
-from mbpo_cli.report.verdict import Comparison, Verdict
+from mbpo_cli.report.verdict import Comparison, Verdict, percent
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def render(
         number=lambda value: numbers(value)[0],
         steps=steps,
         duration=duration,
+        percent=percent,
     )
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     members = [(group, run) for section in sections for group in section.groups for run in group.runs]
@@ -86,6 +87,7 @@ def render(
 
     return template.render(
         sections=sections,
+        over_all=over_all,
         headings=HEADINGS,
         num_texts=NUM_TEXTS,
         rows=[cells(row) for section in sections for row in section.rows],

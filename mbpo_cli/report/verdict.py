@@ -5,6 +5,7 @@ Knows groups and statistics; does not know pictures or pages.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from itertools import combinations
 
 from mbpo_cli.report.groups import Group
 from mbpo_cli.report.statistics import Estimate, difference, interquartile_mean, probability_of_improvement
-from mbpo_cli.report.table import DASH, interval, numbers
+from mbpo_cli.report.table import DASH, Row, interval, numbers, steps
 
 MIN_SEEDS = 3
 CLOSE, FEW = "too close to call", "too few seeds"
@@ -112,44 +113,45 @@ def compare_over_environments(groups: Iterable[Group]) -> list[Comparison]:
     return comparisons
 
 
-def verdict(env: str, groups: Sequence[Group], comparisons: Sequence[Comparison]) -> Verdict:
-    """Return the verdict on an environment; groups come best first, and so do comparisons."""
+def verdict(
+    env: str, groups: Sequence[Group], rows: Sequence[Row], comparisons: Sequence[Comparison]
+) -> Verdict:
+    """Return the verdict on an environment; groups come best first, and so do their rows and comparisons."""
     judged = [group for group in groups if group.scores]
+    notes = _notes(groups)
     if not judged:
-        return Verdict(env, "none", "No results yet", "No run has been evaluated.", _notes(groups))
+        return Verdict(env, "none", "No results yet", "No run has been evaluated.", notes)
     best = judged[0]
     if len(judged) == 1:
-        alone = interquartile_mean(best.scores)
-        text = (
-            f"Its final return is {interval(alone)} over {_seeds(best)}; there is nothing to compare it with."
-        )
-        return Verdict(env, "none", f"Only {best.label}", text, _notes(groups))
+        value = interval(interquartile_mean(best.scores)).removesuffix(f" {DASH}")
+        text = f"Final return {value}, seeds: {len(best.scores)}; there is nothing to compare it with."
+        return Verdict(env, "none", f"Only {best.label}", text, notes)
     second, comparison = judged[1], comparisons[0]
     assert comparison.gain is not None
     x, y = numbers(*(interquartile_mean(group.scores).value for group in (best, second)))
     gain, low, high = numbers(comparison.gain.value, comparison.gain.low, comparison.gain.high)
-    limits = "" if comparison.gain.low is None else f" (95 % interval {low} to {high})"
+    limits = "" if comparison.gain.low is None else f" (95 % interval of the difference: {low} to {high})"
     rank = "" if len(judged) == 2 else f", the next of {len(judged) - 1}"
     chance = percent(comparison.probability).removesuffix(f" {DASH}")
     text = (
-        f"Final return {x} against {y} of {second.label}{rank}: {gain} more{limits}. One run of {best.label} "
-        f"beats one of {second.label} with probability {chance}. "
-        f"{_seeds(best)} against {len(second.scores)}."
+        f"Final return {x} against {y} of {second.label}{rank}{limits}. One run of {best.label} beats one of "
+        f"{second.label} with probability {chance}; {len(best.scores)} against {len(second.scores)} seeds."
     )
+    took = [row["steps_to_threshold"] for row in rows[:2]]
+    if None not in took and min(took) < math.inf:
+        goal = numbers(rows[0]["threshold"])[0]
+        text += f" Steps to {goal}: {steps(took[0])} against {steps(took[1])}."
     if comparison.winner == best.label:
-        return Verdict(env, "won", f"{best.label} wins, {gain} above {second.label}", text, _notes(groups))
-    lead = f"{comparison.result}: {best.label} leads by {gain}"
-    return Verdict(env, "open", lead[0].upper() + lead[1:], text, _notes(groups))
+        return Verdict(env, "won", f"{best.label} wins, {gain} above {second.label}", text, notes)
+    # The one that loses more often may have the larger mean.
+    reason = "the measures disagree" if comparison.winner else comparison.result
+    return Verdict(env, "open", f"{reason.capitalize()}: {best.label} leads by {gain}", text, notes)
 
 
 def percent(estimate: Estimate) -> str:
     """Return a probability and its interval as text."""
     limits = "" if estimate.low is None else f" [{100 * estimate.low:.0f}, {100 * (estimate.high or 0):.0f}]"
     return f"{100 * estimate.value:.0f} %{limits or ' ' + DASH}"
-
-
-def _seeds(group: Group) -> str:
-    return "1 seed" if len(group.scores) == 1 else f"{len(group.scores)} seeds"
 
 
 def _notes(groups: Sequence[Group]) -> tuple[str, ...]:
