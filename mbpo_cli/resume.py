@@ -11,7 +11,7 @@ from typing import Any
 
 from mbpo_cli.config import Config, typed
 from mbpo_cli.failures import ConfigError
-from mbpo_cli.run_directory import stored_config
+from mbpo_cli.stored import stored_config
 
 # Options whose values are imported; those of `_target_` are too.
 IMPORTED = ("env.module", "env.reward_function", "env.is_done_function", "env.wrappers")

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from mbpo_cli.failures import ConfigError, one_line
+from mbpo_cli.failures import ConfigError
 from mbpo_cli.files import lock, unlock, write_whole
+from mbpo_cli.stored import CONFIG, HARMLESS, leaves, stored_config
 
-CONFIG, LOCK, STOP, SUMMARY = "config.yaml", "run.lock", "stop", "summary.json"
-MAX_CONFIG_BYTES = 256_000
+LOCK, STOP, SUMMARY = "run.lock", "stop", "summary.json"
 PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard", "safetensors")
-
-# Another value changes when a run looks or stops, or how fast it is, and not what it computes.
-HARMLESS = (
-    "checkpoint.",
-    "compile",
-    "env.step_timeout",
-    "threads",
-    "trainer.evaluate_every_steps",
-    "trainer.events_required",
-    "trainer.log_every_steps",
-    "trainer.max_hours",
-    "trainer.num_env_steps",
-    "trainer.num_eval_episodes",
-    "trainer.num_score_evaluations",
-)
 
 
 class RunDirectory:
@@ -168,7 +153,7 @@ def check_same(path: Path, config: Mapping[str, Any], key: str = "hydra.run.dir"
     """
     if not (path / CONFIG).exists():
         return
-    old, new = (dict(_leaves(tree)) for tree in (stored_config(path), config))
+    old, new = (dict(leaves(tree)) for tree in (stored_config(path), config))
     changed = [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
@@ -176,34 +161,6 @@ def check_same(path: Path, config: Mapping[str, Any], key: str = "hydra.run.dir"
     ]
     if changed:
         raise ConfigError(f"{key}={path}: holds a run already, of other values ({', '.join(changed)})")
-
-
-def stored_config(path: Path) -> dict[str, Any]:
-    """Return the configuration of the run in a directory, as plain data.
-
-    Raises:
-        ConfigError: There is none, or it cannot be read.
-    """
-    try:
-        text = (path / CONFIG).read_text(encoding="utf-8")
-        if len(text) > MAX_CONFIG_BYTES or any(
-            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)
-        ):
-            raise ValueError("not written by this program")
-        config = yaml.safe_load(text)
-        if not isinstance(config, dict):
-            raise ValueError("not a mapping")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path / CONFIG}: cannot be read: {one_line(error)}") from error
-    return config
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + str(key), value
 
 
 def versions() -> dict[str, str]:

@@ -35,7 +35,7 @@ def test_the_wheel_runs_from_another_directory(tmp_path: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     yaml = {f"mbpo_cli/conf/{path.relative_to(CONF)}" for path in CONF.rglob("*.yaml")}
     assert yaml <= packed
-    assert "mbpo_cli/py.typed" in packed
+    assert {"mbpo_cli/py.typed", "mbpo_cli/report/page.html"} <= packed
 
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")

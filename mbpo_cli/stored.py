@@ -1,0 +1,73 @@
+"""The configuration that a run has left in its directory, read as plain data, and which of it matters.
+
+Knows YAML; does not know types, torch, or what the options mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mbpo_cli.failures import ConfigError, one_line
+
+CONFIG = "config.yaml"
+MAX_CONFIG_BYTES = 256_000
+MAX_CONFIG_DEPTH = 50
+
+# Another value changes when a run looks or stops, or how fast it is, and not what it computes.
+HARMLESS = (
+    "checkpoint.",
+    "compile",
+    "env.step_timeout",
+    "threads",
+    "trainer.evaluate_every_steps",
+    "trainer.events_required",
+    "trainer.log_every_steps",
+    "trainer.max_hours",
+    "trainer.num_env_steps",
+    "trainer.num_eval_episodes",
+    "trainer.num_score_evaluations",
+)
+
+# The one in C is ten times as fast, and not everywhere.
+Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def stored_config(path: Path) -> dict[str, Any]:
+    """Return the configuration of the run in a directory, as plain data.
+
+    Raises:
+        ConfigError: There is none, or it cannot be read.
+    """
+    try:
+        text = (path / CONFIG).read_text(encoding="utf-8")
+        if len(text) > MAX_CONFIG_BYTES or not _is_plain(text):
+            raise ValueError("not written by this program")
+        config = yaml.load(text, Loader)
+        if not isinstance(config, dict):
+            raise ValueError("not a mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path / CONFIG}: cannot be read: {one_line(error)}") from error
+    return config
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text has neither aliases, which may grow without limit, nor depths that exhaust the stack."""
+    depth = 0
+    for event in yaml.parse(text, Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > MAX_CONFIG_DEPTH:
+            return False
+    return True
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every option in a tree."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + str(key), value
