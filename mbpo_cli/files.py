@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from mbpo_cli.failures import Busy
+
+LOOK_SECONDS = 0.01
 
 
 def write(path: Path, data: bytes) -> None:
@@ -51,13 +54,17 @@ def lock(path: Path, wait: bool = False) -> int:
         Busy: Another process has it, and `wait` is false.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError as error:
-        owner = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise Busy(f"{path.parent}: in use by {owner or 'another process'}") from error
-    return descriptor
+    # Who only looks whether a lock is free has it for an instant.
+    for patience in (*([LOOK_SECONDS] * 5), 0.0):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            time.sleep(patience)
+        else:
+            return descriptor
+    owner = os.read(descriptor, 200).decode(errors="replace").strip()
+    os.close(descriptor)
+    raise Busy(f"{path.parent}: in use by {owner or 'another process'}")
 
 
 def unlock(descriptor: int) -> None:
