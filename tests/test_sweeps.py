@@ -271,6 +271,28 @@ def test_failed_and_killed_jobs_cost_no_other_and_are_all_that_runs_again(tmp_pa
     assert len(scores(tmp_path / "basic")) == 4
 
 
+@pytest.mark.slow
+def test_of_twenty_jobs_four_raise_and_one_is_killed(tmp_path: Path) -> None:
+    jobs = numbers(*range(20))
+    first = sweep(tmp_path, jobs, environment={"FRAGILE": "3,7,11,15", "MORTAL": "5"})
+    assert first.returncode == 1, first.stderr
+    assert first.stdout.splitlines()[-7] == "15 of 20 jobs done"
+    assert len(scores(tmp_path)) == 15
+    named = {line.split()[0]: line for line in first.stdout.splitlines()[-6:-1]}
+    assert {name for name, line in named.items() if line.endswith("fragile")} == {
+        f"env.kwargs=_number_{number}" for number in (3, 7, 11, 15)
+    }
+    assert named["env.kwargs=_number_5"].endswith("failed: killed by SIGKILL")
+
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("policy.pt")}
+    second = sweep(tmp_path, jobs)
+    assert second.returncode == 0, second.stderr
+    assert "20 of 20 jobs done (15 before)" in second.stdout
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    started = [line for line in second.stdout.splitlines() if " of 5: " in line]
+    assert len(started) == 5
+
+
 def test_a_stop_file_stops_a_run_with_its_state_kept(tmp_path: Path) -> None:
     config = make_config(*TINY, "mbpo=off", "trainer.num_env_steps=100_000", "compile=false")
     path = tmp_path / "run"
