@@ -11,8 +11,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +45,18 @@ OF_A_SWEEP = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra/sweeper", "hydra.
 # A search stops no run within this part of its steps, which tell little of the rest: 4 = a quarter.
 PRUNED_AFTER = 4
 
+# This process wants exceptions from Hydra; a job is to end with one line.
+VARIABLES = {"HYDRA_FULL_ERROR": "0"}
+
+# What launchers need that comes with the extra of their name.
+MODULES = {"joblib": "hydra_plugins.hydra_joblib_launcher", "ray": "ray", "slurm": "submitit"}
+
 
 def register() -> None:
     """Make the plugins known, as Hydra does not find those of an editable installation, and the presets."""
-    for plugin in (ProcessLauncher, GridSweeper, SearchSweeper):
+    from hydra_plugins.mbpo.clusters import RayLauncher, SlurmLauncher
+
+    for plugin in (ProcessLauncher, RayLauncher, SlurmLauncher, GridSweeper, SearchSweeper):
         Plugins.instance().register(plugin)
     # In the place of these launchers' own defaults: YAML in conf/ would be checked against those, and Hydra
     # warns of that.
@@ -55,6 +65,18 @@ def register() -> None:
         ConfigStore.instance().store(
             group="hydra/launcher", name=preset.name.removesuffix(".yaml"), node=node
         )
+
+
+def launcher_of(context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Launcher:
+    """Return the launcher that was chosen.
+
+    Raises:
+        ConfigError: The extra that it needs is not installed.
+    """
+    choice = str(config.hydra.runtime.choices["hydra/launcher"])
+    if choice in MODULES and find_spec(MODULES[choice]) is None:
+        raise ConfigError(f"hydra/launcher={choice}: needs pip install 'mbpo-cli[{choice}]'")
+    return Plugins.instance().instantiate_launcher(context, task_function, config)
 
 
 def parallel_jobs(threads: int | str, device: str) -> int:
@@ -77,7 +99,7 @@ class GridSweeper(Sweeper):
         """Take what Hydra has composed."""
         self.hydra_context = hydra_context
         self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+        self.launcher = launcher_of(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> list[float]:
         """Run the jobs that are not done; return the scores of all.
@@ -150,7 +172,7 @@ class SearchSweeper(Sweeper):
         """Take what Hydra has composed."""
         self.hydra_context = hydra_context
         self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+        self.launcher = launcher_of(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> float:
         """Try values until there are so many trials; return the greatest score.
@@ -339,28 +361,20 @@ def launch(launcher: Launcher, jobs: Sequence[Job]) -> dict[Path, str]:
     return {job.path: broken for job in jobs}
 
 
-class ProcessLauncher(Launcher):
-    """Runs each job as a command of its own, some at a time; one that is killed takes no other along."""
+class CommandLauncher(Launcher):
+    """Runs each job as a command of its own, so that none takes another along."""
 
-    def __init__(self, n_jobs: int | str) -> None:
-        """Run so many jobs at a time; auto = as many as there are cores, or GPUs if jobs use them."""
-        self.n_jobs = n_jobs
+    hydra_context: HydraContext
+    config: DictConfig
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra has composed.
-
-        Raises:
-            ConfigError: The number of jobs is none.
-        """
-        if self.n_jobs != "auto" and not (isinstance(self.n_jobs, int) and self.n_jobs > 0):
-            raise ConfigError(f"hydra.launcher.n_jobs={self.n_jobs}: must be a whole number from 1, or auto")
+        """Take what Hydra has composed."""
         self.hydra_context = hydra_context
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; return how each ended."""
         from mbpo_cli.sweeps.jobs import summary_in
-        from mbpo_cli.sweeps.processes import run_commands
 
         setup_globals()
         jobs = [
@@ -368,9 +382,6 @@ class ProcessLauncher(Launcher):
             for number, overrides in enumerate(job_overrides)
         ]
         returns = [JobReturn(overrides=job.overrides) for job in jobs]
-        # This process wants exceptions from Hydra; a job is to end with one line.
-        slots = [{**variables, "HYDRA_FULL_ERROR": "0"} for variables in self._slots(jobs)]
-        log.info("%d at a time, each in a process of its own", min(len(slots), len(jobs)))
         num_ended = 0
 
         def on_end(index: int, failure: str | None) -> None:
@@ -386,20 +397,14 @@ class ProcessLauncher(Launcher):
                 text = f"{summary.get('status', 'failed')}: {error}"
             log.info("%d of %d: %s: %s", num_ended, len(jobs), jobs[index].name, text)
 
-        run_commands([self._command(job) for job in jobs], slots, on_end)
+        self._run(jobs, [self._command(job) for job in jobs], on_end)
         return returns
 
-    def _slots(self, jobs: Sequence[Job]) -> list[dict[str, str]]:
-        from mbpo_cli.machine import num_cores, visible_gpus
-        from mbpo_cli.sweeps.processes import slots_of
-
-        return slots_of(
-            None if self.n_jobs == "auto" else int(self.n_jobs),
-            max(1 if job.config.threads == "auto" else job.config.threads for job in jobs),
-            any(job.config.device != "cpu" for job in jobs),
-            visible_gpus(),
-            num_cores(),
-        )
+    @abstractmethod
+    def _run(
+        self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: Callable[[int, str | None], None]
+    ) -> None:
+        """Run the jobs' commands; when one has ended, say its index, and None or how it failed."""
 
     def _command(self, job: Job) -> list[str]:
         """Return the command of a single run that is this job."""
@@ -416,3 +421,33 @@ class ProcessLauncher(Launcher):
             *itertools.chain.from_iterable(("--config-dir", folder) for folder in folders),
             *(*own, *threads, *inherited, "hydra.mode=RUN", f"hydra.run.dir='{path}'"),
         ]
+
+
+class ProcessLauncher(CommandLauncher):
+    """Runs the jobs on this machine, some at a time."""
+
+    def __init__(self, n_jobs: int | str) -> None:
+        """Run so many jobs at a time; auto = as many as there are cores, or GPUs if jobs use them.
+
+        Raises:
+            ConfigError: The number of jobs is none.
+        """
+        if n_jobs != "auto" and not (isinstance(n_jobs, int) and n_jobs > 0):
+            raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: must be a whole number from 1, or auto")
+        self.n_jobs = n_jobs
+
+    def _run(
+        self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: Callable[[int, str | None], None]
+    ) -> None:
+        from mbpo_cli.machine import num_cores, visible_gpus
+        from mbpo_cli.sweeps.processes import run_commands, slots_of
+
+        slots = slots_of(
+            None if self.n_jobs == "auto" else int(self.n_jobs),
+            max(1 if job.config.threads == "auto" else job.config.threads for job in jobs),
+            any(job.config.device != "cpu" for job in jobs),
+            visible_gpus(),
+            num_cores(),
+        )
+        log.info("%d at a time, each in a process of its own", min(len(slots), len(jobs)))
+        run_commands(commands, [{**slot, **VARIABLES} for slot in slots], on_end)

@@ -42,7 +42,8 @@ def run_commands(
     """Run commands, at most one in each slot at a time.
 
     A first signal to this process is handed on to all commands, and no further one is started; Ctrl-C
-    pressed twice kills them. They are told to stop, too, if this process is killed.
+    pressed twice kills them. They are told to stop, too, if this process is killed. When all have ended,
+    the signal goes to whoever handled it before.
 
     Args:
         commands: Programs with their arguments.
@@ -73,7 +74,23 @@ def run_commands(
                 on_end(each.index, _failure(each))
             time.sleep(POLL_SECONDS)
     if signals.received is not None:
+        signals.hand_on()
         raise Interrupted(signals.received == signal.SIGINT)
+
+
+def run_command(folder: str, command: Sequence[str], variables: Mapping[str, str]) -> str | None:
+    """Run a command in a folder, from a process that is there for nothing else, maybe on another machine.
+
+    Returns:
+        None, or one line that says how it failed.
+
+    Raises:
+        Interrupted: There was a signal; the command has ended.
+    """
+    os.chdir(folder)
+    failures: list[str | None] = []
+    run_commands([command], [variables], lambda _, failure: failures.append(failure))
+    return failures[0]
 
 
 def _start(index: int, slot: int, command: Sequence[str], variables: Mapping[str, str]) -> _Running:
