@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format typecheck tensorboard results reproduce bench bench-jobs bench-peers wheel clean
+.PHONY: help install train test test-slow test-cluster lint format typecheck tensorboard results reproduce bench bench-jobs bench-peers wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,11 @@ test: install ## run the fast tests
 
 test-slow: install ## run the long tests: learning, packaging
 	$(BIN)/pytest -q -m slow $(ARGS)
+
+# Ray is large, so that only this target installs it.
+test-cluster: install ## run sweeps on a Ray and a Slurm, started for them on this machine (Debian, as root)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[ray]'
+	$(BIN)/pytest -q -m cluster $(ARGS)
 
 lint: install ## check style and formatting
 	$(BIN)/ruff check .

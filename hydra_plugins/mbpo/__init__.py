@@ -29,7 +29,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mbpo_cli.compose import typed_config
-from mbpo_cli.failures import ConfigError, RunFailed
+from mbpo_cli.failures import ConfigError, RunFailed, one_line
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -353,7 +353,7 @@ def launch(launcher: Launcher, jobs: Sequence[Job]) -> dict[Path, str]:
     except (ConfigError, RunFailed):
         raise
     except Exception as error:  # a launcher that has lost its workers, for one
-        broken = f"{type(error).__name__}: {error}"
+        broken = one_line(f"{type(error).__name__}: {error}")
         log.error("the launcher failed: %s", broken)
         for job in jobs:
             if job.path.exists():
