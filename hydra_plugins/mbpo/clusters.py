@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -152,13 +153,23 @@ class SlurmLauncher(CommandLauncher):
 
 
 class Requeued:
-    """Runs a command, and lets submitit queue it again after Slurm's signal; the run then goes on."""
+    """Runs a command, and lets submitit queue it again when its place is taken; the run then goes on."""
 
     def __call__(self, *arguments: Any) -> str | None:
         """Run the command; return how it failed."""
         from mbpo_cli.sweeps.processes import run_command
 
-        return run_command(*arguments)
+        try:
+            return run_command(*arguments)
+        except Interrupted:
+            # submitit has answered its own signal. Others come with Slurm's SIGTERM: who cancels a job has
+            # changed its state before, who preempts it need not have.
+            import submitit
+
+            ask = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"]
+            if subprocess.run(ask, capture_output=True, text=True).stdout.strip() == "RUNNING":
+                signal.raise_signal(signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"])
+            raise
 
     def checkpoint(self, *arguments: Any) -> Any:
         """Return what to queue: the same."""

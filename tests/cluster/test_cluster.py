@@ -155,7 +155,10 @@ def test_a_job_that_ray_loses_takes_no_other_along(ray_folder: Path) -> None:
     done = in_namespace(
         f"""
         {shlex.join([*COMMAND, *arguments])} & sweep=$!
-        until [ -s there/seed0/metrics.jsonl ] && [ -s there/seed1/metrics.jsonl ]; do kill -0 $sweep; sleep 0.2; done
+        until [ -s there/seed0/metrics.jsonl ] && [ -s there/seed1/metrics.jsonl ]; do
+            kill -0 $sweep
+            sleep 0.2
+        done
         run=$(awk '{{ print $2 }}' there/seed0/run.lock)
         kill -KILL $(ps -o ppid= -p $run) $run
         wait $sweep
@@ -226,19 +229,30 @@ def test_slurm_listens_on_the_loopback_interface_only(slurm: None) -> None:
     assert listening() == {f"0100007F:{port:04X}" for port in (16817, 16818)}
 
 
-def test_a_job_that_slurm_preempts_goes_on(start_sweep: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A long run that nobody has disturbed."""
+    path = tmp_path_factory.mktemp("whole")
+    done = sweep(path, *LONG, "seed=0", "hydra.sweep.dir=.")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return path / "seed0"
+
+
+@pytest.mark.parametrize("by", ["signal", "priority"])
+def test_a_job_that_slurm_preempts_goes_on(by: str, start_sweep: Any, whole: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     process = start_sweep(*LONG, *SLURM, "seed=0", "hydra.sweep.dir=there")
     until(lambda: has_taken_steps(there / "seed0"), "the run takes steps")
-    subprocess.run(["scancel", "--signal=USR2", array_in(there)], check=True)
+    if by == "signal":
+        subprocess.run(["scancel", "--signal=USR2", array_in(there)], check=True)
+    else:
+        urgent = ["--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true"]
+        subprocess.run(["sbatch", *urgent], check=True)
     output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, output
     assert (there / "seed0" / "train.log").read_text().count("the run goes on from step") == 1
-
-    done = sweep(tmp_path, *LONG, "seed=0", "hydra.sweep.dir=here")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert scores(there) == scores(tmp_path / "here")
-    assert outcome(there / "seed0") == outcome(tmp_path / "here" / "seed0")
+    assert outcome(there / "seed0") == outcome(whole)
+    assert scores(there)["seed0"] == json.loads((whole / "summary.json").read_text())["score"]
 
 
 def test_jobs_that_slurm_loses_take_no_other_along(start_sweep: Any, tmp_path: Path) -> None:
