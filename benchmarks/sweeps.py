@@ -3,8 +3,8 @@
     python -m benchmarks.sweeps [--launchers basic joblib processes] [--steps 500] [--folder DIR]
 
 The sweep is SAC and TD3, with and without the model, five seeds each, on Pendulum. Ray listens on every
-network interface; run that one inside a network namespace, as `tests/test_cluster.py` does. Slurm needs a
-cluster.
+network interface; run that one inside a network namespace, as `tests/cluster/test_cluster.py` does. Slurm
+needs a cluster.
 """
 
 from __future__ import annotations
