@@ -19,6 +19,7 @@ import torch
 from mbpo_cli import compilation
 from mbpo_cli.buffers import ReplayBuffer, num_real_of
 from mbpo_cli.config import Config, options_in
+from mbpo_cli.diagnostics import Diagnostics
 from mbpo_cli.envs import environment
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.envs.environment import BadWrapper, Environment
@@ -32,7 +33,7 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.options import Component, resolve
 from mbpo_cli.seeding import episode_seed, generator
-from mbpo_cli.trainer import ModelBased, Trainer
+from mbpo_cli.trainer import ModelBased, Trainer, TrainerOptions
 from mbpo_cli.types import Agent, SpaceSpec
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 # Two threads make layers of 64 units no faster, and those of 256 by half.
 MIN_UNITS_THAT_PAY = 128
 MAX_THREADS = 4
+# Pictures of a run, the last one at its end: what they show changes slowly, and each takes half a second.
+NUM_PICTURES = 4
 
 # What an error names, and the group of optional dependencies that mends it.
 EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "shimmy": "dmc", "dm_control": "dmc"}
@@ -191,6 +194,13 @@ def build_model_based(
     )
 
 
+def picture_is_due(env_steps: int, options: TrainerOptions) -> bool:
+    """Tell whether the evaluation after so many steps is the first in a new share of the training."""
+    last = max(env_steps - options.evaluate_every_steps, 0)
+    shares = [NUM_PICTURES * step // options.num_env_steps for step in (last, env_steps)]
+    return shares[0] < shares[1]
+
+
 def build_trainer(
     config: Config,
     logger: Logger,
@@ -222,6 +232,33 @@ def build_trainer(
     if compiles(config, device):
         log.info("the first gradient step is compiled, which takes up to a minute (compile=false skips it)")
         agent.compile(partial(compilation.compiled, optional=config.compile == "auto"))
+    real_buffer = ReplayBuffer(config.agent.experience_buffer_length, spaces, device)
+    model_based = build_model_based(config, agent, spaces, device)
+
+    def examine(trainer: Trainer) -> None:
+        if not config.trainer.diagnostics:
+            return
+        found = diagnostics(trainer.env_steps, evaluator.episodes, trainer.num_model_trainings > 0)
+        logger.log(found.metrics)
+        if not picture_is_due(trainer.env_steps, config.trainer):
+            return
+        from mbpo_cli import pictures  # half a second, which a run without pictures saves
+
+        logger.show(trainer.env_steps, {"diagnose/actions": found.actions})
+        picture = pictures.of_model(found)
+        if picture is not None:
+            logger.show(trainer.env_steps, {"diagnose/model": picture})
+
+    diagnostics = Diagnostics(
+        agent,
+        config.agent.discount_factor,
+        spaces.channels,
+        real_buffer,
+        None if model_based is None else model_based.model,
+        None if model_based is None else model_based.buffer,
+        config.seed,
+        device,
+    )
     return Trainer(
         options=config.trainer,
         agent_options=config.agent,
@@ -230,10 +267,11 @@ def build_trainer(
         device=device,
         collector=Collector(envs, partial(episode_seed, config.seed, "environment")),
         agent=agent,
-        real_buffer=ReplayBuffer(config.agent.experience_buffer_length, spaces, device),
-        model_based=build_model_based(config, agent, spaces, device),
+        real_buffer=real_buffer,
+        model_based=model_based,
         evaluate=evaluator,
         logger=logger,
         should_stop=should_stop,
         at_boundary=at_boundary,
+        after_evaluation=examine,
     )

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.seeding import episode_seed
-from mbpo_cli.types import Policy
+from mbpo_cli.types import Policy, Transitions
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,45 @@ class Evaluation:
         return float(np.mean(self.lengths))
 
 
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T steps.
+
+    Attributes:
+        obs: Observations, the first and the last one included, shape (T + 1, O).
+        action: Actions, scaled to [-1, 1] or one-hot, shape (T, A).
+        reward: Rewards, shape (T,).
+        terminated: Whether it ended in a terminal state, and not at a time limit.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: bool
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def to(self, device: torch.device) -> Episode:
+        """Return it on a device."""
+        obs, action, reward = (tensor.to(device) for tensor in (self.obs, self.action, self.reward))
+        return Episode(obs, action, reward, self.terminated)
+
+    @property
+    def transitions(self) -> Transitions:
+        """Its steps."""
+        ends = torch.zeros_like(self.reward)
+        ends[-1] = float(self.terminated)
+        return Transitions(self.obs[:-1], self.action, self.reward, self.obs[1:], ends)
+
+
 class Evaluator:
     """Plays a fixed set of episodes with a greedy policy.
 
     The episodes run side by side, one environment each, so that the policy sees one batch per step.
+
+    Attributes:
+        episodes: Those of the last evaluation.
     """
 
     def __init__(
@@ -53,24 +89,32 @@ class Evaluator:
         self._envs: Sequence[Environment] = [make_env() for _ in range(num_episodes)]
         self._seeds = [episode_seed(seed, "evaluation", episode) for episode in range(num_episodes)]
         self._device = device
+        self.episodes: list[Episode] = []
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Return what the greedy policy earns."""
-        returns, lengths = [0.0] * len(self._envs), [0] * len(self._envs)
-        obs = [env.reset(seed) for env, seed in zip(self._envs, self._seeds, strict=True)]
+        obs = [[env.reset(seed)] for env, seed in zip(self._envs, self._seeds, strict=True)]
+        actions_taken: list[list[Tensor]] = [[] for _ in self._envs]
+        rewards: list[list[float]] = [[] for _ in self._envs]
+        terminated = [False] * len(self._envs)
         running = list(range(len(self._envs)))
         while running:
-            actions = policy(torch.stack([obs[i] for i in running]).to(self._device)).cpu()
+            actions = policy(torch.stack([obs[i][-1] for i in running]).to(self._device)).cpu()
             still_running = []
             for i, action in zip(running, actions, strict=True):
                 step = self._envs[i].step(action)
-                obs[i] = step.obs
-                returns[i] += step.reward
-                lengths[i] += 1
+                obs[i].append(step.obs)
+                actions_taken[i].append(action)
+                rewards[i].append(step.reward)
+                terminated[i] = step.terminated
                 if not (step.terminated or step.truncated):
                     still_running.append(i)
             running = still_running
-        return Evaluation(tuple(returns), tuple(lengths))
+        self.episodes = [
+            Episode(torch.stack(o), torch.stack(a), torch.tensor(r, dtype=torch.float32), ended)
+            for o, a, r, ended in zip(obs, actions_taken, rewards, terminated, strict=True)
+        ]
+        return Evaluation(tuple(map(sum, rewards)), tuple(map(len, rewards)))
 
     def close(self) -> None:
         """Release the environments."""

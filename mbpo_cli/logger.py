@@ -22,7 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard.summary import custom_scalars
+from torch.utils.tensorboard.summary import custom_scalars, histogram
 
 from mbpo_cli.types import Metrics
 
@@ -38,6 +38,10 @@ FIRST_PLOTS = {
     "losses of the model": ("model/transition_loss", "model/reward_loss", "model/is_done_loss"),
     "hold-out error of the model": ("model/holdout_error",),
 }
+
+
+Exhibits = Mapping[str, bytes | Tensor]
+"""What is not a scalar, by tag: pictures as PNG, and numbers whose distribution is shown."""
 
 
 class Sink(Protocol):
@@ -100,6 +104,14 @@ class JsonLines(LogFile):
             self._file.flush()
 
 
+class Gallery(Protocol):
+    """A sink that also takes what is not a scalar."""
+
+    def show(self, step: int, exhibits: Exhibits) -> None:
+        """Take pictures and distributions of the given step."""
+        ...
+
+
 class TensorBoardEvents(LogFile):
     """Writes one TensorBoard event per logged step, and the hyperparameters once.
 
@@ -127,6 +139,16 @@ class TensorBoardEvents(LogFile):
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
             self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
+    def show(self, step: int, exhibits: Exhibits) -> None:
+        """Append pictures and distributions."""
+        for tag, exhibit in exhibits.items():
+            if isinstance(exhibit, Tensor):
+                summary = histogram(tag, exhibit.flatten().cpu().numpy(), "auto")
+            else:
+                picture = Summary.Image(encoded_image_string=exhibit)
+                summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
+            self._append(Event(wall_time=time.time(), step=step, summary=summary))
+
     def _append(self, event: Event) -> None:
         self._records.write(event.SerializeToString())
         self._file.flush()
@@ -142,7 +164,7 @@ def first_plots() -> Summary:
 class Dispensable:
     """A sink whose failure is told once, and does not end the run."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: TensorBoardEvents) -> None:
         """Pass everything on to `sink` while it works."""
         self._sink = sink
         self._committed = sink.commit()
@@ -161,6 +183,12 @@ class Dispensable:
         if self._works:
             with self._trying():
                 self._sink.write(step, scalars)
+
+    def show(self, step: int, exhibits: Exhibits) -> None:
+        """Take pictures and distributions of the given step."""
+        if self._works:
+            with self._trying():
+                self._sink.show(step, exhibits)
 
     def commit(self) -> dict[str, int]:
         """Make all that was written durable; after a failure, return what was durable before."""
@@ -181,12 +209,22 @@ class Logger:
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         """Write to all `sinks`, and to those that are added."""
         self._sinks = list(sinks)
+        self._gallery: Gallery | None = None
         self._now: dict[str, Tensor | float] = {}
         self._collected: defaultdict[str, list[Tensor | float]] = defaultdict(list)
 
     def add(self, sink: Sink) -> None:
         """Write to one more sink."""
         self._sinks.append(sink)
+
+    def add_gallery(self, gallery: Gallery) -> None:
+        """Show what is not a scalar there."""
+        self._gallery = gallery
+
+    def show(self, step: int, exhibits: Exhibits) -> None:
+        """Show what is not a scalar, if there is a place for it."""
+        if self._gallery is not None:
+            self._gallery.show(step, exhibits)
 
     def log(self, metrics: Metrics) -> None:
         """Log metrics of the present step as they are."""

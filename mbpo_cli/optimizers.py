@@ -76,6 +76,11 @@ class Optimizer:
         self.second_moments = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.step_counts = [torch.zeros((), device=device) for _ in self.parameters]
 
+    @property
+    def gradient_norm(self) -> float:
+        """L2 norm of Adam's running mean of gradients, which outlives compiled steps."""
+        return float(torch.stack([moment.square().sum() for moment in self.first_moments]).sum().sqrt())
+
     def minimize(self, loss: Tensor) -> None:
         """Take one step down the gradient of a scalar loss with respect to these parameters alone.
 

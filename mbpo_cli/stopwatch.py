@@ -22,7 +22,7 @@ class Stopwatch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
-        self.seconds = dict(state["seconds"])
+        self.seconds = self.seconds | state["seconds"]
         self._start = time.perf_counter() - state["total_seconds"]
 
     @property

@@ -23,6 +23,7 @@ HARMLESS = (
     "compile",
     "env.step_timeout",
     "threads",
+    "trainer.diagnostics",
     "trainer.evaluate_every_steps",
     "trainer.events_required",
     "trainer.log_every_steps",

@@ -44,6 +44,9 @@ class TrainerOptions:
         "last evaluations whose mean return is the score of a run, which searches and reports compare", low=1
     )
     log_every_steps: int = option("environment steps over which logged metrics are averaged", low=1)
+    diagnostics: bool = option(
+        "whether model and critics are examined after each evaluation, on its episodes, with some pictures"
+    )
     max_hours: float | None = option(
         "hours after which the run stops, with its state kept; null = no limit", above=0, high=10**5
     )
@@ -98,6 +101,7 @@ COUNTERS = (
     "_max_reward",
     "_generation_sizes",
 )
+PHASES = ("env", "fit", "generate", "update", "evaluate", "diagnose", "checkpoint")
 # A critic that has Q-values so many times beyond what can be earned will not come back.
 DIVERGENCE = 100.0
 STREAMS = ("_warm_start_stream", "_exploration_stream", "_rollout_stream", "_mix_stream")
@@ -140,6 +144,7 @@ class Trainer:
         logger: Logger,
         should_stop: Callable[[], bool] = lambda: False,
         at_boundary: Callable[[Trainer], None] = lambda trainer: None,
+        after_evaluation: Callable[[Trainer], None] = lambda trainer: None,
     ) -> None:
         """Take the rooms; `model_based` None trains the base agent alone, on real experience."""
         self.options = options
@@ -153,13 +158,14 @@ class Trainer:
         self.logger = logger
         self.should_stop = should_stop
         self.at_boundary = at_boundary
+        self.after_evaluation = after_evaluation
 
         self._device = device
         self._warm_start_stream = generator(seed, "warm_start")
         self._exploration_stream = generator(seed, "exploration", device=device)
         self._rollout_stream = generator(seed, "rollouts", device=device)
         self._mix_stream = generator(seed, "mix", device=device)
-        self._stopwatch = Stopwatch(("env", "fit", "generate", "update", "evaluate", "checkpoint"))
+        self._stopwatch = Stopwatch(PHASES)
 
         self.env_steps = 0
         self.gradient_steps = 0
@@ -388,6 +394,8 @@ class Trainer:
                 "eval/length_mean": evaluation.length_mean,
             }
         )
+        with self._stopwatch.phase("diagnose"):
+            self.after_evaluation(self)
 
     def _log(self) -> None:
         if self._is_due(self.options.log_every_steps):

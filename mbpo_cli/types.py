@@ -183,6 +183,10 @@ class Agent(Protocol):
         """
         ...
 
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return what the critics expect of actions (B, A), scaled or one-hot, in (B, O); shape (B,)."""
+        ...
+
     def update(self, batch: Transitions) -> Metrics:
         """Take one gradient step and return what is worth watching."""
         ...

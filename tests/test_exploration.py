@@ -26,6 +26,9 @@ class HalfAgent:
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         return torch.full((len(obs), 1), 0.5 if explore is None else 0.25)
 
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        return torch.zeros(len(obs))
+
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         return self.act(obs, generator)
 

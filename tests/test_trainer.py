@@ -36,6 +36,9 @@ class Spy:
         self.events.append("act" if explore is not None else "act greedily")
         return torch.zeros(len(obs), 1)
 
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        return torch.zeros(len(obs))
+
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         self.events.append("act")
         self.firsts.append(first.tolist())

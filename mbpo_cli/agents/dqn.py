@@ -66,6 +66,12 @@ class DQN:
         action = DiscreteActions(self.num_actions).one_hot(values.argmax(-1))
         return action if explore is None else self.exploration(action, explore)
 
+    @torch.no_grad()
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return the Q-values of actions, shape (B,), mean over critics."""
+        values: Tensor = self.critic(obs, action).mean(0)
+        return values
+
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         """Return the actions of the next real steps; exploration decays."""
         return self.exploration.advance(self.act(obs), generator, first)

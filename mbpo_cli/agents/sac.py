@@ -100,6 +100,12 @@ class SAC:
         """Return actions, shape (B, A): drawn from the policy, or its mode."""
         return self.actor.greedy(obs) if explore is None else self.actor.sample(obs, explore)
 
+    @torch.no_grad()
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return the Q-values of actions, shape (B,), mean over critics."""
+        values: Tensor = self.critics(obs, action).mean(0)
+        return values
+
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         """Return the actions of the next real steps, drawn from the policy."""
         return self.act(obs, generator)

@@ -84,6 +84,12 @@ class TD3:
         action: Tensor = self.actor(obs)
         return action if explore is None else self.exploration(action, explore)
 
+    @torch.no_grad()
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return the Q-values of actions, shape (B,), mean over critics."""
+        values: Tensor = self.critics(obs, action).mean(0)
+        return values
+
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         """Return the actions of the next real steps, with noise that moves on in time."""
         return self.exploration.advance(self.act(obs), generator, first)

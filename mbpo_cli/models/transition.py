@@ -79,6 +79,18 @@ class LearnedTransition(LearnedFunction):
         prediction = self.network.sample(torch.cat((obs_MGO, action_MGA), -1), generator, members)
         return obs_MGO + prediction if self.predict_difference else prediction
 
+    def moments(self, obs_BO: Tensor, action_BA: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return mean and deviation (None if deterministic) of the next observation by member, (M, B, O)."""
+        inputs = torch.cat((obs_BO, action_BA), -1).expand(self.network.num_members, -1, -1)
+        mean, log_variance = self.network.moments(inputs)
+        deviation = None if log_variance is None else torch.exp(0.5 * log_variance)
+        return obs_BO + mean if self.predict_difference else mean, deviation
+
+    def mean(self, obs_MGO: Tensor, action_MGA: Tensor, members: Tensor) -> Tensor:
+        """Return the mean of the next observation, shape (M, G, O), row block m by member `members[m]`."""
+        mean, _ = self.network.moments(torch.cat((obs_MGO, action_MGA), -1), members)
+        return obs_MGO + mean if self.predict_difference else mean
+
     def elect(self, holdout_error_M: Tensor) -> None:
         """Make the members with the smallest hold-out error the elites."""
         self.elites = holdout_error_M.argsort()[: self.num_elites]
