@@ -112,6 +112,8 @@ class RayTask:
 
         try:
             failure: str | None = ray.get(self.result)
+        except ray.exceptions.TaskCancelledError:
+            return "stopped"
         except ray.exceptions.RayError as error:
             return f"lost by Ray: {type(error).__name__}"
         return failure

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from mbpo_cli.failures import Interrupted, one_line
-from mbpo_cli.interrupt import StopOnSignal
+from mbpo_cli.interrupt import SIGNALS, StopOnSignal
 
 POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1
@@ -102,12 +102,14 @@ def _start(index: int, slot: int, command: Sequence[str], variables: Mapping[str
         stderr=errors,
         env={**os.environ, **variables},
         start_new_session=True,  # out of reach of the terminal's Ctrl-C, which would come twice
-        preexec_fn=_stop_with_parent if LINUX else None,
+        preexec_fn=_heed_signals if LINUX else None,
     )
     return _Running(index, slot, process, errors)
 
 
-def _stop_with_parent() -> None:
+def _heed_signals() -> None:
+    """Stop with the parent, and whenever it says so; Ray's workers, for one, have SIGINT blocked."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     assert LIBC is not None
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -170,6 +170,21 @@ def test_a_job_that_ray_loses_takes_no_other_along(ray_folder: Path) -> None:
     assert statuses(ray_folder / "there") == {"seed0": "failed", "seed1": "done"}
 
 
+def test_a_sweep_on_ray_that_is_told_to_stop_stops_its_jobs(ray_folder: Path) -> None:
+    arguments = [*LONG, "seed=0", "hydra/launcher=ray", "hydra.sweep.dir=there"]
+    done = in_namespace(
+        f"""
+        {shlex.join([*COMMAND, *arguments])} & sweep=$!
+        until [ -s there/seed0/metrics.jsonl ]; do kill -0 $sweep; sleep 0.2; done
+        kill -TERM $sweep
+        wait $sweep
+        """,
+        ray_folder,
+    )
+    assert done.returncode == 143, done.stdout + done.stderr
+    assert statuses(ray_folder / "there") == {"seed0": "interrupted"}
+
+
 # Slurm listens on the loopback interface only.
 
 
