@@ -128,8 +128,8 @@ class TensorBoardEvents(LogFile):
         if self._file.tell() > 0:
             return
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        # One row per run: TensorBoard takes those of one name together.
-        name = "/".join(path.absolute().parts[-4:-1])
+        # One row per run: TensorBoard takes those of one name together, and shows the first letters of it.
+        name = " in ".join(reversed(path.absolute().parts[-4:-1]))
         for summary in (hparams.hparams_pb(dict(hyperparameters), trial_id=name), first_plots()):
             self._append(Event(wall_time=time.time(), step=0, summary=summary))
 
@@ -156,7 +156,7 @@ class TensorBoardEvents(LogFile):
 
 def first_plots() -> Summary:
     """Return the layout of TensorBoard's custom scalars: the plots that one looks at first."""
-    charts = {title: ["Multiline", list(tags)] for title, tags in FIRST_PLOTS.items()}
+    charts = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in FIRST_PLOTS.items()}
     summary: Summary = custom_scalars({"MBPO": charts})
     return summary
 
