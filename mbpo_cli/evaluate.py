@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from mbpo_cli.envs.environment import Environment
+from mbpo_cli.envs.environment import Environment, Step
 from mbpo_cli.seeding import episode_seed
 from mbpo_cli.types import Policy
 
@@ -19,6 +21,11 @@ class Evaluation:
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, episodes: Sequence[Played]) -> Evaluation:
+        """Return what is to be told of episodes."""
+        return cls(tuple(e.total_reward for e in episodes), tuple(e.length for e in episodes))
 
     @property
     def return_mean(self) -> float:
@@ -34,6 +41,61 @@ class Evaluation:
     def length_mean(self) -> float:
         """Mean number of steps."""
         return float(np.mean(self.lengths))
+
+
+class Played(NamedTuple):
+    """A finished episode.
+
+    Attributes:
+        start: Its first observation, shape (O,).
+        total_reward: Its undiscounted return.
+        length: Its steps.
+    """
+
+    start: Tensor
+    total_reward: float
+    length: int
+
+
+class Playable(Protocol):
+    """What episodes are played in."""
+
+    def reset(self, seed: int) -> Tensor:
+        """Start an episode and return its first observation, shape (O,)."""
+        ...
+
+    def step(self, action: Tensor) -> Step:
+        """Take an action, scaled to [-1, 1] or one-hot, shape (A,)."""
+        ...
+
+
+def play(
+    envs: Sequence[Playable], seeds: Sequence[int], policy: Policy, device: torch.device | str = "cpu"
+) -> list[Played]:
+    """Play an episode in each environment with a greedy policy, which sees one batch per step.
+
+    Args:
+        envs: Environments, which are reset.
+        seeds: A seed for each.
+        policy: Chooses the actions.
+        device: Where the policy is.
+    """
+    returns, lengths = [0.0] * len(envs), [0] * len(envs)
+    starts = [env.reset(seed) for env, seed in zip(envs, seeds, strict=True)]
+    obs = list(starts)
+    running = list(range(len(envs)))
+    while running:
+        actions = policy(torch.stack([obs[i] for i in running]).to(device)).cpu()
+        still_running = []
+        for i, action in zip(running, actions, strict=True):
+            step = envs[i].step(action)
+            obs[i] = step.obs
+            returns[i] += step.reward
+            lengths[i] += 1
+            if not (step.terminated or step.truncated):
+                still_running.append(i)
+        running = still_running
+    return list(map(Played, starts, returns, lengths))
 
 
 class Evaluator:
@@ -56,21 +118,7 @@ class Evaluator:
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Return what the greedy policy earns."""
-        returns, lengths = [0.0] * len(self._envs), [0] * len(self._envs)
-        obs = [env.reset(seed) for env, seed in zip(self._envs, self._seeds, strict=True)]
-        running = list(range(len(self._envs)))
-        while running:
-            actions = policy(torch.stack([obs[i] for i in running]).to(self._device)).cpu()
-            still_running = []
-            for i, action in zip(running, actions, strict=True):
-                step = self._envs[i].step(action)
-                obs[i] = step.obs
-                returns[i] += step.reward
-                lengths[i] += 1
-                if not (step.terminated or step.truncated):
-                    still_running.append(i)
-            running = still_running
-        return Evaluation(tuple(returns), tuple(lengths))
+        return Evaluation.of(play(self._envs, self._seeds, policy, self._device))
 
     def close(self) -> None:
         """Release the environments."""
