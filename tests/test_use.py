@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from mbpo_cli.compose import make_config
 from mbpo_cli.evaluate import Played
-from mbpo_cli.failures import ConfigError, NoUsableCheckpoint
+from mbpo_cli.failures import ConfigError, EnvironmentFailed, NoUsableCheckpoint
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.run import run
 from mbpo_cli.types import Transitions
 from mbpo_cli.use import evaluate_cli
+from mbpo_cli.use.command import running
 from mbpo_cli.use.episodes import play_in_model
 from mbpo_cli.use.trained import load
 from tests.conftest import TINY, gym_env
@@ -40,6 +42,14 @@ def point(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose evaluations get better and worse, so that the best checkpoint is not the newest."""
     path = tmp_path_factory.mktemp("use") / "point"
     run(make_config(*TINY, *gym_env("tests/PointMass-v0"), "trainer.num_env_steps=80", "seed=1"), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose episodes are short."""
+    path = tmp_path_factory.mktemp("use") / "pole"
+    run(make_config(*TINY, "env=cartpole", "agent=dqn"), path)
     return path
 
 
@@ -221,24 +231,29 @@ def test_a_run_without_a_model_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     assert "has no model" in refused(capsys, tmp_path / "run", "--in-model")
 
 
-def test_a_film_shows_every_step(pendulum: Path, evaluated: Command, tmp_path: Path) -> None:
+def test_a_film_runs_at_the_speed_of_life(pole: Path, evaluated: Command, tmp_path: Path) -> None:
     path = tmp_path / "film.gif"
-    evaluated(pendulum, "--episodes", "2", "--video", str(path), "--video-episodes", "2")
+    told = evaluated(pole, "--episodes", "3", "--video", str(path), "--video-episodes", "2")
+    lengths = [episode["length"] for episode in told["real"]["episodes"][:2]]
+    # Every other of 50 steps a second, the first and the last one always.
+    expected = sum(1 + length // 2 + length % 2 for length in lengths)
     with Image.open(path) as film:
-        assert film.size == (500, 500)
+        assert film.size == (600, 400)
         seen, milliseconds = set(), 0
         for frame in range(getattr(film, "n_frames", 1)):
             film.seek(frame)
             seen.add(film.convert("RGB").tobytes())
             milliseconds += film.info["duration"]
-    assert len(seen) > 50, "the pendulum moves"
-    assert milliseconds == 2 * 201 * 30
+    assert len(seen) > expected - 3, "the pole moves"
+    assert milliseconds == 40 * expected
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evaluation.json", "film.gif"]
+    unseen = evaluated(pole, "--episodes", "3")["real"]["episodes"]
+    assert [episode["length"] for episode in unseen] == [e["length"] for e in told["real"]["episodes"]]
 
 
-def test_a_film_needs_an_extra_or_not(pendulum: Path, tmp_path: Path, evaluated: Command) -> None:
+def test_a_film_needs_an_extra_or_not(pole: Path, tmp_path: Path, evaluated: Command) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="needs the extra video")
-    evaluated(pendulum, "--episodes", "1", "--video", str(tmp_path / "film.mp4"))
+    evaluated(pole, "--episodes", "1", "--video", str(tmp_path / "film.mp4"))
     assert (tmp_path / "film.mp4").read_bytes()[4:8] == b"ftyp"
 
 
@@ -326,3 +341,58 @@ def test_what_a_run_names_is_imported_only_if_trusted(
     assert "somebody" not in sys.modules
     assert evaluated(copy, "--trust", "somebody", "--episodes", "1")["env"] == "Pendulum-v1"
     assert "somebody.code" in sys.modules
+
+
+def test_a_window_shows_all_episodes_one_after_the_other(
+    pole: Path, monkeypatch: pytest.MonkeyPatch, evaluated: Command
+) -> None:
+    from mbpo_cli import build
+
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    made: list[str | None] = []
+    build_env = build.build_env
+
+    def spy(config: Any, render_mode: str | None = None) -> Any:
+        made.append(render_mode)
+        return build_env(config, render_mode)
+
+    monkeypatch.setattr(build, "build_env", spy)
+    told = evaluated(pole, "--episodes", "2", "--render", "human")
+    assert made.count("human") == 1
+    assert len(told["real"]["episodes"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "said"),
+    [
+        (ConfigError("--seed x: is\nwrong"), 2, "error: --seed x: is wrong"),
+        (EnvironmentFailed("broke"), 3, "error: broke"),
+        (NoUsableCheckpoint("gone"), 5, "error: gone"),
+        (OSError(28, "No space left on device"), 6, "error: [Errno 28] No space left on device"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+    ],
+)
+def test_exit_codes_are_those_of_training(
+    error: BaseException, exit_code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ending:
+        running("mbpo-evaluate", fail)
+    assert ending.value.code == exit_code
+    assert capsys.readouterr().err == f"mbpo-evaluate: {said}\n"
+
+
+def test_help_is_there_without_torch() -> None:
+    program = (
+        "import sys\n"
+        "from mbpo_cli.use import evaluate_cli, export_cli\n"
+        "for main in evaluate_cli.main, export_cli.main:\n"
+        "    try: main(['--help'])\n"
+        "    except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert "--in-model" in printed.stdout
+    assert "--format" in printed.stdout

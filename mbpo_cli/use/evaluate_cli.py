@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbpo_cli.failures import ConfigError, one_line
+from mbpo_cli.files import write_whole
 from mbpo_cli.use.command import Parser, check_output, running, whole_number
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"{config.agent.name} on {config.env.id}, {trained.source}")
     print(_table(real, modelled))
     stored = _stored(trained, config, seed, real, modelled)
-    output.write_text(json.dumps(stored, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(output, (json.dumps(stored, indent=2, allow_nan=False) + "\n").encode())
     for path in filter(None, (output, options.video)):
         print(path)
 

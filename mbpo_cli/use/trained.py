@@ -155,7 +155,7 @@ def _checkpoint(path: Path, best: bool) -> Checkpoint | None:
         log.warning("%s is used, as no checkpoint can be: %s", POLICY, one_line(error))
         return None
     if checkpoint is None and best:
-        raise ConfigError(f"--best: {path} has no checkpoint of an evaluation; leave it out for the newest")
+        raise ConfigError(f"best: {path} has no checkpoint of an evaluation; without it the newest is taken")
     return checkpoint
 
 

@@ -57,7 +57,7 @@ class Film:
     def add(self, frame: Frame) -> None:
         """Add a frame, shape (height, width, 3), of the same shape as the others."""
         if self._path.suffix == ".gif":
-            self._pictures.append(Image.fromarray(frame).quantize())
+            self._pictures.append(Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE))
             return
         if self._encoder is None:
             self._encoder = self._started(frame.shape[1], frame.shape[0])
