@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mbpo_cli.run import run
 from mbpo_cli.types import SpaceSpec, Transitions
 from mbpo_cli.use.learned_env import LearnedVectorEnv, first_observations
 from mbpo_cli.use.trained import load
-from tests.conftest import TINY, discrete, gym_env, random_transitions, spaces
+from tests.conftest import CONF, TINY, discrete, gym_env, random_transitions, spaces
 
 
 class AddsAction(EnvironmentModel):
@@ -267,3 +268,14 @@ def test_somebody_elses_agent_trains_in_it(point: Path) -> None:
     assert any(
         not torch.equal(weights, old) for weights, old in zip(agent.policy.parameters(), before, strict=True)
     )
+
+
+def test_the_lines_of_the_readme(point: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (CONF.parent / "README.md").read_text(), re.DOTALL)
+    (lines,) = [block for block in blocks if "LearnedVectorEnv" in block]
+    told = lines.replace('"outputs/.../..."', f"{str(point)!r}, trust=['tests']")
+    assert told != lines
+    names: dict[str, Any] = {}
+    exec(told, names)
+    assert names["obs"].shape == (64, 1)
+    assert names["terminated"].shape == (64,)
