@@ -71,15 +71,15 @@ def build_device(config: Config) -> torch.device:
     return torch.device(name)
 
 
-def build_env(config: Config) -> Environment:
-    """Make the environment.
+def build_env(config: Config, render_mode: str | None = None) -> Environment:
+    """Make the environment, to be drawn in one of Gymnasium's ways or not at all.
 
     Raises:
         ConfigError: There is no such environment, or no agent can serve its spaces.
     """
     key = f"env.id={config.env.id}"
     try:
-        return environment.make(config.env)
+        return environment.make(config.env, render_mode)
     except UnsuitableSpace as error:
         raise ConfigError(f"{key}: {error}") from error
     except ModuleNotFoundError as error:

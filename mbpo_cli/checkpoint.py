@@ -15,10 +15,10 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -31,6 +31,8 @@ from mbpo_cli.failures import Diverged, NoUsableCheckpoint, one_line
 from mbpo_cli.options import option
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FORMAT = 1
 TENSOR = "tensor:"  # stands for a tensor in the tree of plain values
@@ -90,11 +92,13 @@ class Checkpoint:
         step: Environment steps when it was made.
         state: The tree that was saved.
         logs: Bytes of each log file that belong to it, by name.
+        best: Environment steps at the best evaluation so far, or None before the first.
     """
 
     step: int
     state: dict[str, Any]
     logs: dict[str, int]
+    best: int | None
 
 
 class Checkpoints:
@@ -178,10 +182,48 @@ class Checkpoints:
         Raises:
             NoUsableCheckpoint: There are some, but none can be used.
         """
+        return self._newest(lambda step: self._read(step, buffers))
+
+    def look(self, best: bool = False) -> Checkpoint | None:
+        """Return the newest usable checkpoint, or that of the best evaluation, without its experience.
+
+        Nothing is changed, and another process may be at work on the run.
+
+        Returns:
+            The checkpoint; None if none was ever made, or if there was no evaluation yet.
+
+        Raises:
+            NoUsableCheckpoint: There are some, but none can be used.
+        """
+        newest = self._newest(self._state)
+        if newest is None or not best or newest.best == newest.step:
+            return newest
+        wanted = newest.best
+        return None if wanted is None else self._newest(self._state, [wanted])
+
+    def experience(self, step: int, name: str) -> Tensor:
+        """Return the packed rows that a buffer had at a checkpoint, oldest first.
+
+        Raises:
+            NoUsableCheckpoint: They cannot be read.
+        """
+
+        def rows(step: int) -> Tensor:
+            stored = self._manifest(step)["experience"][name]
+            parts = [Rows(part["start"], part["end"], File(**part["file"])) for part in stored["files"]]
+            contents = self._rows_of(parts)
+            return contents[len(contents) - stored["size"] :]
+
+        found = self._newest(rows, [step])
+        assert found is not None
+        return found
+
+    def _newest(self, read: Callable[[int], T], steps: Iterable[int] | None = None) -> T | None:
+        """Return what the newest usable checkpoint, of all or of some, is read as; None if there is none."""
         reasons = []
-        for step in sorted(self._steps(), reverse=True):
+        for step in sorted(self._steps() if steps is None else steps, reverse=True):
             try:
-                return self._read(step, buffers)
+                return read(step)
             except UNUSABLE as error:
                 kind = "" if isinstance(error, BadCheckpoint | OSError) else f"{type(error).__name__}: "
                 reasons.append(f"{self._path(step).name}: {kind}{one_line(error)}")
@@ -204,6 +246,20 @@ class Checkpoints:
         return parts
 
     def _read(self, step: int, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint:
+        checkpoint = self._state(step)
+        experience = self._manifest(step)["experience"]
+        if set(experience) != set(buffers):
+            raise BadCheckpoint(f"it has experience of {sorted(experience)}, needed is {sorted(buffers)}")
+        parts, contents = {}, {}
+        for name, stored in experience.items():
+            parts[name] = [Rows(part["start"], part["end"], File(**part["file"])) for part in stored["files"]]
+            contents[name] = self._rows_of(parts[name])
+        for name, rows in contents.items():
+            buffers[name].restore(rows, experience[name]["total_added"], experience[name]["size"])
+        self._rows, self._best, self.last_step = parts, checkpoint.best, step
+        return checkpoint
+
+    def _state(self, step: int) -> Checkpoint:
         path = self._path(step)
         manifest = self._manifest(step)
         if manifest["format"] != FORMAT or manifest["step"] != step:
@@ -213,23 +269,13 @@ class Checkpoints:
             raise BadCheckpoint("the manifest names other files")
         tensors, plain = _verified(path, described)
         state = _put_together(_parsed(plain), safetensors.torch.load(tensors))
-        experience = manifest["experience"]
-        if set(experience) != set(buffers):
-            raise BadCheckpoint(f"it has experience of {sorted(experience)}, needed is {sorted(buffers)}")
-        parts, contents = {}, {}
-        for name, stored in experience.items():
-            parts[name] = [Rows(part["start"], part["end"], File(**part["file"])) for part in stored["files"]]
-            contents[name] = self._rows_of(parts[name])
         logs = {str(name): int(size) for name, size in manifest["logs"].items()}
         if not all(_is_plain_name(name) for name in logs):
             raise BadCheckpoint("a log file has a strange name")
         best = manifest["best"]
         if not isinstance(best, int | None):
             raise BadCheckpoint("the best checkpoint has a strange name")
-        for name, rows in contents.items():
-            buffers[name].restore(rows, experience[name]["total_added"], experience[name]["size"])
-        self._rows, self._best, self.last_step = parts, best, step
-        return Checkpoint(step, state, logs)
+        return Checkpoint(step, state, logs, best)
 
     def _rows_of(self, parts: list[Rows]) -> Tensor:
         pieces = []

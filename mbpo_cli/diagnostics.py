@@ -260,7 +260,7 @@ def shift(real_NO: Tensor, generated_NO: Tensor) -> float:
 
 def returns_to_go(reward_T: Tensor, discount_factor: float, rest: float) -> Tensor:
     """Return the discounted return from each step on, shape (T,), where `rest` follows the last one."""
-    to_go = torch.empty_like(reward_T)
+    to_go = torch.empty(len(reward_T), device=reward_T.device)
     for step in reversed(range(len(reward_T))):
         rest = float(reward_T[step]) + discount_factor * rest
         to_go[step] = rest

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbpo_cli.envs.environment import Environment
+from mbpo_cli.envs.environment import Environment, Step
 from mbpo_cli.seeding import episode_seed
 from mbpo_cli.types import Policy, Transitions
 
@@ -20,6 +21,11 @@ class Evaluation:
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, episodes: Sequence[Played]) -> Evaluation:
+        """Return what is to be told of episodes."""
+        return cls(tuple(e.total_reward for e in episodes), tuple(e.length for e in episodes))
 
     @property
     def return_mean(self) -> float:
@@ -37,6 +43,20 @@ class Evaluation:
         return float(np.mean(self.lengths))
 
 
+class Played(NamedTuple):
+    """What became of an episode.
+
+    Attributes:
+        start: Its first observation, shape (O,).
+        total_reward: Its undiscounted return.
+        length: Its steps.
+    """
+
+    start: Tensor
+    total_reward: float
+    length: int
+
+
 @dataclass(frozen=True)
 class Episode:
     """One episode of T steps.
@@ -44,7 +64,7 @@ class Episode:
     Attributes:
         obs: Observations, the first and the last one included, shape (T + 1, O).
         action: Actions, scaled to [-1, 1] or one-hot, shape (T, A).
-        reward: Rewards, shape (T,).
+        reward: Rewards, float64, shape (T,).
         terminated: Whether it ended in a terminal state, and not at a time limit.
     """
 
@@ -62,11 +82,62 @@ class Episode:
         return Episode(obs, action, reward, self.terminated)
 
     @property
+    def outcome(self) -> Played:
+        """What became of it."""
+        return Played(self.obs[0], sum(self.reward.tolist()), len(self))
+
+    @property
     def transitions(self) -> Transitions:
         """Its steps."""
-        ends = torch.zeros_like(self.reward)
+        ends = torch.zeros_like(self.obs[:-1, 0])
         ends[-1] = float(self.terminated)
-        return Transitions(self.obs[:-1], self.action, self.reward, self.obs[1:], ends)
+        return Transitions(self.obs[:-1], self.action, self.reward.float(), self.obs[1:], ends)
+
+
+class Playable(Protocol):
+    """What episodes are played in."""
+
+    def reset(self, seed: int) -> Tensor:
+        """Start an episode and return its first observation, shape (O,)."""
+        ...
+
+    def step(self, action: Tensor) -> Step:
+        """Take an action, scaled to [-1, 1] or one-hot, shape (A,)."""
+        ...
+
+
+def play(
+    envs: Sequence[Playable], seeds: Sequence[int], policy: Policy, device: torch.device | str = "cpu"
+) -> list[Episode]:
+    """Play an episode in each environment with a greedy policy, which sees one batch per step.
+
+    Args:
+        envs: Environments, which are reset.
+        seeds: A seed for each.
+        policy: Chooses the actions.
+        device: Where the policy is.
+    """
+    obs = [[env.reset(seed)] for env, seed in zip(envs, seeds, strict=True)]
+    actions_taken: list[list[Tensor]] = [[] for _ in envs]
+    rewards: list[list[float]] = [[] for _ in envs]
+    terminated = [False] * len(envs)
+    running = list(range(len(envs)))
+    while running:
+        actions = policy(torch.stack([obs[i][-1] for i in running]).to(device)).cpu()
+        still_running = []
+        for i, action in zip(running, actions, strict=True):
+            step = envs[i].step(action)
+            obs[i].append(step.obs)
+            actions_taken[i].append(action)
+            rewards[i].append(step.reward)
+            terminated[i] = step.terminated
+            if not (step.terminated or step.truncated):
+                still_running.append(i)
+        running = still_running
+    return [
+        Episode(torch.stack(o), torch.stack(a), torch.tensor(r, dtype=torch.float64), ended)
+        for o, a, r, ended in zip(obs, actions_taken, rewards, terminated, strict=True)
+    ]
 
 
 class Evaluator:
@@ -93,28 +164,8 @@ class Evaluator:
 
     def __call__(self, policy: Policy) -> Evaluation:
         """Return what the greedy policy earns."""
-        obs = [[env.reset(seed)] for env, seed in zip(self._envs, self._seeds, strict=True)]
-        actions_taken: list[list[Tensor]] = [[] for _ in self._envs]
-        rewards: list[list[float]] = [[] for _ in self._envs]
-        terminated = [False] * len(self._envs)
-        running = list(range(len(self._envs)))
-        while running:
-            actions = policy(torch.stack([obs[i][-1] for i in running]).to(self._device)).cpu()
-            still_running = []
-            for i, action in zip(running, actions, strict=True):
-                step = self._envs[i].step(action)
-                obs[i].append(step.obs)
-                actions_taken[i].append(action)
-                rewards[i].append(step.reward)
-                terminated[i] = step.terminated
-                if not (step.terminated or step.truncated):
-                    still_running.append(i)
-            running = still_running
-        self.episodes = [
-            Episode(torch.stack(o), torch.stack(a), torch.tensor(r, dtype=torch.float32), ended)
-            for o, a, r, ended in zip(obs, actions_taken, rewards, terminated, strict=True)
-        ]
-        return Evaluation(tuple(map(sum, rewards)), tuple(map(len, rewards)))
+        self.episodes = play(self._envs, self._seeds, policy, self._device)
+        return Evaluation.of([episode.outcome for episode in self.episodes])
 
     def close(self) -> None:
         """Release the environments."""

@@ -5,7 +5,7 @@ What lies there is data: nothing that it names outside this package is imported 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,30 @@ def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequen
         ConfigError: There is no run, or its configuration is not to be trusted, or a change makes no sense.
     """
     values = stored_config(path)
+    check_trusted(values, trust, "trust=[{}]")
+    for key, value in changes:
+        _set(values, key, value)
+    return typed(values)
+
+
+def check_trusted(values: Mapping[str, Any], trust: Sequence[str], remedy: str) -> None:
+    """Check that a stored configuration names no code but this package's and that of trusted packages.
+
+    Args:
+        values: The configuration, as plain data.
+        trust: The trusted packages.
+        remedy: What the user would write to trust the package whose name is put for `{}`.
+
+    Raises:
+        ConfigError: It does.
+    """
     for key, name in _imported(values):
         package = name.partition(".")[0]
         if package not in ("mbpo_cli", *trust) and not name.startswith("gymnasium.wrappers."):
             raise ConfigError(
                 f"{key}={name}: the run directory names code from outside of mbpo_cli; "
-                f"trust=[{package}] lets it be imported"
+                f"{remedy.format(package)} lets it be imported"
             )
-    for key, value in changes:
-        _set(values, key, value)
-    return typed(values)
 
 
 def _imported(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

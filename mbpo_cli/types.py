@@ -99,6 +99,12 @@ class ContinuousActions:
         low, high = action.new_tensor(self.low), action.new_tensor(self.high)
         return torch.clamp(low + (action + 1) / 2 * (high - low), low, high)
 
+    def from_env(self, action: Tensor) -> Tensor:
+        """Scale actions of shape (..., A) from the environment's bounds, to which they are clipped."""
+        low, high = action.new_tensor(self.low), action.new_tensor(self.high)
+        width = torch.where(high > low, high - low, 1.0)
+        return torch.clamp(2 * (action - low) / width - 1, -1, 1)
+
 
 @dataclass(frozen=True)
 class DiscreteActions:
@@ -123,6 +129,10 @@ class DiscreteActions:
     def to_env(self, action: Tensor) -> Tensor:
         """Map actions of shape (..., A) to the environment's numbers, shape (...)."""
         return action.argmax(-1) + self.start
+
+    def from_env(self, action: Tensor) -> Tensor:
+        """Map the environment's numbers, int64 of shape (...), to actions of shape (..., A)."""
+        return self.one_hot(action - self.start)
 
 
 ActionSpec = ContinuousActions | DiscreteActions

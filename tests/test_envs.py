@@ -9,6 +9,7 @@ from mbpo_cli.envs.collector import MAX_REPLAY, Collector
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.envs.known import never, pendulum_reward
 from mbpo_cli.envs.spaces import UnsuitableSpace, space_spec
+from mbpo_cli.failures import EnvironmentFailed
 from mbpo_cli.types import DiscreteActions
 from tests.conftest import ChannelsEnv, CountingEnv, DiscretePointMassEnv, PointMassEnv, spaces
 
@@ -139,3 +140,24 @@ def test_discrete_actions_are_one_hot_within_and_numbers_of_the_environment_outs
         assert float(env.step(torch.tensor(action)).obs[0]) == pytest.approx(position + push)
     batch = torch.stack([env.spaces.actions.sample(g) for _ in range(50)])
     assert set(env.spaces.actions.to_env(batch).tolist()) == {1, 2, 3}
+
+
+@pytest.mark.parametrize(("limits", "expected"), [((), 200), ((30,), 30), ((500,), 200), ((50, 40), 40)])
+def test_the_least_time_limit_counts(limits: tuple[int, ...], expected: int) -> None:
+    env: gym.Env[Any, Any] = gym.make("Pendulum-v1")
+    for limit in limits:
+        env = gym.wrappers.TimeLimit(env, limit)
+    assert Environment(env).max_steps == expected
+    assert Environment(gym.make("tests/PointMass-v0")).max_steps is None
+
+
+def test_what_is_no_picture_is_blamed_on_the_environment() -> None:
+    env = Environment(gym.make("Pendulum-v1", render_mode="rgb_array"))
+    with pytest.raises(EnvironmentFailed, match="ResetNeeded"):
+        env.render()
+    env.reset(0)
+    assert env.render().shape == (500, 500, 3)
+    unseen = Environment(CountingEnv())
+    unseen.reset(0)
+    with pytest.raises(EnvironmentFailed, match="CountingEnv, step 0 of the episode"):
+        unseen.render()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mbpo_cli.envs.spaces import space_spec
@@ -136,6 +137,48 @@ class Environment:
                 f"{self._name}, step {self._steps} of the episode: {one_line(reason)}"
             ) from error
 
+    @property
+    def obs_space(self) -> gym.Space[Any]:
+        """What the environment shows, before it is flattened."""
+        return self._env.observation_space
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """What the environment takes, before it is scaled or one-hot."""
+        return self._env.action_space
+
+    @property
+    def max_steps(self) -> int | None:
+        """The steps after which an episode is cut off; None where no time limit is told."""
+        env, limits = self._env, []
+        while isinstance(env, gym.Wrapper):
+            if isinstance(env, gym.wrappers.TimeLimit) and env.spec is not None:
+                limits.append(env.spec.max_episode_steps)
+            env = env.env
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def render_modes(self) -> list[str]:
+        """Gymnasium's ways to draw it."""
+        return list(self._env.metadata.get("render_modes", ()))
+
+    @property
+    def frames_per_second(self) -> float:
+        """Steps per second of what it renders."""
+        return float(self._env.metadata.get("render_fps", 30))
+
+    def render(self) -> NDArray[np.uint8]:
+        """Draw what the environment is at, shape (height, width, 3), if it was made to.
+
+        Raises:
+            EnvironmentFailed: The environment raised an error, or returned what it must not.
+        """
+        with self._blamed():
+            frame: Any = self._env.render()
+            if not isinstance(frame, np.ndarray) or frame.shape[2:] != (3,) or frame.dtype != np.uint8:
+                raise Misbehaviour(f"returned no picture, but {type(frame).__name__}")
+            return frame
+
     def close(self) -> None:
         """Release what the environment holds."""
         self._env.close()
@@ -193,8 +236,8 @@ def _flag(flag: Any) -> bool:
     return bool(flag)
 
 
-def make(options: EnvOptions) -> Environment:
-    """Make the environment that the options describe.
+def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
+    """Make the environment that the options describe, to be drawn in one of Gymnasium's ways or not at all.
 
     Raises:
         ImportError: `options.module` cannot be imported, or the environment needs a missing package.
@@ -206,7 +249,8 @@ def make(options: EnvOptions) -> Environment:
     if options.module is not None:
         importlib.import_module(options.module)
     # The passive checker costs time at every step and only warns.
-    env = gym.make(options.id, disable_env_checker=True, **(options.kwargs or {}))
+    drawn = {} if render_mode is None else {"render_mode": render_mode}
+    env = gym.make(options.id, disable_env_checker=True, **{**(options.kwargs or {}), **drawn})
     for wrapper in options.wrappers or ():
         kwargs = {"_target_": wrapper} if isinstance(wrapper, str) else dict(wrapper)
         try:

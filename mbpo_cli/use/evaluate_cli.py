@@ -1,0 +1,268 @@
+"""The command `mbpo-evaluate`: play a run's greedy policy, tell what it earns, and film it.
+
+What takes long to import is imported only after the arguments are read. Knows the order of work, and none
+of the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mbpo_cli.failures import ConfigError, one_line
+from mbpo_cli.files import write_whole
+from mbpo_cli.use.command import Parser, check_output, running, whole_number
+
+if TYPE_CHECKING:
+    from mbpo_cli.config import Config
+    from mbpo_cli.evaluate import Played
+    from mbpo_cli.use.trained import Trained
+
+PROG = "mbpo-evaluate"
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `mbpo-evaluate`: what cannot be right ends with one line and exit code 2, and writes nothing."""
+    logging.basicConfig(format=f"{PROG}: %(levelname)s: %(message)s", level=logging.WARNING)
+    logging.addLevelName(logging.WARNING, "warning")
+    options = _parser().parse_args(arguments)
+    running(PROG, lambda: evaluate(options))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Evaluate a run's policy as the arguments say.
+
+    Raises:
+        ConfigError: One of them is wrong; nothing was written.
+        RunFailed: The run cannot be read, or its environment cannot go on.
+        OSError: The output cannot be written.
+    """
+    kwargs = _mapping(options.env_kwargs)
+    _prepare_drawing(options)
+
+    import torch
+
+    from mbpo_cli.build import num_threads
+    from mbpo_cli.seeding import episode_seed, generator
+    from mbpo_cli.use.episodes import play_in_model
+    from mbpo_cli.use.trained import load
+
+    torch.set_flush_denormal(True)
+    trained = load(options.run, options.best, options.trust, "--trust {}")
+    output = options.output or options.run / "evaluation.json"
+    check_output("--output", output, (".json",))
+    torch.set_num_threads(num_threads(trained.config, in_sweep=False))
+    model = trained.model() if options.in_model else None
+    config, max_steps = _changed(trained, kwargs)
+
+    seed = config.seed if options.seed is None else options.seed
+    seeds = [episode_seed(seed, "evaluation", episode) for episode in range(options.episodes)]
+    real = _play(config, trained, seeds, options)
+    modelled = None
+    if model is not None:
+        stream = generator(seed, "evaluation", "model")
+        modelled = play_in_model(model, trained.agent.act, real, max_steps, stream)
+
+    print(f"{config.agent.name} on {config.env.id}, {trained.source}")
+    print(_table(real, modelled))
+    stored = _stored(trained, config, seed, real, modelled)
+    write_whole(output, (json.dumps(stored, indent=2, allow_nan=False) + "\n").encode())
+    for path in filter(None, (output, options.video)):
+        print(path)
+
+
+def _mapping(text: str | None) -> dict[str, Any]:
+    """Read a mapping, in YAML or JSON."""
+    if text is None:
+        return {}
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values = None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"--env-kwargs {text}: must be a mapping such as '{{g: 5}}'")
+    return values
+
+
+def _prepare_drawing(options: argparse.Namespace) -> None:
+    """Check what can be checked before anything is drawn; draw off the screen where there is none."""
+    has_screen = any(os.environ.get(name) for name in SCREENS)
+    if options.render == "human" and not has_screen:
+        raise ConfigError("--render human: there is no screen (DISPLAY is not set); use --video FILE.gif")
+    if options.video is None:
+        return
+    from mbpo_cli.use import video
+
+    check_output("--video", options.video, video.FORMATS)
+    video.check_available(options.video)
+    if not os.environ.get("DISPLAY"):  # both are looked at when MuJoCo and pygame are first imported
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
+def _changed(trained: Trained, kwargs: dict[str, Any]) -> tuple[Config, int | None]:
+    """Return the configuration with other keyword arguments of the environment, and its time limit."""
+    from dataclasses import replace
+
+    from mbpo_cli.build import build_env
+
+    config = trained.config
+    config = replace(config, env=replace(config.env, kwargs={**(config.env.kwargs or {}), **kwargs}))
+    shown = f"--env-kwargs {json.dumps(kwargs, default=str)}"
+    try:
+        env = build_env(config)
+    except ConfigError as error:
+        raise ConfigError(f"{shown}: {one_line(error)}") from error
+    except Exception as error:  # whatever an environment may raise where it does not like what it is given
+        raise ConfigError(f"{shown}: {type(error).__name__}: {one_line(error)}") from error
+    env.close()
+    if env.spaces != trained.spaces:
+        raise ConfigError(f"{shown}: the environment then has other spaces than the policy was trained for")
+    return config, env.max_steps
+
+
+def _play(
+    config: Config, trained: Trained, seeds: Sequence[int], options: argparse.Namespace
+) -> list[Played]:
+    """Play the episodes: on the screen, or on film as far as they are wanted there, or unseen."""
+    from mbpo_cli.build import build_env
+    from mbpo_cli.evaluate import play
+    from mbpo_cli.use.episodes import Filmed, play_real
+
+    policy = trained.agent.act
+    if options.render == "human":
+        return play_real(lambda: _drawn(config, "--render", "human"), seeds, policy, at_once=1)
+    episodes = []
+    if options.video is not None:
+        from mbpo_cli.use.video import Film
+
+        env = _drawn(config, "--video", "rgb_array")
+        with Film(options.video, env.frames_per_second) as film:
+            for seed in seeds[: options.video_episodes]:
+                episodes += [episode.outcome for episode in play([Filmed(env, film)], [seed], policy)]
+        env.close()
+    return episodes + play_real(lambda: build_env(config), seeds[len(episodes) :], policy)
+
+
+def _drawn(config: Config, argument: str, mode: str) -> Any:
+    """Make an environment that can be drawn."""
+    from mbpo_cli.build import build_env
+
+    plain = build_env(config)  # Gymnasium warns where the way to draw is not among the environment's
+    plain.close()
+    if mode not in plain.render_modes:
+        known = ", ".join(plain.render_modes) or "none"
+        raise ConfigError(
+            f"{argument}: {config.env.id} cannot be drawn: needs {mode}, and its ways are {known}"
+        )
+    return build_env(config, mode)
+
+
+def _table(real: Sequence[Played], modelled: Sequence[Played] | None) -> str:
+    """Return the episodes as text: the real ones, and beside them those in the model."""
+    columns = [real] if modelled is None else [real, modelled]
+    head = ["episode", "return", "length"] + ([] if modelled is None else ["in model", "length"])
+    rows = [head]
+    for number, row in enumerate(zip(*columns, strict=True)):
+        cells = [cell for episode in row for cell in (f"{episode.total_reward:.1f}", str(episode.length))]
+        rows.append([str(number), *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    for name, episodes in zip(("real", "in model"), columns, strict=False):
+        told = _summary(episodes)
+        values = [
+            f"{key} {told[f'{key}_mean']:.1f} ± {told[f'{key}_std']:.1f}" for key in ("return", "length")
+        ]
+        lines.append(f"{name}: {', '.join(values)} (mean ± standard deviation, {len(episodes)} played)")
+    return "\n".join(lines)
+
+
+def _summary(episodes: Sequence[Played]) -> dict[str, float]:
+    import numpy as np
+
+    summary = {}
+    for name, values in (
+        ("return", [episode.total_reward for episode in episodes]),
+        ("length", [episode.length for episode in episodes]),
+    ):
+        summary[f"{name}_mean"], summary[f"{name}_std"] = float(np.mean(values)), float(np.std(values))
+    return summary
+
+
+def _stored(
+    trained: Trained, config: Config, seed: int, real: Sequence[Played], modelled: Sequence[Played] | None
+) -> dict[str, Any]:
+    """Return what is stored; a number that is not finite is null there."""
+    from mbpo_cli.run_directory import versions
+
+    def told(episodes: Sequence[Played]) -> dict[str, Any]:
+        summary = {key: _finite(value) for key, value in _summary(episodes).items()}
+        rows = [{"return": _finite(e.total_reward), "length": e.length} for e in episodes]
+        return {**summary, "episodes": rows}
+
+    return {
+        "run": str(trained.path),
+        "source": trained.source,
+        "env_steps": None if trained.checkpoint is None else trained.checkpoint.step,
+        "agent": config.agent.name,
+        "env": config.env.id,
+        "env_kwargs": config.env.kwargs,
+        "seed": seed,
+        "real": told(real),
+        "in_model": None if modelled is None else told(modelled),
+        "versions": versions(),
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(PROG, "Play the greedy policy of a run, and tell what each episode returns.")
+    parser.add_argument(
+        "--episodes", type=whole_number(1, 10_000), default=20, metavar="N", help="how many (20)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, 2**63 - 1),
+        metavar="S",
+        help="of the episodes (the run's own, which gives the episodes of its evaluations)",
+    )
+    parser.add_argument(
+        "--env-kwargs", metavar="MAPPING", help="change keyword arguments of the environment, as in '{g: 5}'"
+    )
+    parser.add_argument(
+        "--in-model",
+        action="store_true",
+        help="play the learned model too, from the same first observations",
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--video", type=Path, metavar="FILE", help="film the first episodes: FILE.mp4 or FILE.gif"
+    )
+    shown.add_argument("--render", choices=["human"], help="show all episodes in a window")
+    parser.add_argument(
+        "--video-episodes",
+        type=whole_number(1, 1000),
+        default=1,
+        metavar="K",
+        help="how many episodes are filmed, one after the other (1)",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="where to store the results (RUN/evaluation.json)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()
