@@ -38,11 +38,15 @@ class OneStep:
             than to predict the mean change.
         disagreement: Deviation between elites in the same unit, root mean square.
         score_EBO: (o' - mean) / deviation of Gaussian elites; None if deterministic.
+        error_B: Root mean squared error of each row, over elites and elements, in the same unit.
+        mean_EBO: What the elites predict.
     """
 
     error_MO: Tensor
     disagreement: float
     score_EBO: Tensor | None
+    error_B: Tensor
+    mean_EBO: Tensor
 
     def coverage(self, interval: float) -> float:
         """Return the share of truths within the central interval of so much probability."""
@@ -196,15 +200,24 @@ def one_step(model: EnvironmentModel, rows: Transitions) -> OneStep:
         error_MO=(miss_MBO / scale_O).square().mean(1).sqrt(),
         disagreement=float(spread_BO.mean().sqrt()),
         score_EBO=None if deviation_MBO is None else (miss_MBO / deviation_MBO)[elites],
+        error_B=(miss_MBO[elites] / scale_O).square().mean((0, 2)).sqrt(),
+        mean_EBO=mean_MBO[elites],
     )
 
 
-def open_loop(model: EnvironmentModel, episodes: Sequence[Episode]) -> OpenLoop | None:
+def open_loop(
+    model: EnvironmentModel, episodes: Sequence[Episode], longest: int = OPEN_LOOP_STEPS[-1]
+) -> OpenLoop | None:
     """Predict from real starts with the real actions; None where no episode is long enough to start in.
 
     Starts lie evenly over the episodes that are as long as the longest prediction, or as the longest of them.
+
+    Args:
+        model: Predicts.
+        episodes: What really happened.
+        longest: K, steps that are predicted ahead where episodes are long enough.
     """
-    num_steps = min(OPEN_LOOP_STEPS[-1], max(len(episode) for episode in episodes))
+    num_steps = min(longest, max(len(episode) for episode in episodes))
     places = [
         (episode, start)
         for episode in episodes

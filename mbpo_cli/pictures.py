@@ -6,19 +6,23 @@ Knows findings and how to draw; does not know runs, files or TensorBoard.
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from mbpo_cli.diagnostics import INTERVALS, Findings, OneStep, OpenLoop
+from mbpo_cli.types import Transitions
 
 Array = NDArray[np.float32]
 
 NUM_ELEMENTS = 3
 NUM_FANS = 3
+MAX_SCATTERS, SCATTERS_PER_ROW, MAX_DOTS = 12, 4, 2_000
 DPI = 70
 SIDES = {"left": 0.05, "right": 0.985, "wspace": 0.25}
 REAL, MODEL, IDEAL = "black", "tab:blue", "tab:gray"
@@ -56,6 +60,57 @@ def of_model(found: Findings) -> bytes | None:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
+
+
+def of_predictions(rows: Transitions, one_step: OneStep, open_loop: OpenLoop | None) -> bytes:
+    """Draw predictions of one step against the truth by element, and where and how far they go wrong.
+
+    Args:
+        rows: Real transitions.
+        one_step: What was predicted of each.
+        open_loop: What was predicted over many steps, if episodes are long enough.
+    """
+    num_elements = min(MAX_SCATTERS, rows.obs.shape[1])
+    num_rows = 1 + math.ceil(num_elements / SCATTERS_PER_ROW)
+    figure = Figure(figsize=(13, 3.4 * num_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(num_rows, SCATTERS_PER_ROW, squeeze=False)
+    shown = torch.linspace(0, len(rows) - 1, min(MAX_DOTS, len(rows))).long()
+    true = (rows.next_obs - rows.obs)[shown].cpu().numpy()
+    predicted = (one_step.mean_EBO - rows.obs).mean(0)[shown].cpu().numpy()
+    for element, axes in enumerate(grid[1:].flat):
+        if element >= num_elements:
+            axes.set_axis_off()
+            continue
+        low, high = float(true[:, element].min()), float(true[:, element].max())
+        margin = 0.1 * max(high - low, 1e-6)
+        limits = (low - margin, high + margin)
+        axes.plot(limits, limits, color=IDEAL, linestyle=":")
+        seen = predicted[:, element].clip(*limits)
+        axes.plot(true[:, element], seen, ".", color=MODEL, alpha=0.3, markersize=3)
+        axes.set(title=f"change of element {element}", xlabel="true", ylabel="predicted")
+        axes.set(xlim=limits, ylim=limits)
+    growth, calibration, elements, where = grid[0]
+    if open_loop is not None:
+        _growth(growth, open_loop)
+    _calibration(calibration, one_step)
+    _elements(elements, one_step)
+    _map(where, rows.obs[shown].cpu().numpy(), one_step.error_B[shown].cpu().numpy())
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
+
+
+def _map(axes: Axes, obs: Array, error: Array) -> None:
+    # The worst come last, and lie on top.
+    order = error.argsort()
+    across, up = obs[order, 0], obs[order, min(1, obs.shape[1] - 1)]
+    dots = axes.scatter(across, up, c=np.log10(error[order].clip(1e-6)), s=6, cmap="viridis")
+    axes.set(title="where it fails", xlabel="element 0", ylabel="element 1")
+    assert axes.figure is not None
+    axes.figure.colorbar(dots, ax=axes, label="log10 of the error")
 
 
 def _fan(axes: Axes, found: OpenLoop, element: int) -> None:

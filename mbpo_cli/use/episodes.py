@@ -11,10 +11,13 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from mbpo_cli.build import build_env
 from mbpo_cli.envs.environment import Environment, Step
-from mbpo_cli.evaluate import Played, play
+from mbpo_cli.evaluate import Episode, Evaluation, Played, play
 from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.seeding import episode_seed
 from mbpo_cli.types import Policy
+from mbpo_cli.use.trained import Trained
 from mbpo_cli.use.video import Film
 
 # So many environments are open at a time. Evaluations within training that have no more episodes see the same
@@ -26,7 +29,14 @@ def play_real(
     make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy, at_once: int = AT_ONCE
 ) -> list[Played]:
     """Play an episode for each seed, `at_once` of them side by side."""
-    episodes = []
+    return [episode.outcome for episode in real_episodes(make_env, seeds, policy, at_once)]
+
+
+def real_episodes(
+    make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy, at_once: int = AT_ONCE
+) -> list[Episode]:
+    """Play an episode for each seed, and return all that happened."""
+    episodes: list[Episode] = []
     with ExitStack() as stack:
         envs = []
         for _ in range(min(at_once, len(seeds))):
@@ -34,8 +44,16 @@ def play_real(
             stack.callback(envs[-1].close)
         for start in range(0, len(seeds), at_once):
             chosen = seeds[start : start + at_once]
-            episodes += [episode.outcome for episode in play(envs[: len(chosen)], chosen, policy)]
+            episodes += play(envs[: len(chosen)], chosen, policy)
     return episodes
+
+
+def evaluation_of(trained: Trained, num_episodes: int = 20, seed: int | None = None) -> Evaluation:
+    """Return what a run's greedy policy earns; without a seed, in the episodes of the run's evaluations."""
+    config = trained.config
+    first = config.seed if seed is None else seed
+    seeds = [episode_seed(first, "evaluation", episode) for episode in range(num_episodes)]
+    return Evaluation.of(play_real(lambda: build_env(config), seeds, trained.agent.act))
 
 
 class Filmed:

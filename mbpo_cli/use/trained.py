@@ -55,6 +55,15 @@ class Trained:
     source: str
     checkpoint: Checkpoint | None
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """The state of the whole training.
+
+        Raises:
+            ConfigError: The run has left none.
+        """
+        return self._checkpoint("state").state
+
     def model(self) -> EnvironmentModel:
         """Return the model of the environment, a new one at each call.
 
