@@ -175,6 +175,8 @@ def test_episodes_begin_where_those_of_the_run_did(point: Path) -> None:
     other, _ = env.reset(seed=1)
     assert np.array_equal(obs, again)
     assert not np.array_equal(obs, other)
+    assert np.array_equal(env.reset(seed=[1] * 30)[0], env.reset(seed=[1] * 30)[0])
+    assert not np.array_equal(env.reset(seed=[None] * 30)[0], env.reset(seed=[None] * 30)[0])
     fresh = LearnedVectorEnv.from_run(point, 30, trust=["tests"], starts="resets")
     assert len(set(fresh.reset(seed=0)[0][:, 0].tolist())) == 30
     assert env.observation_space.contains(obs)

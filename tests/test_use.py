@@ -160,6 +160,13 @@ def test_runs_of_a_version_that_lacked_an_option_are_read(pendulum: Path, tmp_pa
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ConfigError, match=r"agent\.discount_factor: needs a value"):
         load(copy)
+    config["agent"]["discount_factor"] = 0.9
+    wrong: list[Any] = [5, None, [], {"num_env_steps": {}}]
+    for broken in wrong:
+        config["trainer"] = broken
+        (copy / "config.yaml").write_text(yaml.safe_dump(config))
+        with pytest.raises(ConfigError, match="trainer"):
+            load(copy)
 
 
 def test_other_gravity_is_another_task_and_other_spaces_are_none(
@@ -231,22 +238,30 @@ def test_a_run_without_a_model_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     assert "has no model" in refused(capsys, tmp_path / "run", "--in-model")
 
 
+def frames_of(path: Path) -> tuple[set[bytes], int]:
+    """The different pictures of a film, and how many milliseconds it takes."""
+    seen, milliseconds = set(), 0
+    with Image.open(path) as film:
+        assert film.size == (600, 400)
+        for frame in range(getattr(film, "n_frames", 1)):
+            film.seek(frame)
+            seen.add(film.convert("RGB").tobytes())
+            milliseconds += film.info["duration"]
+    return seen, milliseconds
+
+
 def test_a_film_runs_at_the_speed_of_life(pole: Path, evaluated: Command, tmp_path: Path) -> None:
     path = tmp_path / "film.gif"
     told = evaluated(pole, "--episodes", "3", "--video", str(path), "--video-episodes", "2")
     lengths = [episode["length"] for episode in told["real"]["episodes"][:2]]
     # Every other of 50 steps a second, the first and the last one always.
     expected = sum(1 + length // 2 + length % 2 for length in lengths)
-    with Image.open(path) as film:
-        assert film.size == (600, 400)
-        seen, milliseconds = set(), 0
-        for frame in range(getattr(film, "n_frames", 1)):
-            film.seek(frame)
-            seen.add(film.convert("RGB").tobytes())
-            milliseconds += film.info["duration"]
+    seen, milliseconds = frames_of(path)
     assert len(seen) > expected - 3, "the pole moves"
     assert milliseconds == 40 * expected
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evaluation.json", "film.gif"]
+    evaluated(pole, "--episodes", "2", "--video", str(path), "--steps-per-second", "10")
+    assert frames_of(path)[1] == 100 * (1 + lengths[0]), "every step of ten a second"
     unseen = evaluated(pole, "--episodes", "3")["real"]["episodes"]
     assert [episode["length"] for episode in unseen] == [e["length"] for e in told["real"]["episodes"]]
 

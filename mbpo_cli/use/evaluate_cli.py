@@ -146,7 +146,7 @@ def _play(
         from mbpo_cli.use.video import Film
 
         env = _drawn(config, "--video", "rgb_array")
-        with Film(options.video, env.frames_per_second) as film:
+        with Film(options.video, options.steps_per_second or env.frames_per_second) as film:
             for seed in seeds[: options.video_episodes]:
                 episodes += [episode.outcome for episode in play([Filmed(env, film)], [seed], policy)]
         env.close()
@@ -257,6 +257,12 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="K",
         help="how many episodes are filmed, one after the other (1)",
+    )
+    parser.add_argument(
+        "--steps-per-second",
+        type=whole_number(1, 10_000),
+        metavar="F",
+        help="the speed of life on film, where the environment does not tell or is wrong (dm_control)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="where to store the results (RUN/evaluation.json)"

@@ -153,8 +153,8 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
         """Begin an episode in each environment, or in those of `options["reset_mask"]`; see the class."""
-        if seed is not None:
-            entropy = seed if isinstance(seed, int) else [number for number in seed if number is not None]
+        entropy = [number for number in np.ravel(np.asarray(seed, dtype=object)) if number is not None]
+        if entropy:  # one stream serves all environments
             state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
             self._stream.manual_seed(int(state >> np.uint64(1)))
         options = options or {}
@@ -198,9 +198,9 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self._ended = terminated | truncated
         if self._mode == AutoresetMode.SAME_STEP and bool(self._ended.any()):
             ended = self._ended.numpy().copy()
-            final = np.full(self.num_envs, None, dtype=object)  # as in Gymnasium's own
+            shown, final = self._shown(), np.full(self.num_envs, None, dtype=object)  # as in Gymnasium's own
             for row in np.flatnonzero(ended):
-                final[row] = self._shown()[row]
+                final[row] = shown[row]
             infos |= {"final_obs": final, "_final_obs": ended, "final_info": {}, "_final_info": ended}
             self._begin(self._ended.clone())
         rewards = reward.double().numpy()

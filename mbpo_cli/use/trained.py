@@ -147,10 +147,11 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     for key, value in leaves(asdict(make_config())):
         *groups, name = key.split(".")
         if key.startswith(HARMLESS) and key not in there:
-            group = completed
+            group: Any = completed
             for part in groups:
-                group = group.setdefault(part, {})
-            group[name] = value
+                group = group.setdefault(part, {}) if isinstance(group, dict) else None
+            if isinstance(group, dict):  # else it is told to be wrong when it is given types
+                group[name] = value
     return completed
 
 
