@@ -22,7 +22,7 @@ from mbpo_cli.seeding import generator
 from mbpo_cli.types import Agent, Transitions
 
 COLUMNS = ("obs", "action", "reward", "next_obs", "terminated")
-MAX_ROWS = 2_000
+MAX_ROWS = 1_000
 MAX_STARTS = 64
 OPEN_LOOP_STEPS = (1, 5, 10, 20)
 FAR_OUT = 1e9  # what a prediction that has run away counts as
@@ -273,11 +273,11 @@ def shift(real_NO: Tensor, generated_NO: Tensor) -> float:
 
 def returns_to_go(reward_T: Tensor, discount_factor: float, rest: float) -> Tensor:
     """Return the discounted return from each step on, shape (T,), where `rest` follows the last one."""
-    to_go = torch.empty(len(reward_T), device=reward_T.device)
-    for step in reversed(range(len(reward_T))):
-        rest = float(reward_T[step]) + discount_factor * rest
-        to_go[step] = rest
-    return to_go
+    to_go = []
+    for reward in reversed(reward_T.tolist()):
+        rest = reward + discount_factor * rest
+        to_go.append(rest)
+    return torch.tensor(to_go[::-1], device=reward_T.device)
 
 
 def gradient_norms(agent: Any) -> dict[str, float]:
