@@ -35,6 +35,9 @@ def test_the_wheel_runs_from_another_directory(tmp_path: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     yaml = {f"mbpo_cli/conf/{path.relative_to(CONF)}" for path in CONF.rglob("*.yaml")}
     assert yaml <= packed
+    presets = {str(path.relative_to(ROOT)) for path in (ROOT / "hydra_plugins").rglob("*.yaml")}
+    assert len(presets) == 2
+    assert presets <= packed
     assert {"mbpo_cli/py.typed", "mbpo_cli/report/page.html"} <= packed
 
     venv.create(tmp_path / "venv", with_pip=True)
@@ -50,6 +53,9 @@ def test_the_wheel_runs_from_another_directory(tmp_path: Path) -> None:
     where = [python, "-c", "import mbpo_cli, mbpo_cli.conf; print(mbpo_cli.__file__, mbpo_cli.conf.__file__)"]
     places = subprocess.run(where, check=True, cwd=elsewhere, capture_output=True, text=True).stdout.split()
     assert all(place.startswith(str(site)) for place in places)
+    sweep = [program, "-m", "experiment=smoke", "seed=0", "hydra.sweep.dir=s"]
+    subprocess.run(sweep, check=True, cwd=elsewhere)
+    assert (elsewhere / "s" / "experiment=smoke,seed=0" / "summary.json").exists()
     summary = json.loads((elsewhere / "mine" / "summary.json").read_text())
     assert summary["status"] == "done"
     assert summary["git_commit"] is None
