@@ -32,6 +32,7 @@ GROUPS = (
     "mbpo/model_rollout_options/noise_options",
     "trainer",
     "experiment",
+    "hparams_search",
 )
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 

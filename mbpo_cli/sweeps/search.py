@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import yaml
 from optuna.distributions import BaseDistribution
@@ -25,6 +24,7 @@ from optuna.trial import TrialState
 from mbpo_cli.failures import Busy, ConfigError
 from mbpo_cli.files import lock, unlock, write_whole
 from mbpo_cli.run_directory import STOP
+from mbpo_cli.seeding import sequence
 from mbpo_cli.sweeps.jobs import Job
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ class Search:
             try:
                 self._queue_dead_again()
                 for _ in range(min(num_at_a_time, num_trials - self.num_trials)):
-                    seed = np.random.SeedSequence([self._sampler_seed, self.num_trials]).generate_state(1)
+                    seed = sequence(self._sampler_seed, "search", self.num_trials).generate_state(1)
                     # Seeded for each trial, the same values are asked for wherever a search was interrupted.
                     self.study.sampler = optuna.samplers.TPESampler(seed=int(seed[0]))
                     trial = self.study.ask(self._space)
