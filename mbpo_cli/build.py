@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 MIN_UNITS_THAT_PAY = 128
 MAX_THREADS = 4
 # Pictures of a run, the last one at its end: what they show changes slowly, and each takes half a second.
-NUM_PICTURES = 4
+NUM_PICTURES = 3
 
 # What an error names, and the group of optional dependencies that mends it.
 EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "shimmy": "dmc", "dm_control": "dmc"}
