@@ -124,7 +124,7 @@ def _fan(axes: Axes, found: OpenLoop, element: int) -> None:
         offset = number * (len(steps) + 3)
         predicted_EK = found.predicted_ESKO[:, start, :, element].cpu().numpy()
         axes.plot(offset + steps, predicted_EK.T, color=MODEL, alpha=0.6, linewidth=1)
-        axes.plot(offset + steps, found.real_SKO[start, :, element].cpu(), color=REAL, linewidth=1.8)
+        axes.plot(offset + steps, found.real_SKO[start, :, element].cpu().numpy(), color=REAL, linewidth=1.8)
     real = found.real_SKO[chosen, :, element]
     low, high = float(real.min()), float(real.max())
     margin = max(high - low, 1e-3)
@@ -137,7 +137,7 @@ def _fan(axes: Axes, found: OpenLoop, element: int) -> None:
 
 def _growth(axes: Axes, found: OpenLoop) -> None:
     steps = np.arange(1, found.error_EK.shape[1] + 1)
-    axes.plot(steps, found.error_EK.T.cpu(), color=MODEL, linewidth=1)
+    axes.plot(steps, found.error_EK.T.cpu().numpy(), color=MODEL, linewidth=1)
     axes.axhline(1, color=IDEAL, linestyle=":")
     axes.annotate("spread of the observations", (steps[0], 1), color=IDEAL, fontsize=8, va="bottom")
     axes.set(title="error of each elite", xlabel="steps predicted ahead")
@@ -156,7 +156,7 @@ def _calibration(axes: Axes, found: OneStep) -> None:
 
 
 def _elements(axes: Axes, found: OneStep) -> None:
-    error_O = found.error_MO.square().mean(0).sqrt().cpu()
+    error_O = found.error_MO.square().mean(0).sqrt().cpu().numpy()
     axes.bar(np.arange(len(error_O)), error_O, color=MODEL)
     axes.axhline(1, color=IDEAL, linestyle=":")
     axes.annotate("mean change", (-0.4, 1), color=IDEAL, fontsize=8, va="bottom")

@@ -1,0 +1,76 @@
+"""What README and docs tell to type can be typed: every command composes, or is one that its parser takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hydra_plugins.mbpo import combinations, space_of
+from mbpo_cli.cli import with_directory
+from mbpo_cli.compose import make_config
+from mbpo_cli.report.cli import _parser as report_parser
+from mbpo_cli.use.evaluate_cli import _parser as evaluate_parser
+from mbpo_cli.use.export_cli import _parser as export_parser
+from mbpo_cli.use.model_cli import _parser as model_parser
+from tests.conftest import CONF
+
+ROOT = CONF.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARSERS = {
+    "mbpo-report": report_parser,
+    "mbpo-evaluate": evaluate_parser,
+    "mbpo-export": export_parser,
+    "mbpo-model": model_parser,
+}
+# Those of docs/extending.md need the files that the page writes; tests/test_extending.py runs them.
+ELSEWHERE = "--config-dir"
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield the page and the words of each command that stands alone in a line, or between backticks."""
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        lines = re.findall(r"^    (?:tmux new )?(mbpo-\w+ [^|\n]+)$", text, flags=re.MULTILINE)
+        for line in [*lines, *re.findall(r"`(mbpo-\w+ [^`]+)`", text)]:
+            command = line.split(" #")[0].strip()
+            if ELSEWHERE not in command and "..." not in command.split(" ", 2)[1]:
+                yield page.name, command
+
+
+COMMANDS = sorted(set(commands()))
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_a_command_can_be_typed(page: str, command: str) -> None:
+    program, *words = shlex.split(command)
+    if program in PARSERS:
+        PARSERS[program]().parse_args([word.replace("RUN", "outputs/run") for word in words])
+        return
+    assert program == "mbpo-train", f"{page}: {command}"
+    overrides = [word for word in words if "=" in word and not word.startswith("hydra")]
+    if "-m" in words or "hparams_search" in command:
+        assert with_directory(words) != words
+    if any("interval(" in word for word in words):
+        constants, space = space_of(overrides)
+        assert space
+        jobs = [constants]
+    else:
+        jobs = combinations(overrides)
+    for job in jobs:
+        make_config(*(item for item in job if not item.startswith("resume=")))
+
+
+def test_there_are_commands_to_try() -> None:
+    programs = {command.split()[0] for _, command in COMMANDS}
+    assert programs == {"mbpo-train", *PARSERS}
+    assert len(COMMANDS) > 25
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_project_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
