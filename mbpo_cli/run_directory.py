@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.files import lock, unlock, write_whole
-from mbpo_cli.stored import CONFIG, HARMLESS, leaves, stored_config
+from mbpo_cli.stored import CONFIG, HARMLESS, METRICS, evaluations, leaves, stored_config
 
 LOCK, STOP, SUMMARY = "run.lock", "stop", "summary.json"
 PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard", "safetensors")
@@ -81,7 +81,7 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         """The scalars, one JSON object per logged step."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def has_metrics(self) -> bool:
@@ -90,9 +90,7 @@ class RunDirectory:
 
     def score(self, num_evaluations: int) -> float | None:
         """Return the mean return of the last evaluations, or None before the first."""
-        # What follows the last line break is half a line, which a full disk has left.
-        lines = self.metrics.read_text().split("\n")[:-1] if self.has_metrics else ()
-        returns = [row["eval/return_mean"] for row in map(json.loads, lines) if "eval/return_mean" in row]
+        returns = list(evaluations(self.path).values())
         return statistics.fmean(returns[-num_evaluations:]) if returns else None
 
     def new_events(self) -> Path:

@@ -1,10 +1,11 @@
-"""The configuration that a run has left in its directory, read as plain data, and which of it matters.
+"""What a run has left in its directory, read as plain data: configuration, what of it matters, and returns.
 
-Knows YAML; does not know types, torch, or what the options mean.
+Knows YAML and JSON; does not know types, torch, or what the options mean.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import yaml
 
 from mbpo_cli.failures import ConfigError, one_line
 
-CONFIG = "config.yaml"
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+EVALUATION = "eval/return_mean"
 MAX_CONFIG_BYTES = 256_000
 MAX_CONFIG_DEPTH = 50
 
@@ -72,3 +74,14 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + str(key), value
+
+
+def evaluations(path: Path) -> dict[int, float]:
+    """Return the mean returns of the evaluations of the run in a directory by environment step, so far."""
+    metrics = path / METRICS
+    if not metrics.exists():
+        return {}
+    # What follows the last line break is half a line, of a run that still writes or that a full disk ended.
+    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
+    rows = [json.loads(line) for line in lines if EVALUATION in line]
+    return {row["step"]: row[EVALUATION] for row in rows}

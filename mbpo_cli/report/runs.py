@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mbpo_cli.failures import ConfigError, one_line
-from mbpo_cli.stored import CONFIG, leaves, stored_config
+from mbpo_cli.stored import CONFIG, EVALUATION, METRICS, leaves, stored_config
 
 log = logging.getLogger(__name__)
 
-METRICS, SUMMARY, LOCK = "metrics.jsonl", "summary.json", "run.lock"
-EVALUATION = "eval/return_mean"
+SUMMARY, LOCK = "summary.json", "run.lock"
 UNKNOWN = "?"
 
 

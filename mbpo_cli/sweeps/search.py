@@ -5,7 +5,6 @@ Knows studies and the directories of trials; does not know what runs them, nor H
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import threading
@@ -25,6 +24,7 @@ from mbpo_cli.failures import Busy, ConfigError
 from mbpo_cli.files import lock, unlock, write_whole
 from mbpo_cli.run_directory import STOP
 from mbpo_cli.seeding import sequence
+from mbpo_cli.stored import evaluations
 from mbpo_cli.sweeps.jobs import Job
 
 log = logging.getLogger(__name__)
@@ -278,13 +278,3 @@ def _report(trial: Trial, reported: dict[int, int], prune: bool) -> None:
                 if job.score is None:
                     (job.path / STOP).touch()
             return
-
-
-def evaluations(path: Path) -> dict[int, float]:
-    """Return mean evaluation returns of the run in a directory by environment step, so far."""
-    metrics = path / "metrics.jsonl"
-    if not metrics.exists():
-        return {}
-    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
-    rows = [json.loads(line) for line in lines if "eval/return_mean" in line]
-    return {row["step"]: row["eval/return_mean"] for row in rows}
