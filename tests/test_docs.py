@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from mbpo_cli.report.cli import _parser as report_parser
 from mbpo_cli.use.evaluate_cli import _parser as evaluate_parser
 from mbpo_cli.use.export_cli import _parser as export_parser
 from mbpo_cli.use.model_cli import _parser as model_parser
-from tests.conftest import CONF
+from tests.conftest import CONF, TINY
 
 ROOT = CONF.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,6 +45,7 @@ def commands() -> Iterator[tuple[str, str]]:
 
 
 COMMANDS = sorted(set(commands()))
+TRAININGS = [pair for pair in COMMANDS if pair[1].startswith("mbpo-train ")]
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
@@ -62,6 +66,33 @@ def test_a_command_can_be_typed(page: str, command: str) -> None:
         jobs = combinations(overrides)
     for job in jobs:
         make_config(*(item for item in job if not item.startswith("resume=")))
+
+
+# Runs that are told of in other tests, or need what those start.
+ELSEWHERE_RUN = ("resume=", "hydra/launcher=ray", "hydra/launcher=slurm")
+QUICK = (*(item for item in TINY if "model.transition" not in item), "compile=false")
+ONE_TRIAL = ("hydra.sweeper.n_trials=1", "hydra.sweeper.seeds=[0]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "command"), TRAININGS)
+def test_a_command_runs(page: str, command: str, tmp_path: Path) -> None:
+    """As it stands, but for its length and the size of the agent's networks."""
+    if any(part in command for part in ELSEWHERE_RUN):
+        pytest.skip("tests of resuming and of clusters run it")
+    is_mistake = "RealRatio" in command
+    is_search = "hparams_search" in command or "optuna" in command
+    added = () if "--help" in command else (*QUICK, *(ONE_TRIAL if is_search else ()))
+    words = shlex.split(command)[1:]
+    # Among the overrides, as no others are taken after a flag.
+    place = max((index + 1 for index, word in enumerate(words) if "=" in word), default=0)
+    line = [sys.executable, "-m", "mbpo_cli", *words[:place], *added, *words[place:]]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == (2 if is_mistake else 0), done.stderr
+    if "--" not in command and not is_mistake:
+        statuses = [json.loads(path.read_text())["status"] for path in tmp_path.rglob("summary.json")]
+        assert statuses
+        assert set(statuses) == {"done"}
 
 
 def test_there_are_commands_to_try() -> None:
