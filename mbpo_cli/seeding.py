@@ -20,9 +20,12 @@ def sequence(seed: int, *names: str | int) -> np.random.SeedSequence:
 
 def generator(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a torch generator for a named stream."""
-    # 63 bits: torch takes the seed as a signed integer.
-    state = int(sequence(seed, *names).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator(device).manual_seed(state)
+    return torch.Generator(device).manual_seed(torch_seed(sequence(seed, *names)))
+
+
+def torch_seed(stream: np.random.SeedSequence) -> int:
+    """Return what seeds torch: 63 bits, as it takes a signed integer."""
+    return int(stream.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def episode_seed(seed: int, name: str, episode: int) -> int:

@@ -141,6 +141,6 @@ def _interval(statistic: Any, samples: Sequence[Array]) -> tuple[Any, Any]:
         axis=0,
         confidence_level=CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(0),
+        rng=0,
     ).confidence_interval
     return interval.low, interval.high

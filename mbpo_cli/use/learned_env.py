@@ -22,6 +22,7 @@ from mbpo_cli.build import build_env
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.rollouts import PlausibleRange
+from mbpo_cli.seeding import torch_seed
 from mbpo_cli.types import SpaceSpec, Transitions
 from mbpo_cli.use.trained import Trained, load
 
@@ -155,8 +156,7 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """Begin an episode in each environment, or in those of `options["reset_mask"]`; see the class."""
         entropy = [number for number in np.ravel(np.asarray(seed, dtype=object)) if number is not None]
         if entropy:  # one stream serves all environments
-            state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-            self._stream.manual_seed(int(state >> np.uint64(1)))
+            self._stream.manual_seed(torch_seed(np.random.SeedSequence(entropy)))
         options = options or {}
         mask = torch.ones(self.num_envs, dtype=torch.bool)
         if "reset_mask" in options:
