@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import hydra_plugins.mbpo
@@ -36,7 +36,6 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing many lines.
     hydra_plugins.mbpo.register()
-    OmegaConf.register_new_resolver("parallel_jobs", hydra_plugins.mbpo.parallel_jobs, replace=True)
     sys.argv[1:] = with_directory(sys.argv[1:])
     try:
         train_job()

@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 # Parts of Hydra's own configuration that a single job is not to inherit from its sweep.
 OF_A_SWEEP = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 
-
 # A search stops no run within this part of its steps, which tell little of the rest: 4 = a quarter.
 PRUNED_AFTER = 4
 
@@ -53,7 +52,7 @@ MODULES = {"joblib": "hydra_plugins.hydra_joblib_launcher", "ray": "ray", "slurm
 
 
 def register() -> None:
-    """Make the plugins known, as Hydra does not find those of an editable installation, and the presets."""
+    """Make known the plugins, as Hydra finds none of an editable installation, and the presets."""
     from hydra_plugins.mbpo.clusters import RayLauncher, SlurmLauncher
 
     for plugin in (ProcessLauncher, RayLauncher, SlurmLauncher, GridSweeper, SearchSweeper):
@@ -65,6 +64,7 @@ def register() -> None:
         ConfigStore.instance().store(
             group="hydra/launcher", name=preset.name.removesuffix(".yaml"), node=node
         )
+    OmegaConf.register_new_resolver("parallel_jobs", parallel_jobs, replace=True)
 
 
 def launcher_of(context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Launcher:
@@ -88,8 +88,8 @@ def parallel_jobs(threads: int | str, device: str) -> int:
     return max(num_cores() // (1 if threads == "auto" else int(threads)), 1)
 
 
-class GridSweeper(Sweeper):
-    """Runs every combination of the values given, but those that are done; one failure stops no other job."""
+class JobSweeper(Sweeper):
+    """Decides on jobs, which the launcher that was chosen runs."""
 
     hydra_context: HydraContext
     config: DictConfig
@@ -100,6 +100,10 @@ class GridSweeper(Sweeper):
         self.hydra_context = hydra_context
         self.config = config
         self.launcher = launcher_of(hydra_context, task_function, config)
+
+
+class GridSweeper(JobSweeper):
+    """Runs every combination of the values given, but those that are done; one failure stops no other job."""
 
     def sweep(self, arguments: list[str]) -> list[float]:
         """Run the jobs that are not done; return the scores of all.
@@ -140,12 +144,8 @@ class GridSweeper(Sweeper):
         return [[*job, f"hydra.sweep.subdir='{name}'"] for job, name in zip(jobs, names, strict=True)]
 
 
-class SearchSweeper(Sweeper):
+class SearchSweeper(JobSweeper):
     """Searches for the values with the greatest score."""
-
-    hydra_context: HydraContext
-    config: DictConfig
-    launcher: Launcher
 
     def __init__(
         self,
@@ -167,12 +167,6 @@ class SearchSweeper(Sweeper):
         self.storage = storage
         self.study_name = study_name
         self.params = dict(params)
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra has composed."""
-        self.hydra_context = hydra_context
-        self.config = config
-        self.launcher = launcher_of(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> float:
         """Try values until there are so many trials; return the greatest score.
@@ -196,20 +190,15 @@ class SearchSweeper(Sweeper):
 
         def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
             chosen = [*constants, *(f"{key}={value}" for key, value in values.items())]
-            return [
-                self._job([*chosen, f"seed={seed}", f"hydra.sweep.subdir='{name}/seed={seed}'"])
-                for seed in self.seeds
-            ]
+            places = [(f"seed={seed}", f"hydra.sweep.subdir='{name}/seed={seed}'") for seed in self.seeds]
+            return [job_of(self.hydra_context, self.config, [*chosen, *place], 0) for place in places]
 
         # The ends of every range tell whether all that lies between them is right.
         ends = {key: ends_of(distribution) for key, distribution in space.items()}
-        num_env_steps = 0
-        for end in (0, -1):
-            jobs = jobs_of("trial", {key: values[end] for key, values in ends.items()})
-            num_env_steps = jobs[0].config.trainer.num_env_steps
+        tried = [jobs_of("trial", {key: values[end] for key, values in ends.items()}) for end in (0, -1)]
+        config = tried[-1][0].config
         at_a_time = self.n_jobs
         if at_a_time == "auto":
-            config = jobs[0].config
             at_a_time = max(parallel_jobs(config.threads, config.device) // len(self.seeds), 1)
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         search = Search(
@@ -219,7 +208,7 @@ class SearchSweeper(Sweeper):
             space,
             constants,
             self.sampler_seed,
-            num_env_steps // PRUNED_AFTER,
+            config.trainer.num_env_steps // PRUNED_AFTER,
         )
         log.info("%d of %d trials in %s", search.num_trials, self.n_trials, folder)
         search.run(
@@ -230,9 +219,6 @@ class SearchSweeper(Sweeper):
             raise SweepFailed("no trial has a score")
         log.info("%s", best.text)
         return best.score
-
-    def _job(self, overrides: Sequence[str]) -> Job:
-        return job_of(self.hydra_context, self.config, overrides, 0)
 
     def _check(self) -> None:
         """Check the options.

@@ -175,11 +175,11 @@ class Search:
 
     def best(self) -> Best | None:
         """Return the trial with the greatest score, and write it to `best.yaml`; None before the first."""
-        completed = self.study.get_trials(states=(TrialState.COMPLETE,))
-        if not completed:
+        try:
+            trial = self.study.best_trial
+        except ValueError:  # none is complete
             return None
-        trial = max(completed, key=lambda trial: float(trial.value or 0.0))
-        best = Best(float(trial.value or 0.0), self.path / trial.user_attrs[FOLDER], dict(trial.params))
+        best = Best(self.study.best_value, self.path / trial.user_attrs[FOLDER], dict(trial.params))
         write_whole(self.path / "best.yaml", yaml.safe_dump(asdict(best) | {"path": str(best.path)}).encode())
         return best
 
@@ -225,14 +225,13 @@ class Search:
     def _tell(self, trial: Trial) -> None:
         score = trial.score()
         if score is not None:
-            self.study.tell(trial.trial, score)
-            log.info("trial %d: score %.1f with %s", trial.trial.number, score, trial.trial.params)
+            state, outcome = TrialState.COMPLETE, f"score {score:.1f}"
         elif trial.is_pruned:
-            self.study.tell(trial.trial, state=TrialState.PRUNED)
-            log.info("trial %d: pruned, with %s", trial.trial.number, trial.trial.params)
+            state, outcome = TrialState.PRUNED, "pruned,"
         else:
-            self.study.tell(trial.trial, state=TrialState.FAIL)
-            log.info("trial %d: failed, with %s", trial.trial.number, trial.trial.params)
+            state, outcome = TrialState.FAIL, "failed,"
+        self.study.tell(trial.trial, score, state)
+        log.info("trial %d: %s with %s", trial.trial.number, outcome, trial.trial.params)
 
 
 def _folder(number: int) -> str:
