@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.envs.environment import Environment, Step
-from mbpo_cli.seeding import episode_seed
+from mbpo_cli.seeding import episode_seeds
 from mbpo_cli.types import Policy, Transitions
 
 
@@ -41,6 +41,11 @@ class Evaluation:
     def length_mean(self) -> float:
         """Mean number of steps."""
         return float(np.mean(self.lengths))
+
+    @property
+    def length_std(self) -> float:
+        """Standard deviation of the numbers of steps over episodes."""
+        return float(np.std(self.lengths))
 
 
 class Played(NamedTuple):
@@ -158,7 +163,7 @@ class Evaluator:
     ) -> None:
         """Make one environment per episode; every evaluation starts from the same seeds."""
         self._envs: Sequence[Environment] = [make_env() for _ in range(num_episodes)]
-        self._seeds = [episode_seed(seed, "evaluation", episode) for episode in range(num_episodes)]
+        self._seeds = episode_seeds(seed, "evaluation", num_episodes)
         self._device = device
         self.episodes: list[Episode] = []
 

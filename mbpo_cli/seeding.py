@@ -31,3 +31,8 @@ def torch_seed(stream: np.random.SeedSequence) -> int:
 def episode_seed(seed: int, name: str, episode: int) -> int:
     """Return the 32-bit seed with which an environment is reset for one episode."""
     return int(sequence(seed, name, episode).generate_state(1, np.uint32)[0])
+
+
+def episode_seeds(seed: int, name: str, num_episodes: int) -> list[int]:
+    """Return the seeds of the first so many episodes."""
+    return [episode_seed(seed, name, episode) for episode in range(num_episodes)]

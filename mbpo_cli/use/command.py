@@ -6,9 +6,10 @@ Imports nothing that takes long. Knows no command.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,6 +51,16 @@ class Parser(argparse.ArgumentParser):
         reason = message.removeprefix("argument ")
         print(f"{self.prog}: error: {one_line(reason)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(ConfigError.exit_code)
+
+
+def start(
+    parser: Parser, command: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None
+) -> None:
+    """Read the arguments, by default the process's own, and run a command with them."""
+    logging.basicConfig(format=f"{parser.prog}: %(levelname)s: %(message)s", level=logging.WARNING)
+    logging.addLevelName(logging.WARNING, "warning")
+    options = parser.parse_args(arguments)
+    running(parser.prog, lambda: command(options))
 
 
 def running(prog: str, command: Callable[[], None]) -> None:

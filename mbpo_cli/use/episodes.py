@@ -15,7 +15,7 @@ from mbpo_cli.build import build_env
 from mbpo_cli.envs.environment import Environment, Step
 from mbpo_cli.evaluate import Episode, Evaluation, Played, play
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.seeding import episode_seed
+from mbpo_cli.seeding import episode_seeds
 from mbpo_cli.types import Policy
 from mbpo_cli.use.trained import Trained
 from mbpo_cli.use.video import Film
@@ -51,8 +51,7 @@ def real_episodes(
 def evaluation_of(trained: Trained, num_episodes: int = 20, seed: int | None = None) -> Evaluation:
     """Return what a run's greedy policy earns; without a seed, in the episodes of the run's evaluations."""
     config = trained.config
-    first = config.seed if seed is None else seed
-    seeds = [episode_seed(first, "evaluation", episode) for episode in range(num_episodes)]
+    seeds = episode_seeds(config.seed if seed is None else seed, "evaluation", num_episodes)
     return Evaluation.of(play_real(lambda: build_env(config), seeds, trained.agent.act))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.files import write_whole
-from mbpo_cli.use.command import Parser, check_output, running, whole_number
+from mbpo_cli.use.command import Parser, check_output, start, whole_number
 
 if TYPE_CHECKING:
     from mbpo_cli.config import Config
@@ -30,10 +29,7 @@ SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `mbpo-evaluate`: what cannot be right ends with one line and exit code 2, and writes nothing."""
-    logging.basicConfig(format=f"{PROG}: %(levelname)s: %(message)s", level=logging.WARNING)
-    logging.addLevelName(logging.WARNING, "warning")
-    options = _parser().parse_args(arguments)
-    running(PROG, lambda: evaluate(options))
+    start(_parser(), evaluate, arguments)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -50,7 +46,7 @@ def evaluate(options: argparse.Namespace) -> None:
     import torch
 
     from mbpo_cli.build import num_threads
-    from mbpo_cli.seeding import episode_seed, generator
+    from mbpo_cli.seeding import episode_seeds, generator
     from mbpo_cli.use.episodes import play_in_model
     from mbpo_cli.use.trained import load
 
@@ -63,7 +59,7 @@ def evaluate(options: argparse.Namespace) -> None:
     config, max_steps = _changed(trained, kwargs)
 
     seed = config.seed if options.seed is None else options.seed
-    seeds = [episode_seed(seed, "evaluation", episode) for episode in range(options.episodes)]
+    seeds = episode_seeds(seed, "evaluation", options.episodes)
     real = _play(config, trained, seeds, options)
     modelled = None
     if model is not None:
@@ -169,6 +165,8 @@ def _drawn(config: Config, argument: str, mode: str) -> Any:
 
 def _table(real: Sequence[Played], modelled: Sequence[Played] | None) -> str:
     """Return the episodes as text: the real ones, and beside them those in the model."""
+    from mbpo_cli.evaluate import Evaluation
+
     columns = [real] if modelled is None else [real, modelled]
     head = ["episode", "return", "length"] + ([] if modelled is None else ["in model", "length"])
     rows = [head]
@@ -178,36 +176,31 @@ def _table(real: Sequence[Played], modelled: Sequence[Played] | None) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
     for name, episodes in zip(("real", "in model"), columns, strict=False):
-        told = _summary(episodes)
-        values = [
-            f"{key} {told[f'{key}_mean']:.1f} ± {told[f'{key}_std']:.1f}" for key in ("return", "length")
-        ]
-        lines.append(f"{name}: {', '.join(values)} (mean ± standard deviation, {len(episodes)} played)")
+        told = Evaluation.of(episodes)
+        values = (
+            f"return {told.return_mean:.1f} ± {told.return_std:.1f}, "
+            f"length {told.length_mean:.1f} ± {told.length_std:.1f}"
+        )
+        lines.append(f"{name}: {values} (mean ± standard deviation, {len(episodes)} played)")
     return "\n".join(lines)
-
-
-def _summary(episodes: Sequence[Played]) -> dict[str, float]:
-    import numpy as np
-
-    summary = {}
-    for name, values in (
-        ("return", [episode.total_reward for episode in episodes]),
-        ("length", [episode.length for episode in episodes]),
-    ):
-        summary[f"{name}_mean"], summary[f"{name}_std"] = float(np.mean(values)), float(np.std(values))
-    return summary
 
 
 def _stored(
     trained: Trained, config: Config, seed: int, real: Sequence[Played], modelled: Sequence[Played] | None
 ) -> dict[str, Any]:
     """Return what is stored; a number that is not finite is null there."""
+    from mbpo_cli.evaluate import Evaluation
     from mbpo_cli.run_directory import versions
 
     def told(episodes: Sequence[Played]) -> dict[str, Any]:
-        summary = {key: _finite(value) for key, value in _summary(episodes).items()}
-        rows = [{"return": _finite(e.total_reward), "length": e.length} for e in episodes]
-        return {**summary, "episodes": rows}
+        evaluation = Evaluation.of(episodes)
+        return {
+            "return_mean": _finite(evaluation.return_mean),
+            "return_std": _finite(evaluation.return_std),
+            "length_mean": evaluation.length_mean,
+            "length_std": evaluation.length_std,
+            "episodes": [{"return": _finite(e.total_reward), "length": e.length} for e in episodes],
+        }
 
     return {
         "run": str(trained.path),
@@ -227,7 +220,7 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(PROG, "Play the greedy policy of a run, and tell what each episode returns.")
     parser.add_argument(
         "--episodes", type=whole_number(1, 10_000), default=20, metavar="N", help="how many (20)"

@@ -7,21 +7,17 @@ of the work.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbpo_cli.use.command import Parser, check_output, running
+from mbpo_cli.use.command import Parser, check_output, start
 
 PROG = "mbpo-export"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `mbpo-export`: what cannot be right ends with one line and exit code 2, and writes nothing."""
-    logging.basicConfig(format=f"{PROG}: %(levelname)s: %(message)s", level=logging.WARNING)
-    logging.addLevelName(logging.WARNING, "warning")
-    options = _parser().parse_args(arguments)
-    running(PROG, lambda: export_policy(options))
+    start(_parser(), export_policy, arguments)
 
 
 def export_policy(options: argparse.Namespace) -> None:
@@ -51,7 +47,7 @@ def export_policy(options: argparse.Namespace) -> None:
     print(options.output)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(PROG, "Write the greedy policy of a run as one file that needs nothing of this package.")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="where to: FILE.pt2, FILE.pt or FILE.onnx"

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.files import write_whole
-from mbpo_cli.use.command import Parser, check_output, running, whole_number
+from mbpo_cli.use.command import Parser, check_output, start, whole_number
 
 if TYPE_CHECKING:
     from mbpo_cli.diagnostics import OneStep, OpenLoop
@@ -27,10 +26,7 @@ NUM_WORST = 5
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `mbpo-model`: what cannot be right ends with one line and exit code 2, and writes nothing."""
-    logging.basicConfig(format=f"{PROG}: %(levelname)s: %(message)s", level=logging.WARNING)
-    logging.addLevelName(logging.WARNING, "warning")
-    options = _parser().parse_args(arguments)
-    running(PROG, lambda: examine(options))
+    start(_parser(), examine, arguments)
 
 
 def examine(options: argparse.Namespace) -> None:
@@ -45,7 +41,7 @@ def examine(options: argparse.Namespace) -> None:
 
     from mbpo_cli import diagnostics, pictures
     from mbpo_cli.build import build_env, num_threads
-    from mbpo_cli.seeding import episode_seed, generator
+    from mbpo_cli.seeding import episode_seeds, generator
     from mbpo_cli.use.episodes import real_episodes
     from mbpo_cli.use.trained import load
 
@@ -59,7 +55,7 @@ def examine(options: argparse.Namespace) -> None:
     if trained.state["num_model_trainings"] == 0:
         raise ConfigError(f"{options.run}: the model has not been fitted yet")
     seed = trained.config.seed if options.seed is None else options.seed
-    seeds = [episode_seed(seed, "model", episode) for episode in range(options.episodes)]
+    seeds = episode_seeds(seed, "model", options.episodes)
     with torch.inference_mode():
         episodes = real_episodes(lambda: build_env(trained.config), seeds, trained.agent.act)
         rows = diagnostics.joined(episodes)
@@ -140,7 +136,7 @@ def _text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(PROG, "Hold the learned model of a run to new real episodes of its policy.")
     parser.add_argument(
         "--episodes", type=whole_number(1, 1_000), default=10, metavar="N", help="how many (10)"
