@@ -201,6 +201,38 @@ def picture_is_due(env_steps: int, options: TrainerOptions) -> bool:
     return shares[0] < shares[1]
 
 
+def build_examiner(
+    config: Config, spaces: SpaceSpec, device: torch.device, evaluator: Evaluator
+) -> Callable[[Trainer], None]:
+    """Make what looks at a trainer after each evaluation, and logs what it finds."""
+    if not config.trainer.diagnostics:
+        return lambda trainer: None
+
+    def examine(trainer: Trainer) -> None:
+        learned = trainer.model_based
+        found = Diagnostics(
+            trainer.agent,
+            config.agent.discount_factor,
+            spaces.channels,
+            trainer.real_buffer,
+            None if learned is None else learned.model,
+            None if learned is None else learned.buffer,
+            config.seed,
+            device,
+        )(trainer.env_steps, evaluator.episodes, trainer.num_model_trainings > 0)
+        trainer.logger.log(found.metrics)
+        if not picture_is_due(trainer.env_steps, config.trainer):
+            return
+        from mbpo_cli import pictures  # half a second, which a run without pictures saves
+
+        trainer.logger.show(trainer.env_steps, {"diagnose/actions": found.actions})
+        picture = pictures.of_model(found)
+        if picture is not None:
+            trainer.logger.show(trainer.env_steps, {"diagnose/model": picture})
+
+    return examine
+
+
 def build_trainer(
     config: Config,
     logger: Logger,
@@ -234,31 +266,6 @@ def build_trainer(
         agent.compile(partial(compilation.compiled, optional=config.compile == "auto"))
     real_buffer = ReplayBuffer(config.agent.experience_buffer_length, spaces, device)
     model_based = build_model_based(config, agent, spaces, device)
-
-    def examine(trainer: Trainer) -> None:
-        if not config.trainer.diagnostics:
-            return
-        found = diagnostics(trainer.env_steps, evaluator.episodes, trainer.num_model_trainings > 0)
-        logger.log(found.metrics)
-        if not picture_is_due(trainer.env_steps, config.trainer):
-            return
-        from mbpo_cli import pictures  # half a second, which a run without pictures saves
-
-        logger.show(trainer.env_steps, {"diagnose/actions": found.actions})
-        picture = pictures.of_model(found)
-        if picture is not None:
-            logger.show(trainer.env_steps, {"diagnose/model": picture})
-
-    diagnostics = Diagnostics(
-        agent,
-        config.agent.discount_factor,
-        spaces.channels,
-        real_buffer,
-        None if model_based is None else model_based.model,
-        None if model_based is None else model_based.buffer,
-        config.seed,
-        device,
-    )
     return Trainer(
         options=config.trainer,
         agent_options=config.agent,
@@ -273,5 +280,5 @@ def build_trainer(
         logger=logger,
         should_stop=should_stop,
         at_boundary=at_boundary,
-        after_evaluation=examine,
+        after_evaluation=build_examiner(config, spaces, device, evaluator),
     )

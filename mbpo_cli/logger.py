@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
@@ -104,6 +104,7 @@ class JsonLines(LogFile):
             self._file.flush()
 
 
+@runtime_checkable
 class Gallery(Protocol):
     """A sink that also takes what is not a scalar."""
 
@@ -209,7 +210,6 @@ class Logger:
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         """Write to all `sinks`, and to those that are added."""
         self._sinks = list(sinks)
-        self._gallery: Gallery | None = None
         self._now: dict[str, Tensor | float] = {}
         self._collected: defaultdict[str, list[Tensor | float]] = defaultdict(list)
 
@@ -217,14 +217,11 @@ class Logger:
         """Write to one more sink."""
         self._sinks.append(sink)
 
-    def add_gallery(self, gallery: Gallery) -> None:
-        """Show what is not a scalar there."""
-        self._gallery = gallery
-
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Show what is not a scalar, if there is a place for it."""
-        if self._gallery is not None:
-            self._gallery.show(step, exhibits)
+        """Show what is not a scalar, in the sinks that have a place for it."""
+        for sink in self._sinks:
+            if isinstance(sink, Gallery):
+                sink.show(step, exhibits)
 
     def log(self, metrics: Metrics) -> None:
         """Log metrics of the present step as they are."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -55,13 +56,9 @@ def of_model(found: Findings) -> bytes | None:
     _calibration(calibration, found.one_step)
     _elements(elements, found.one_step)
     _where(where, found.obs_real[:, 0].cpu().numpy(), found.obs_generated[:, 0].cpu().numpy())
-    for axes in (*fans, growth, calibration, elements, where):
-        axes.spines[["top", "right"]].set_visible(False)
     for axes in (*fans, calibration):
         axes.locator_params(axis="y", nbins=4)  # texts are what takes time
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
-    return file.getvalue()
+    return _png(figure, (*fans, growth, calibration, elements, where))
 
 
 def of_predictions(rows: Transitions, one_step: OneStep, open_loop: OpenLoop | None) -> bytes:
@@ -98,7 +95,11 @@ def of_predictions(rows: Transitions, one_step: OneStep, open_loop: OpenLoop | N
     _calibration(calibration, one_step)
     _elements(elements, one_step)
     _map(where, rows.obs[shown].cpu().numpy(), one_step.error_B[shown].cpu().numpy())
-    for axes in grid.flat:
+    return _png(figure, grid.flat)
+
+
+def _png(figure: Figure, panels: Iterable[Axes]) -> bytes:
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)

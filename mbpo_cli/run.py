@@ -23,7 +23,7 @@ from mbpo_cli.checkpoint import CheckpointOptions, Checkpoints
 from mbpo_cli.config import Config, options_in
 from mbpo_cli.failures import Busy, Interrupted, NoUsableCheckpoint, RunFailed, StorageFailed, one_line
 from mbpo_cli.interrupt import StopOnSignal
-from mbpo_cli.logger import Dispensable, JsonLines, Logger, TensorBoardEvents
+from mbpo_cli.logger import Dispensable, JsonLines, Logger, Sink, TensorBoardEvents
 from mbpo_cli.progress import Progress
 from mbpo_cli.run_directory import RunDirectory
 from mbpo_cli.trainer import Trainer
@@ -78,7 +78,8 @@ def _run(config: Config, directory: RunDirectory) -> float:
             logger = stack.enter_context(Logger())
             trainer = build_trainer(config, logger, stack, should_stop, keeper.keep_if_due)
             logs = keeper.restore(trainer)
-            _add_sinks(logger, config, directory, logs, trainer.env_steps)
+            for sink in open_sinks(config, directory, logs, trainer.env_steps):
+                logger.add(sink)
             is_done = trainer.train()
             keeper.keep(trainer)
             directory.save_policy(trainer.agent.policy_state())
@@ -176,20 +177,15 @@ class Keeper:
         self._last_time = time.monotonic()
 
 
-def _add_sinks(
-    logger: Logger, config: Config, directory: RunDirectory, logs: dict[str, int], step: int
-) -> None:
+def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], step: int) -> list[Sink]:
     """Open the logs, each cut to what the checkpoint knows of it."""
     path = next((directory.path / name for name in logs if "tfevents" in name), directory.new_events())
     events = TensorBoardEvents(path, logs.get(path.name, 0), hyperparameters(config))
-    tensorboard = events if config.trainer.events_required else Dispensable(events)
-    for sink in (
+    return [
         JsonLines(directory.metrics, logs.get(directory.metrics.name, 0)),
-        tensorboard,
+        events if config.trainer.events_required else Dispensable(events),
         Progress(config.trainer.num_env_steps, step),
-    ):
-        logger.add(sink)
-    logger.add_gallery(tensorboard)
+    ]
 
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
