@@ -29,6 +29,7 @@ from mbpo_cli import files
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.failures import Diverged, NoUsableCheckpoint, one_line
 from mbpo_cli.options import option
+from mbpo_cli.stored import CHECKPOINTS, EXPERIENCE
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +107,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int) -> None:
         """Keep the last `keep`, at least 2, within a run's directory."""
-        self._checkpoints = directory / "checkpoints"
-        self._experience = directory / "experience"
+        self._checkpoints = directory / CHECKPOINTS
+        self._experience = directory / EXPERIENCE
         self._keep = keep
         self._rows: dict[str, list[Rows]] = {}
         self._best: int | None = None
@@ -210,8 +211,7 @@ class Checkpoints:
 
         def rows(step: int) -> Tensor:
             stored = self._manifest(step)["experience"][name]
-            parts = [Rows(part["start"], part["end"], File(**part["file"])) for part in stored["files"]]
-            contents = self._rows_of(parts)
+            contents = self._rows_of(_parts(stored))
             return contents[len(contents) - stored["size"] :]
 
         found = self._newest(rows, [step])
@@ -252,7 +252,7 @@ class Checkpoints:
             raise BadCheckpoint(f"it has experience of {sorted(experience)}, needed is {sorted(buffers)}")
         parts, contents = {}, {}
         for name, stored in experience.items():
-            parts[name] = [Rows(part["start"], part["end"], File(**part["file"])) for part in stored["files"]]
+            parts[name] = _parts(stored)
             contents[name] = self._rows_of(parts[name])
         for name, rows in contents.items():
             buffers[name].restore(rows, experience[name]["total_added"], experience[name]["size"])
@@ -398,6 +398,11 @@ def _verified(directory: Path, described: list[File]) -> list[bytes]:
             raise BadCheckpoint(f"{file.name} is not what was written")
         contents.append(data)
     return contents
+
+
+def _parts(stored: Mapping[str, Any]) -> list[Rows]:
+    """Return the files of a buffer's experience, as the manifest has them."""
+    return [Rows(part["start"], part["end"], File(**part["file"])) for part in stored["files"]]
 
 
 def _is_plain_name(name: Any) -> bool:

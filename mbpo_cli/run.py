@@ -26,6 +26,7 @@ from mbpo_cli.interrupt import StopOnSignal
 from mbpo_cli.logger import Dispensable, JsonLines, Logger, Sink, TensorBoardEvents
 from mbpo_cli.progress import Progress
 from mbpo_cli.run_directory import RunDirectory
+from mbpo_cli.stored import EVENTS
 from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ class Keeper:
 
 def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], step: int) -> list[Sink]:
     """Open the logs, each cut to what the checkpoint knows of it."""
-    path = next((directory.path / name for name in logs if "tfevents" in name), directory.new_events())
+    path = next((directory.path / name for name in logs if name.startswith(EVENTS)), directory.new_events())
     events = TensorBoardEvents(path, logs.get(path.name, 0), hyperparameters(config))
     return [
         JsonLines(directory.metrics, logs.get(directory.metrics.name, 0)),

@@ -25,9 +25,20 @@ from torch import Tensor
 
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.files import lock, unlock, write_whole
-from mbpo_cli.stored import CONFIG, HARMLESS, METRICS, evaluations, leaves, stored_config
+from mbpo_cli.stored import (
+    CONFIG,
+    EVENTS,
+    HARMLESS,
+    LOCK,
+    METRICS,
+    POLICY,
+    STOP,
+    SUMMARY,
+    evaluations,
+    leaves,
+    stored_config,
+)
 
-LOCK, STOP, SUMMARY = "run.lock", "stop", "summary.json"
 PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard", "safetensors")
 
 
@@ -95,13 +106,13 @@ class RunDirectory:
 
     def new_events(self) -> Path:
         """Return a name for TensorBoard's event file that is the same in no other run."""
-        return self.path / f"events.out.tfevents.0000000000.{uuid.uuid4().hex[:12]}"
+        return self.path / f"{EVENTS}0000000000.{uuid.uuid4().hex[:12]}"
 
     def save_policy(self, state: Mapping[str, Tensor]) -> None:
         """Store the weights of the greedy policy; `torch.load(..., weights_only=True)` reads them."""
         contents = io.BytesIO()
         torch.save({name: tensor.cpu() for name, tensor in state.items()}, contents)
-        write_whole(self.path / "policy.pt", contents.getvalue())
+        write_whole(self.path / POLICY, contents.getvalue())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Store the summary, together with versions, commit and command."""
@@ -138,13 +149,13 @@ def check_free(path: Path) -> None:
         unlock(lock(path / LOCK))
 
 
-def check_same(path: Path, config: Mapping[str, Any], key: str = "hydra.run.dir") -> None:
+def check_same(path: Path, config: Mapping[str, Any], chosen_by: str = "hydra.run.dir") -> None:
     """Check that a run that is in a directory, if one is, may go on with a configuration.
 
     Args:
         path: The directory.
         config: The configuration.
-        key: What the user chose the directory by.
+        chosen_by: The key by which the user chose the directory.
 
     Raises:
         ConfigError: More than its length and the like would change.
@@ -158,7 +169,7 @@ def check_same(path: Path, config: Mapping[str, Any], key: str = "hydra.run.dir"
         if old.get(key) != new.get(key) and not key.startswith(HARMLESS)
     ]
     if changed:
-        raise ConfigError(f"{key}={path}: holds a run already, of other values ({', '.join(changed)})")
+        raise ConfigError(f"{chosen_by}={path}: holds a run already, of other values ({', '.join(changed)})")
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,12 @@ import yaml
 
 from mbpo_cli.failures import ConfigError, one_line
 
-CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+# What lies in the directory of a run.
+CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
+LOCK, STOP = "run.lock", "stop"
+POLICY, LOG = "policy.pt", "train.log"
+CHECKPOINTS, EXPERIENCE = "checkpoints", "experience"
+EVENTS = "events.out.tfevents."  # how the name begins
 EVALUATION = "eval/return_mean"
 MAX_CONFIG_BYTES = 256_000
 MAX_CONFIG_DEPTH = 50

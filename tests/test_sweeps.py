@@ -20,7 +20,7 @@ from mbpo_cli.compose import make_config
 from mbpo_cli.failures import ConfigError, Interrupted
 from mbpo_cli.files import lock, unlock
 from mbpo_cli.run import run
-from mbpo_cli.run_directory import LOCK
+from mbpo_cli.stored import LOCK
 from mbpo_cli.sweeps.jobs import MAX_NAME, Job, closing_table, name_of
 from mbpo_cli.sweeps.processes import run_commands, slots_of
 from tests.conftest import TINY

@@ -16,7 +16,8 @@ from typing import Any
 from mbpo_cli.config import Config
 from mbpo_cli.failures import Busy, RunFailed, one_line
 from mbpo_cli.files import write_whole
-from mbpo_cli.run_directory import SUMMARY, check_free, check_same
+from mbpo_cli.run_directory import check_free, check_same
+from mbpo_cli.stored import SUMMARY
 
 MAX_NAME = 150
 

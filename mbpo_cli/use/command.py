@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import NoReturn
 
 from mbpo_cli.failures import ConfigError, RunFailed, StorageFailed, one_line
-from mbpo_cli.stored import CONFIG
+from mbpo_cli.stored import (
+    CHECKPOINTS,
+    CONFIG,
+    EVENTS,
+    EXPERIENCE,
+    LOCK,
+    LOG,
+    METRICS,
+    POLICY,
+    STOP,
+    SUMMARY,
+)
 
-# What a run keeps in its directory, beside events.out.tfevents.*
-OWN = {
-    "checkpoints",
-    "config.yaml",
-    "experience",
-    "metrics.jsonl",
-    "policy.pt",
-    "run.lock",
-    "stop",
-    "summary.json",
-    "train.log",
-}
+# What a run needs of its directory, beside its events.
+OWN = {CHECKPOINTS, CONFIG, EXPERIENCE, LOCK, LOG, METRICS, POLICY, STOP, SUMMARY}
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,5 +117,5 @@ def check_output(argument: str, path: Path, suffixes: tuple[str, ...]) -> None:
     real = path.resolve()
     for parent in real.parents:
         name = real.relative_to(parent).parts[0]
-        if (parent / CONFIG).exists() and (name in OWN or name.startswith("events.out.tfevents.")):
+        if (parent / CONFIG).exists() and (name in OWN or name.startswith(EVENTS)):
             raise ConfigError(f"{argument} {path}: belongs to the run in {parent}; choose another name")
