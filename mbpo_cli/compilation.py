@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,10 +30,19 @@ def missing_compiler() -> str | None:
     return None if shutil.which(name) else name
 
 
+def guards_of_arguments(guards: Sequence[Any]) -> list[bool]:
+    """Tell of each guard whether it is to be checked at every call: not if it is of what never changes.
+
+    Those of the object whose method was compiled are hundreds, and take as long as a small gradient step.
+    """
+    return [not (guard.is_global or guard.name.startswith("self.")) for guard in guards]
+
+
 def compiled(function: F, optional: bool = False) -> F:
     """Return the function, to be compiled when it is first called, and again for tensors of other shapes.
 
-    It must take, change and return nothing but tensors, apart from flags and what never changes. The
+    It must take, change and return nothing but tensors, apart from flags and what never changes, all of
+    which may also be reached through the object that it is a method of. The
     results are the same within rounding. If compilation fails, the function itself goes on where
     compilation is `optional`; otherwise torch's error is raised.
     """
@@ -41,7 +50,13 @@ def compiled(function: F, optional: bool = False) -> F:
     from torch._dynamo.exc import TorchDynamoException
 
     config.trace_autograd_ops = True  # the backward pass belongs to the step
-    accelerated: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
+    accelerated: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]
+        function,
+        fullgraph=True,
+        dynamic=False,
+        options={"guard_filter_fn": guards_of_arguments},
+        isolate_recompiles=True,  # another object's function is compiled for that object
+    )
     if not optional:
         return cast(F, accelerated)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from mbpo_cli.options import option
+
+# Source: Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization"; only the rate is an option.
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 @dataclass
@@ -86,7 +90,8 @@ class Optimizer:
 
         Other parameters that the loss depends on are neither changed nor given a gradient.
         """
-        gradients = list(torch.autograd.grad(loss, self.parameters))
+        # torch's kernel takes gradients to lie in memory as their parameters do, which it does not check.
+        gradients = [gradient.contiguous() for gradient in torch.autograd.grad(loss, self.parameters)]
         with torch.no_grad():
             if self._threshold_M is not None:
                 gradients = _limited(gradients, self._threshold_M)
@@ -99,9 +104,9 @@ class Optimizer:
                 self._step_by_shares(gradients, self._rate_share_M)
 
     def _step(self, gradients: list[Tensor]) -> None:
-        # The function beneath torch.optim.Adam, which no compiler can follow: nor can it follow the fused
-        # kernel, but it fuses what it can follow.
-        compiling = torch.compiler.is_compiling()
+        if torch.compiler.is_compiling():  # no compiler can follow torch's kernel
+            self._step_by_formula(gradients)
+            return
         adam(
             self.parameters,  # type: ignore[arg-type]
             gradients,
@@ -110,16 +115,29 @@ class Optimizer:
             [],
             self.step_counts,
             foreach=False,
-            fused=not compiling,
-            capturable=compiling,
+            fused=True,
             amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
+            beta1=BETA1,
+            beta2=BETA2,
             lr=self._rate,
             weight_decay=self._l2,
-            eps=1e-8,
+            eps=EPSILON,
             maximize=False,
         )
+
+    def _step_by_formula(self, gradients: list[Tensor]) -> None:
+        # All step counts are equal. What follows from them is computed once for all parameters: a compiler
+        # puts powers, which torch's own formulas have, into the innermost loops, but not exponentials.
+        torch._foreach_add_(self.step_counts, 1.0)
+        count = self.step_counts[0]
+        rate = self._rate / (1 - torch.exp(math.log(BETA1) * count))
+        scale = torch.sqrt(1 - torch.exp(math.log(BETA2) * count))
+        moments = zip(self.first_moments, self.second_moments, strict=True)
+        for parameter, gradient, (first, second) in zip(self.parameters, gradients, moments, strict=True):
+            descent = gradient + self._l2 * parameter if self._l2 > 0 else gradient
+            first.lerp_(descent, 1 - BETA1)
+            second.lerp_(descent.square(), 1 - BETA2)
+            parameter.sub_(rate * first / (second.sqrt() / scale + EPSILON))
 
     def _step_by_shares(self, gradients: list[Tensor], share_M: Tensor) -> None:
         # A step of Adam is proportional to its rate.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mbpo_cli.agents.ddpg import DDPG
 from mbpo_cli.agents.dqn import DQN
@@ -222,7 +223,7 @@ def test_dqn_explores_less_and_less_in_real_steps_only(g: torch.Generator) -> No
 
 
 def test_smooth_update_with_factor_1_copies(g: torch.Generator) -> None:
-    a, b = (BatchedMLP(2, (3, 4, 1), torch.relu, uniform, g) for _ in range(2))
+    a, b = (BatchedMLP(2, (3, 4, 1), functional.relu, uniform, g) for _ in range(2))
     smooth_update(a, b, 1.0)
     assert same(a, copies(b))
 

@@ -83,3 +83,25 @@ def test_compiled_steps_are_the_same_steps(name: str, is_discrete: bool) -> None
             torch.testing.assert_close(got[tag], value, rtol=2e-3, atol=1e-4)
     for tag, weights in plain.policy_state().items():
         torch.testing.assert_close(fast.policy_state()[tag], weights, rtol=2e-3, atol=1e-4)
+
+
+class Scaled:
+    """An object whose method is compiled, and which it reads a number of."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.step = compilation.compiled(self.step)  # type: ignore[method-assign]
+
+    def step(self, x: torch.Tensor, is_negative: bool) -> torch.Tensor:
+        return (-x if is_negative else x) * self.factor
+
+
+def test_each_object_is_compiled_for_itself_and_its_flags_and_shapes_count() -> None:
+    double, triple = Scaled(2), Scaled(3)
+    for size in (4, 5):
+        ones = torch.ones(size)
+        for _ in range(2):
+            assert torch.equal(double.step(ones, False), 2 * ones)
+            assert torch.equal(triple.step(ones, False), 3 * ones)
+            assert torch.equal(triple.step(ones, True), -3 * ones)
+            assert torch.equal(double.step(ones, True), -2 * ones)

@@ -14,7 +14,7 @@ from mbpo_cli.models.fit import ModelFitter, ModelTrainingOptions
 from mbpo_cli.models.is_done import LearnedIsDone
 from mbpo_cli.models.regression import Normalizer, Regression
 from mbpo_cli.models.reward import LearnedReward
-from mbpo_cli.networks import BatchedMLP, truncated_normal, uniform
+from mbpo_cli.networks import NARROW, Activation, BatchedMLP, truncated_normal, uniform
 from mbpo_cli.types import SpaceSpec, Transitions
 from tests.conftest import TINY, random_transitions, spaces
 
@@ -43,25 +43,31 @@ def changed(before: list[Tensor], after: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("num_members", [1, 2, 5])
-def test_batched_forward_equals_the_members_one_by_one(num_members: int, g: torch.Generator) -> None:
-    mlp = BatchedMLP(num_members, (4, 8, 8, 3), functional.silu, truncated_normal, g)
+@pytest.mark.parametrize("columns", [1, 2, NARROW - 1, NARROW])
+@pytest.mark.parametrize("activation", [functional.silu, functional.relu])
+def test_batched_networks_are_their_members_one_by_one(
+    num_members: int, columns: int, activation: Activation, g: torch.Generator
+) -> None:
+    mlp = BatchedMLP(num_members, (4, 20, 8, columns), activation, truncated_normal, g)
     inputs = torch.randn(num_members, 6, 4, generator=g)
+    outputs, expected = mlp(inputs), []
     for member in range(num_members):
         hidden = inputs[member]
         for layer, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
             hidden = hidden @ weight[member] + bias[member]
             if layer < 2:
-                hidden = functional.silu(hidden)
-        torch.testing.assert_close(mlp(inputs)[member], hidden)
-
-
-def test_one_column_heads_equal_the_members_one_by_one(g: torch.Generator) -> None:
-    mlp = BatchedMLP(2, (4, 8, 1), functional.relu, uniform, g)
-    inputs = torch.randn(2, 6, 4, generator=g)
-    for member in range(2):
-        hidden = functional.relu(inputs[member] @ mlp.weights[0][member] + mlp.biases[0][member])
-        expected = hidden @ mlp.weights[1][member] + mlp.biases[1][member]
-        torch.testing.assert_close(mlp(inputs)[member], expected)
+                hidden = activation(hidden, inplace=False)
+        expected.append(hidden)
+    one_by_one = torch.stack(expected)
+    torch.testing.assert_close(outputs, one_by_one)
+    slopes = torch.randn(outputs.shape, generator=g)
+    gradients = [torch.autograd.grad(v, list(mlp.parameters()), slopes) for v in (outputs, one_by_one)]
+    for got, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, right)
+    before = inputs.clone()
+    with torch.no_grad():
+        assert torch.equal(mlp(inputs), outputs)
+    assert torch.equal(inputs, before)
 
 
 def test_chosen_members_answer_in_the_order_chosen(g: torch.Generator) -> None:

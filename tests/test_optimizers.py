@@ -27,7 +27,11 @@ def test_l2_regularization_pulls_weights_to_zero() -> None:
     assert (parameter < 1).all()
 
 
-def test_steps_are_those_of_torchs_adam_and_go_on_after_a_restart() -> None:
+@pytest.mark.parametrize("is_compiling", [False, True])
+def test_steps_are_those_of_torchs_adam_and_go_on_after_a_restart(
+    is_compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: is_compiling)
     options = OptimizerOptions(learn_rate=0.1, gradient_threshold=None, l2_regularization=0.1)
     ours, again, theirs = (nn.Parameter(torch.ones(2, 3, 1)) for _ in range(3))
     optimizer, restarted = Optimizer([ours], options), Optimizer([again], options)
@@ -44,6 +48,16 @@ def test_steps_are_those_of_torchs_adam_and_go_on_after_a_restart() -> None:
         adam.step()
         torch.testing.assert_close(ours, theirs)
     assert torch.equal(ours, again)
+
+
+def test_gradients_may_lie_in_memory_in_any_way() -> None:
+    options = OptimizerOptions(learn_rate=0.1, gradient_threshold=None, l2_regularization=0.0)
+    weight, bias = nn.Parameter(torch.zeros(1, 2, 3)), nn.Parameter(torch.zeros(1, 1, 3))
+    factor = torch.arange(6.0).view(1, 3, 2)
+    optimizer = Optimizer([weight, bias], options)
+    optimizer.minimize((weight.mT * factor).sum() + bias.sum())
+    torch.testing.assert_close(optimizer.first_moments[0], 0.1 * factor.mT)
+    torch.testing.assert_close(optimizer.first_moments[1], torch.full((1, 1, 3), 0.1))
 
 
 def minimized(options: MemberOptimizerOptions | OptimizerOptions, num_steps: int = 5) -> list[torch.Tensor]:
