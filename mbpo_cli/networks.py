@@ -77,10 +77,10 @@ class BatchedMLP(nn.Module):
         ]
         return 0.5 * torch.stack(squares).sum()
 
-    def forward(self, inputs_MBI: Tensor, members: Tensor | None = None) -> Tensor:
+    def forward(self, inputs_MBI: Tensor, members: Tensor | slice | None = None) -> Tensor:
         """Map (M, B, in) to (M, B, out), row block m through member m.
 
-        With `members`, a tensor of M member numbers, block m goes through member `members[m]`.
+        With `members`, M member numbers or a slice that takes M, block m goes through the m-th of them.
         """
         hidden = inputs_MBI
         last = len(self.weights) - 1

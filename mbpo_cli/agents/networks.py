@@ -33,6 +33,12 @@ class Critics(nn.Module):
         values: Tensor = self.mlp(inputs.expand(self.num_critics, -1, -1))
         return values[..., 0]
 
+    def first(self, obs_BO: Tensor, action_BA: Tensor) -> Tensor:
+        """Return the first critic's values, shape (B,), without asking the others."""
+        inputs = torch.cat((obs_BO, action_BA), dim=-1)
+        values: Tensor = self.mlp(inputs[None], slice(1))
+        return values[0, :, 0]
+
 
 class DiscreteCritics(nn.Module):
     """Q-functions of the observation with one output per discrete action, evaluated together."""

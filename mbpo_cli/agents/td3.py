@@ -135,7 +135,7 @@ class TD3:
         return (action + noise).clamp(-1, 1)
 
     def _update_actor(self, batch: Transitions) -> dict[str, Tensor]:
-        loss = -self.critics(batch.obs, self.actor(batch.obs))[0].mean()
+        loss = -self.critics.first(batch.obs, self.actor(batch.obs)).mean()
         self.actor_optimizer.minimize(loss)
         return {"agent/actor_loss": loss.detach()}
 
