@@ -76,9 +76,9 @@ class Optimizer:
             self._rate_share_M = torch.tensor(rate, device=device) / self._rate
         if isinstance(l2, list):
             self._l2_M = torch.tensor(l2, device=device)
-        self.first_moments = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.second_moments = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.step_counts = [torch.zeros((), device=device) for _ in self.parameters]
+        self.first_moments = [_kept(torch.zeros_like(parameter)) for parameter in self.parameters]
+        self.second_moments = [_kept(torch.zeros_like(parameter)) for parameter in self.parameters]
+        self.step_counts = [_kept(torch.zeros((), device=device)) for _ in self.parameters]
 
     @property
     def gradient_norm(self) -> float:
@@ -163,6 +163,11 @@ class Optimizer:
             "second_moments": self.second_moments,
             "step_counts": self.step_counts,
         }
+
+
+def _kept(value: Tensor) -> Tensor:
+    """Return a tensor as what keeps its place in memory, which a compiled step relies on."""
+    return nn.Parameter(value, requires_grad=False)
 
 
 def _limited(gradients: list[Tensor], threshold_M: Tensor) -> list[Tensor]:

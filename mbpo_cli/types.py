@@ -10,24 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 Metrics = Mapping[str, Tensor | float]
 """Quantities by tag (`room/quantity`); tensors are detached and zero-dimensional."""
 
+GradientStep = Callable[..., dict[str, Tensor]]
+"""Changes parameters, and returns what is worth watching."""
 
-class Accelerate(Protocol):
-    """Makes a function of tensors faster, and changes nothing else."""
-
-    def __call__(self, function: F, /) -> F:
-        """Return a function that does the same."""
-        ...
+Accelerate = Callable[[GradientStep], GradientStep]
+"""Makes a gradient step faster, and changes nothing else."""
 
 
 @dataclass

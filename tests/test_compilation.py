@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from mbpo_cli import compilation
 from mbpo_cli.build import build_agent, compiles
 from mbpo_cli.compose import make_config
 from mbpo_cli.failures import ConfigError
+from mbpo_cli.optimizers import Optimizer
 from tests.conftest import TINY, discrete, random_transitions, spaces
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -48,11 +50,11 @@ def test_where_it_is_optional_a_failed_compilation_is_told_and_training_goes_on(
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: fails_to_compile)
 
-    def double(x: torch.Tensor) -> torch.Tensor:
-        return 2 * x
+    def double(x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"x": 2 * x}
 
     doubled = compilation.compiled(double, optional=True)
-    assert [doubled(torch.tensor(i)).item() for i in (1, 2)] == [2, 4]
+    assert [doubled(torch.tensor(i))["x"].item() for i in (1, 2)] == [2, 4]
     assert caplog.messages == ["not compiled: the compiler misses Python.h"]
     with pytest.raises(TorchDynamoException):
         compilation.compiled(double)(torch.tensor(1))
@@ -86,14 +88,14 @@ def test_compiled_steps_are_the_same_steps(name: str, is_discrete: bool) -> None
 
 
 class Scaled:
-    """An object whose method is compiled, and which it reads a number of."""
+    """An object whose method is compiled, and which reads a number of its own in it."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
-        self.step = compilation.compiled(self.step)  # type: ignore[method-assign]
+        self.fast = compilation.compiled(self.step)
 
-    def step(self, x: torch.Tensor, is_negative: bool) -> torch.Tensor:
-        return (-x if is_negative else x) * self.factor
+    def step(self, x: torch.Tensor, is_negative: bool) -> dict[str, torch.Tensor]:
+        return {"x": (-x if is_negative else x) * self.factor}
 
 
 def test_each_object_is_compiled_for_itself_and_its_flags_and_shapes_count() -> None:
@@ -101,7 +103,36 @@ def test_each_object_is_compiled_for_itself_and_its_flags_and_shapes_count() -> 
     for size in (4, 5):
         ones = torch.ones(size)
         for _ in range(2):
-            assert torch.equal(double.step(ones, False), 2 * ones)
-            assert torch.equal(triple.step(ones, False), 3 * ones)
-            assert torch.equal(triple.step(ones, True), -3 * ones)
-            assert torch.equal(double.step(ones, True), -2 * ones)
+            assert torch.equal(double.fast(ones, False)["x"], 2 * ones)
+            assert torch.equal(triple.fast(ones, False)["x"], 3 * ones)
+            assert torch.equal(triple.fast(ones, True)["x"], -3 * ones)
+            assert torch.equal(double.fast(ones, True)["x"], -2 * ones)
+
+
+@pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "dqn"])
+def test_what_an_agents_step_changes_are_parameters_that_keep_their_place(name: str) -> None:
+    # Graphs of GPUs are captured once, with the addresses of what they change.
+    space = discrete(num_actions=3) if name == "dqn" else spaces((3,), action_size=2)
+    agent = build_agent(make_config(*TINY, f"agent={name}"), space, CPU)
+
+    def tensors() -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        for part in vars(agent).values():
+            if isinstance(part, nn.Module):
+                found += part.parameters()
+            elif isinstance(part, Optimizer):
+                found += [*part.first_moments, *part.second_moments, *part.step_counts]
+            elif isinstance(part, torch.Tensor):
+                found.append(part)
+        return found
+
+    places, before = (
+        [tensor.data_ptr() for tensor in tensors()],
+        [tensor.detach().clone() for tensor in tensors()],
+    )
+    assert all(isinstance(tensor, nn.Parameter) for tensor in tensors())
+    for seed in range(4):
+        agent.update(random_transitions(16, space, seed=seed))
+    assert all(not torch.equal(old, new) for old, new in zip(before, tensors(), strict=True))
+    agent.load_state_dict(agent.state_dict())
+    assert [tensor.data_ptr() for tensor in tensors()] == places
