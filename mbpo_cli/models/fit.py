@@ -156,9 +156,10 @@ class ModelFitter:
             if should_stop():
                 raise Stopped
             losses.append(part.learn(inputs_NI[index_MB], targets_ND[index_MB]))
-            if not bool(torch.isfinite(losses[-1]).all()):
-                raise Diverged(f"a loss in the model is not finite: {losses[-1].tolist()}")
-        return torch.stack(losses).mean(0)
+        loss_M = torch.stack(losses).mean(0)
+        if not bool(torch.isfinite(loss_M).all()):  # asked once an epoch: a GPU has to be waited for
+            raise Diverged(f"a loss in the model is not finite: {loss_M.tolist()}")
+        return loss_M
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random stream; the held-out slots follow from the seed."""
