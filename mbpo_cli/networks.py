@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-# Of fewer columns than this, matrix libraries compute the transposed product several times as fast.
+# Of fewer columns than this, matrix libraries compute the transposed product several times as fast. Where
+# nothing is compiled, what follows reads and writes across the rows, which costs as much as it saves.
 NARROW = 16
 
 Initializer = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -89,7 +90,7 @@ class BatchedMLP(nn.Module):
                 weight, bias = weight[members], bias[members]
             if weight.shape[2] == 1:  # a batched product with a single column is slow
                 hidden = (hidden * weight.transpose(1, 2)).sum(2, keepdim=True) + bias
-            elif weight.shape[2] < NARROW:
+            elif weight.shape[2] < NARROW and torch.compiler.is_compiling():
                 hidden = torch.baddbmm(bias.mT, weight.mT, hidden.mT).mT
             else:
                 hidden = torch.baddbmm(bias, hidden, weight)

@@ -45,9 +45,16 @@ def changed(before: list[Tensor], after: list[Tensor]) -> bool:
 @pytest.mark.parametrize("num_members", [1, 2, 5])
 @pytest.mark.parametrize("columns", [1, 2, NARROW - 1, NARROW])
 @pytest.mark.parametrize("activation", [functional.silu, functional.relu])
+@pytest.mark.parametrize("is_compiling", [False, True])
 def test_batched_networks_are_their_members_one_by_one(
-    num_members: int, columns: int, activation: Activation, g: torch.Generator
+    num_members: int,
+    columns: int,
+    activation: Activation,
+    is_compiling: bool,
+    g: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: is_compiling)
     mlp = BatchedMLP(num_members, (4, 20, 8, columns), activation, truncated_normal, g)
     inputs = torch.randn(num_members, 6, 4, generator=g)
     outputs, expected = mlp(inputs), []
