@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from hydra_plugins.mbpo import MODULES, launcher_of, register
+from hydra_plugins.mbpo import MODULES
 from hydra_plugins.mbpo.clusters import wait_for
-from mbpo_cli.compose import composed
-from mbpo_cli.failures import ConfigError, Interrupted
+from mbpo_cli.failures import Interrupted
 from mbpo_cli.sweeps.processes import run_command
 
 
@@ -43,15 +43,22 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["hydra_plugins.mbpo.clusters"], "POLL_SECONDS", 0.001)
 
 
+WITHOUT = """
+import sys
+sys.modules[sys.argv.pop(1)] = None
+from mbpo_cli.cli import main
+main()
+"""
+
+
 @pytest.mark.parametrize("choice", MODULES)
-def test_a_missing_extra_is_named(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    register()
-    config = composed(f"hydra/launcher={choice}")
-    monkeypatch.setitem(sys.modules, MODULES[choice], None)
-    with pytest.raises(
-        ConfigError, match=rf"hydra/launcher={choice}: needs pip install 'mbpo-cli\[{choice}\]'"
-    ):
-        launcher_of(None, None, config)  # type: ignore[arg-type]
+def test_a_missing_extra_is_named(choice: str, tmp_path: Path) -> None:
+    # In a process of its own, whose streams are not pytest's.
+    command = [sys.executable, "-c", WITHOUT, MODULES[choice], "-m", "seed=0,1", f"hydra/launcher={choice}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    expected = f"mbpo-train: error: hydra/launcher={choice}: needs pip install 'mbpo-cli[{choice}]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_jobs_are_told_of_as_they_end() -> None:
