@@ -235,7 +235,9 @@ def test_the_table_names_what_is_missing(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("argument", ["agent.discount_factor=0.9,2", "seed=interval(0,1)"])
+@pytest.mark.parametrize(
+    "argument", ["agent.discount_factor=0.9,2", "agent.mini_batch_size=0", "seed=interval(0,1)", "resume=x"]
+)
 def test_a_sweep_with_one_wrong_value_writes_nothing(argument: str, tmp_path: Path) -> None:
     done = sweep(tmp_path, argument)
     assert done.returncode == 2
