@@ -204,8 +204,8 @@ def table(results: dict[str, Any]) -> list[str]:
 
 JOBS = """\
 From the start of the process to its end, 1 thread each; another process was at work on the second core, for
-the cart-pole jobs the other one of the two. A target is reached with the first of three evaluations in a row
-at it."""
+each of the two long cart-pole jobs the other one. Memory is that of the process, or of a compiler which it
+called. A target is reached with the first of three evaluations in a row at it."""
 
 
 def page(data: dict[str, Any]) -> str:
@@ -215,7 +215,7 @@ def page(data: dict[str, Any]) -> str:
     measures = {key: entry for key, entry in data.items() if key not in jobs}
     for key, entry in sorted(measures.items(), key=lambda item: _place(item[0])):
         name, _, threads = key.partition(" ")
-        where = ", ".join(f"{what} {value}" for what, value in entry["machine"].items())
+        where = ", ".join(f"{what} {value}" for what, value in sorted(entry["machine"].items()))
         lines += [f"## {MEASURES[name].title}", "", f"{threads}; {where}", "", *table(entry["results"]), ""]
     if jobs:
         lines += ["## Whole jobs", "", JOBS, "", *job_table(jobs), ""]
