@@ -25,8 +25,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 install: $(VENV)/installed ## make .venv with all that training and tests need
 
+# What ARGS leaves open is agent=sac and env=pendulum by default; said here, it would overrule an experiment's own.
 train: install ## train SAC with a learned model on Pendulum (ARGS="..." overrides)
-	$(BIN)/mbpo-train agent=sac env=pendulum $(ARGS)
+	$(BIN)/mbpo-train $(or $(ARGS),agent=sac env=pendulum)
 
 test: install ## run the fast tests
 	$(BIN)/pytest -q -n 2 $(ARGS)

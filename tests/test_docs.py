@@ -48,6 +48,17 @@ COMMANDS = sorted(set(commands()))
 TRAININGS = [pair for pair in COMMANDS if pair[1].startswith("mbpo-train ")]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "env"), [("", "pendulum"), ("experiment=paper/hopper", "hopper"), ("seed=3", "pendulum")]
+)
+def test_make_train_leaves_the_environment_to_its_arguments(arguments: str, env: str) -> None:
+    make = ["make", "--no-print-directory", "--dry-run", "train", f"ARGS={arguments}"]
+    printed = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    program, *overrides = printed.splitlines()[-1].split()
+    assert program == ".venv/bin/mbpo-train"
+    assert make_config(*overrides).env.name == env
+
+
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_a_command_can_be_typed(page: str, command: str) -> None:
     program, *words = shlex.split(command)
