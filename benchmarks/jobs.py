@@ -39,7 +39,7 @@ class Job:
     target: float | None = None
 
 
-CONF = ("--config-dir", str(ROOT / "benchmarks" / "conf"), "threads=1", "agent=sac")
+CART_POLE = ("--config-dir", str(ROOT / "benchmarks" / "conf"), "threads=1", "agent=sac")
 # The default run ends before there are three evaluations in a row at the target.
 PENDULUM = ("agent=sac", "env=pendulum", "trainer.num_env_steps=1_500")
 JOBS = {
@@ -47,12 +47,12 @@ JOBS = {
     "first_step": Job("one environment step", ("env=pendulum", "trainer.num_env_steps=1")),
     "pendulum": Job("SAC on Pendulum, default but for its length", (*PENDULUM, "threads=1"), -200),
     "pendulum_sb3": Job("SAC of stable-baselines3 alone on Pendulum, zoo settings", "sb3_pendulum", -200),
-    "cartpole": Job("mbrl-lib's cart-pole job, same work", (*CONF, "env=mbrl_cartpole", "seed=0"), 200),
+    "cartpole": Job("mbrl-lib's cart-pole job, same work", (*CART_POLE, "env=mbrl_cartpole", "seed=0"), 200),
     "cartpole_mbrl": Job("mbrl-lib's cart-pole job by mbrl-lib", "mbrl_cartpole", 200),
     **{
         f"cartpole_quick_{seed}": Job(
             f"the same task, values of our own, seed {seed}",
-            (*CONF, "env=quick_cartpole", f"seed={seed}"),
+            (*CART_POLE, "env=quick_cartpole", f"seed={seed}"),
             200,
         )
         for seed in range(5)
