@@ -59,8 +59,13 @@ def _update(name: str, title: str, *, mbrl: bool = False) -> Measure:
     return Measure(title, contestants, multiple=20)
 
 
-def _against_mbrl(measure: str, title: str, has_floor: bool = True) -> Measure:
-    contestants = {OURS: ("ours", measure), "mbrl-lib": ("peers", f"mbrl_{measure}")}
+def _against_mbrl(measure: str, title: str, compiles: bool = False, has_floor: bool = True) -> Measure:
+    contestants: dict[str, tuple[str, ...]] = {
+        OURS: ("ours", measure),
+        "mbrl-lib": ("peers", f"mbrl_{measure}"),
+    }
+    if compiles:
+        contestants[COMPILED] = ("ours", measure, "compiled")
     if has_floor:
         contestants[LIMIT] = ("floor", measure)
     return Measure(title, contestants)
@@ -73,7 +78,9 @@ MEASURES = {
     "td3_update": _update("td3", "TD3 update, same sizes"),
     "ddpg_update": _update("ddpg", "DDPG update, same sizes"),
     "dqn_update": _update("dqn", "DQN update, observation 4, 2 actions"),
-    "fit_step": _against_mbrl("fit_step", "ensemble fit step: 7 networks of 4 layers of 200, batch 256 each"),
+    "fit_step": _against_mbrl(
+        "fit_step", "ensemble fit step: 7 networks of 4 layers of 200, batch 256 each", compiles=True
+    ),
     "rollouts": _against_mbrl("rollouts", "100,000 rollouts of one step: policy, model, storing"),
     "replay_insert": _against_mbrl("replay_insert", "storing one transition", has_floor=False),
     "replay_sample": _against_mbrl("replay_sample", "drawing 256 transitions", has_floor=False),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from benchmarks.sizes import (
     BATCH,
@@ -99,7 +100,7 @@ def update(name: str, compile: str = "") -> Callable[[int], None]:
     return work
 
 
-def fit_step() -> Callable[[int], None]:
+def fit_step(compile: str = "") -> Callable[[int], None]:
     """Return the work of gradient steps of the ensemble, shuffling and gathering included.
 
     The reward is one more output, as with peers, so that the work is the same.
@@ -115,14 +116,21 @@ def fit_step() -> Callable[[int], None]:
     optimizer = Optimizer(network.parameters(), OptimizerOptions(1e-3, None, 0.0))
     fitter = ModelFitter(config.model.training, NUM_TRANSITIONS, stream)
 
+    def learn(inputs_MBI: Tensor, targets_MBD: Tensor) -> dict[str, Tensor]:
+        loss_M, objective = network.losses(inputs_MBI, targets_MBD)
+        optimizer.minimize(objective)
+        return {"loss": loss_M.detach()}
+
+    step = compiled(learn) if compile else learn
+
     def work(count: int) -> None:
         while count > 0:
             batches = fitter.mini_batches(len(inputs) // BATCH * BATCH, ENSEMBLE)
             for index in itertools.islice(batches, count):
-                _, objective = network.losses(inputs[index], targets[index])
-                optimizer.minimize(objective)
+                step(inputs[index], targets[index])
                 count -= 1
 
+    work(1)
     return work
 
 

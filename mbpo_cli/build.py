@@ -34,7 +34,7 @@ from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.options import Component, resolve
 from mbpo_cli.seeding import episode_seed, generator
 from mbpo_cli.trainer import ModelBased, Trainer, TrainerOptions
-from mbpo_cli.types import Agent, SpaceSpec
+from mbpo_cli.types import Accelerate, Agent, SpaceSpec
 
 log = logging.getLogger(__name__)
 
@@ -134,21 +134,47 @@ def num_threads(config: Config, in_sweep: bool) -> int:
     return min(max(num_cores() // 2, 1), MAX_THREADS)
 
 
-def compiles(config: Config, device: torch.device) -> bool:
-    """Tell whether the agent's gradient step is to be compiled.
+def num_updates(config: Config) -> int:
+    """Return how many gradient steps the agent is going to take."""
+    steps = config.trainer.num_env_steps - config.agent.num_warm_start_steps
+    return steps * config.agent.num_gradient_steps_per_update
+
+
+def num_fit_steps(config: Config) -> int:
+    """Estimate how many gradient steps a learned function is going to take, from below."""
+    training, mbpo = config.model.training, config.mbpo
+    if mbpo.generate_every == "episode":
+        return 0  # who knows how long they are
+    num_fits = (config.trainer.num_env_steps - config.agent.num_warm_start_steps) // mbpo.generate_every
+    num_epochs = mbpo.num_epoch_for_training_model
+    if training.patience is not None:
+        num_epochs = min(num_epochs, training.patience + 1)
+    num_batches = training.num_mini_batches
+    if num_batches == "all":  # of a buffer that is half full on average
+        rows = min(config.trainer.num_env_steps, config.agent.experience_buffer_length) // 2
+        num_batches = int(rows * (1 - training.holdout_ratio)) // training.mini_batch_size
+    return num_fits * num_epochs * num_batches
+
+
+def compiles(config: Config, device: torch.device, num_steps: int) -> bool:
+    """Tell whether gradient steps of which there are to be so many are to be compiled.
 
     Raises:
-        ConfigError: It must be, and there is no compiler.
+        ConfigError: They must be, and there is no compiler.
     """
     missing = compilation.missing_compiler()
     if config.compile == "auto":
-        steps = config.trainer.num_env_steps - config.agent.num_warm_start_steps
-        num_updates = steps * config.agent.num_gradient_steps_per_update
         # Compilation for GPUs needs other tools, and has other gains.
-        return device.type == "cpu" and missing is None and num_updates >= compilation.MIN_CALLS_THAT_PAY
+        return device.type == "cpu" and missing is None and num_steps >= compilation.MIN_CALLS_THAT_PAY
     if config.compile and device.type == "cpu" and missing:
         raise ConfigError(f"compile=true: there is no C++ compiler {missing}; install it or use compile=auto")
     return config.compile
+
+
+def accelerator(config: Config, what: str) -> Accelerate:
+    """Return what compiles the steps of `what`; where nobody asked for it, they may go on without."""
+    log.info("the %s's first gradient step is compiled: up to a minute (compile=false skips it)", what)
+    return partial(compilation.compiled, optional=config.compile == "auto")
 
 
 def build_rollout_policy(config: Config, agent: Agent, spaces: SpaceSpec) -> RolloutPolicy:
@@ -182,8 +208,11 @@ def build_model_based(
     """Make what MBPO adds to the agent, or None if all experience is to be real."""
     if not uses_model(config):
         return None
+    model = build_model(config, spaces, device)
+    if compiles(config, device, num_fit_steps(config)):
+        model.compile(accelerator(config, "model"), config.model.training.mini_batch_size)
     return ModelBased(
-        model=build_model(config, spaces, device),
+        model=model,
         fitter=ModelFitter(
             config.model.training,
             config.agent.experience_buffer_length,
@@ -261,9 +290,8 @@ def build_trainer(
     evaluator = Evaluator(lambda: build_env(config), config.trainer.num_eval_episodes, config.seed, device)
     stack.callback(evaluator.close)
     agent = build_agent(config, spaces, device)
-    if compiles(config, device):
-        log.info("the first gradient step is compiled, which takes up to a minute (compile=false skips it)")
-        agent.compile(partial(compilation.compiled, optional=config.compile == "auto"))
+    if compiles(config, device, num_updates(config)):
+        agent.compile(accelerator(config, "agent"))
     real_buffer = ReplayBuffer(config.agent.experience_buffer_length, spaces, device)
     model_based = build_model_based(config, agent, spaces, device)
     return Trainer(

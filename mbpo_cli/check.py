@@ -13,6 +13,7 @@ from mbpo_cli.build import (
     build_env,
     compiles,
     exploration_of,
+    num_updates,
     uses_model,
 )
 from mbpo_cli.config import Config
@@ -35,7 +36,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: It cannot.
     """
-    compiles(config, build_device(config))
+    compiles(config, build_device(config), num_updates(config))
     env = build_env(config)
     env.close()
     check_actions(config, env.spaces)

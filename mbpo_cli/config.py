@@ -53,8 +53,8 @@ class Config:
         high=1024,
     )
     compile: bool | Literal["auto"] = option(
-        "whether the agent's gradient step is compiled, which takes up to a minute at first; "
-        "auto = if so many updates are to come that it pays"
+        "whether gradient steps of agent and model are compiled, which takes up to a minute each at first; "
+        "auto = where so many are to come that it pays"
     )
     agent: AgentOptions = option("the base agent (group agent)")
     env: EnvOptions = option("the environment (group env)")

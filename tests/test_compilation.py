@@ -6,10 +6,12 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from mbpo_cli import compilation
-from mbpo_cli.build import build_agent, compiles
+from mbpo_cli.build import build_agent, build_model, compiles, num_fit_steps, num_updates
 from mbpo_cli.compose import make_config
 from mbpo_cli.failures import ConfigError
+from mbpo_cli.models.function import LearnedFunction
 from mbpo_cli.optimizers import Optimizer
+from mbpo_cli.types import GradientStep, Transitions
 from tests.conftest import TINY, discrete, random_transitions, spaces
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -31,14 +33,40 @@ def test_auto_compiles_where_enough_updates_are_to_come(
     overrides: tuple[str, ...], device: torch.device, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "missing_compiler", lambda: None)
-    assert compiles(make_config(*overrides), device) == expected
+    config = make_config(*overrides)
+    assert compiles(config, device, num_updates(config)) == expected
+
+
+FITS = (
+    "mbpo.generate_every=100",
+    "mbpo.num_epoch_for_training_model=20",
+    "model.training.mini_batch_size=50",
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("mbpo.generate_every=episode",), 0),
+        (("model.training.num_mini_batches=10",), 100 * 20 * 10),
+        (("model.training.num_mini_batches=10", "model.training.patience=4"), 100 * 5 * 10),
+        (("model.training.num_mini_batches=10", "model.training.patience=40"), 100 * 20 * 10),
+        (("model.training.num_mini_batches=all",), 100 * 20 * (5_050 * 8 // 10 // 50)),
+        (
+            ("model.training.num_mini_batches=all", "agent.experience_buffer_length=2_000"),
+            100 * 20 * (1_000 * 8 // 10 // 50),
+        ),
+    ],
+)
+def test_steps_of_fits_are_counted_from_below(overrides: tuple[str, ...], expected: int) -> None:
+    assert num_fit_steps(make_config(*LONG, *FITS, *overrides)) == expected
 
 
 def test_without_a_compiler_auto_goes_on_and_true_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert not compiles(make_config(*LONG, PAYS), CPU)
+    assert not compiles(make_config(*LONG, PAYS), CPU, 1_000_000)
     with pytest.raises(ConfigError, match="compile=true: there is no C\\+\\+ compiler no-such-compiler"):
-        compiles(make_config("compile=true"), CPU)
+        compiles(make_config("compile=true"), CPU, 1)
 
 
 def fails_to_compile(*args: object) -> None:
@@ -85,6 +113,58 @@ def test_compiled_steps_are_the_same_steps(name: str, is_discrete: bool) -> None
             torch.testing.assert_close(got[tag], value, rtol=2e-3, atol=1e-4)
     for tag, weights in plain.policy_state().items():
         torch.testing.assert_close(fast.policy_state()[tag], weights, rtol=2e-3, atol=1e-4)
+
+
+def batch_for(part: LearnedFunction, data: Transitions) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same mini-batch for every member."""
+    num_members = part.network.num_members
+    inputs, targets = (rows.expand(num_members, *rows.shape) for rows in part.examples(data))
+    return inputs, targets
+
+
+def test_a_model_compiles_whole_mini_batches_only() -> None:
+    space = spaces((3,), action_size=2)
+    model = build_model(make_config(*TINY), space, CPU)
+    called: list[int] = []
+
+    def watched(step: GradientStep) -> GradientStep:
+        def call(inputs_MBI: torch.Tensor, targets_MBD: torch.Tensor) -> dict[str, torch.Tensor]:
+            called.append(inputs_MBI.shape[1])
+            return step(inputs_MBI, targets_MBD)
+
+        return call
+
+    model.compile(watched, 16)
+    for part in model.learned.values():
+        for size in (16, 7, 16):
+            assert part.learn(*batch_for(part, random_transitions(size, space))).isfinite().all()
+    assert called == [16, 16] * len(model.learned)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ("model/transition=gaussian", "model.transition.layer_decays=[1e-4,1e-3]"),
+        pytest.param(("model/reward=deterministic", "model/is_done=learned"), marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_fits_are_the_same_fits(choices: tuple[str, ...]) -> None:
+    space = spaces((3,), action_size=2)
+    plain, fast = (build_model(make_config(*TINY, *choices), space, CPU) for _ in "ab")
+    fast.compile(compilation.compiled, 16)
+    for seed in range(50):
+        data = random_transitions(7 if seed % 10 == 9 else 16, space, seed=seed)
+        for name, part in plain.learned.items():
+            batch = batch_for(part, data)
+            if seed % 20 == 0:  # as at the start of a fit
+                for each in (part, fast.learned[name]):
+                    each.network.fit_normalizers(*part.examples(data))
+            got = fast.learned[name].learn(*batch)
+            torch.testing.assert_close(got, part.learn(*batch), rtol=2e-3, atol=1e-4)
+    for name, part in plain.learned.items():
+        weights = fast.learned[name].network.state_dict()
+        for tag, value in part.network.state_dict().items():
+            torch.testing.assert_close(weights[tag], value, rtol=2e-3, atol=1e-4)
 
 
 class Scaled:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mbpo_cli.networks import BatchedMLP
 from mbpo_cli.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
-from mbpo_cli.types import SpaceSpec, Transitions
+from mbpo_cli.types import Accelerate, GradientStep, SpaceSpec, Transitions
 
 
 @dataclass
@@ -101,6 +101,7 @@ class LearnedFunction(ABC):
         self._layer_decays = layer_decays
         self.optimizer = Optimizer(network.parameters(), optimizer)
         self.is_trained = optimizer.learn_rate not in (0, [0] * network.num_members)
+        self._steps_by_size: dict[int, GradientStep] = {}
 
     @abstractmethod
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
@@ -108,11 +109,22 @@ class LearnedFunction(ABC):
 
     def learn(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
         """Take one step down the gradient; return each member's loss before it, shape (M,)."""
+        step = self._steps_by_size.get(inputs_MBI.shape[1], self._step)
+        return step(inputs_MBI, targets_MBD)["loss"]
+
+    def compile(self, accelerate: Accelerate, mini_batch_size: int) -> None:
+        """Replace the gradient step by what `accelerate` makes of it, for mini-batches of that size.
+
+        What is left over at the end of an epoch has another size in every fit, and goes on as before.
+        """
+        self._steps_by_size[mini_batch_size] = accelerate(self._step)
+
+    def _step(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> dict[str, Tensor]:
         loss_M, objective = self.network.losses(inputs_MBI, targets_MBD)
         if self._layer_decays is not None:
             objective = objective + self.network.mlp.decay(self._layer_decays)
         self.optimizer.minimize(objective)
-        return loss_M.detach()
+        return {"loss": loss_M.detach()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, normalisation and optimiser."""
