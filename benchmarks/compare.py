@@ -256,6 +256,13 @@ def job_table(jobs: dict[str, Any]) -> list[str]:
     return rows
 
 
+def store(data: dict[str, Any]) -> None:
+    """Write all figures down, in the order of the page."""
+    ordered = dict(sorted(data.items(), key=lambda item: _place(item[0])))
+    DATA.write_text(json.dumps(ordered, indent=1) + "\n")
+    PAGE.write_text(page(ordered))
+
+
 def _place(key: str) -> tuple[int, str]:
     name = key.partition(" ")[0]
     return list(MEASURES).index(name) if name in MEASURES else len(MEASURES), key  # jobs come last
@@ -276,10 +283,8 @@ def main() -> None:
         key = f"{name} {arguments.threads} thread{'s' if arguments.threads > 1 else ''}"
         data[key] = {"machine": machine(), "results": results}
         print(f"\n{MEASURES[name].title}", *table(results), sep="\n", flush=True)
-        DATA.write_text(
-            json.dumps(dict(sorted(data.items(), key=lambda item: _place(item[0]))), indent=1) + "\n"
-        )
-    PAGE.write_text(page(data))
+        store(data)
+    store(data)
 
 
 if __name__ == "__main__":

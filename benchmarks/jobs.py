@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import DATA, PAGE, PEERS, ROOT, machine, page
+from benchmarks.compare import DATA, PEERS, ROOT, machine, store
 
 OURS = (sys.executable, "-m", "mbpo_cli")
 
@@ -141,8 +141,7 @@ def main() -> None:
         print(JOBS[name].title, json.dumps(result), flush=True)
         data = json.loads(DATA.read_text()) if DATA.exists() else {}
         data[f"job {name}"] = {"machine": machine(), "title": JOBS[name].title, "results": result}
-        DATA.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-        PAGE.write_text(page(data))
+        store(data)
 
 
 if __name__ == "__main__":
