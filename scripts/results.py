@@ -91,7 +91,7 @@ def _alone(agent: str, env: str, title: str, target: float, num_env_steps: int, 
 
 
 PENDULUM_ALONE = ("agent.num_warm_start_steps=1_000", "trainer.evaluate_every_steps=1_000")
-# Without a model the usual values of DQN serve better than those tuned for short rollouts.
+# Without a model the usual values of DQN serve better than those tuned for rollouts.
 CARTPOLE_ALONE = (
     "agent.num_warm_start_steps=1_000",
     "agent.mini_batch_size=64",
@@ -105,10 +105,10 @@ CARTPOLE_ALONE = (
 )
 TASKS = (
     Task("sac_pendulum", "SAC on Pendulum", ("agent=sac", "env=pendulum"), -200, 1_000, 1_500),
-    Task("dqn_cartpole", "DQN on CartPole", ("agent=dqn", "env=cartpole"), 475, 4_000, 4_000),
+    Task("dqn_cartpole", "DQN on CartPole", ("agent=dqn", "env=cartpole"), 475, 1_500, 1_500),
     Task("td3_pendulum", "TD3 on Pendulum", ("agent=td3", "env=pendulum"), -200, 2_000, 2_000),
     Task("ddpg_pendulum", "DDPG on Pendulum", ("agent=ddpg", "env=pendulum"), -200, 2_000, 2_000),
-    Task("sac_cartpole", "discrete SAC on CartPole", ("agent=sac", "env=cartpole"), 475, 5_000, 5_000),
+    Task("sac_cartpole", "discrete SAC on CartPole", ("agent=sac", "env=cartpole"), 475, 1_500, 1_500),
     Task("matlab_cartpole", "MATLAB's cart-pole", ("experiment=matlab_cartpole",), 480, 10_000, 10_000),
     Task(
         "sac_inverted_pendulum",
