@@ -88,9 +88,10 @@ MEASURES = {
 INTRODUCTION = """\
 # Benchmarks
 
-Written by `make bench` and `make bench-peers` (`benchmarks/compare.py`). Medians over rounds in which all
-contestants take turns; ratios hold, absolute figures are those of the machine named below. Sampling of
-mini-batches is included. "Of the limit" compares with the matrix products alone, measured in the same rounds.
+Written by `make bench`, `make bench-peers` and `make bench-jobs` (`benchmarks/`). Medians over rounds in
+which all contestants take turns; ratios hold, absolute figures are those of the machine named below. Sampling
+of mini-batches is included. "Of the limit" compares with torch's matrix products alone, the quicker way round
+and measured in the same rounds; a program that has other kernels can be quicker.
 """
 
 

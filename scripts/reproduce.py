@@ -36,7 +36,8 @@ INTRODUCTION = """\
 # The paper's tasks, measured
 
 Written by `make reproduce` (`scripts/reproduce.py`). Published: MBPO's learning curves, mean and standard
-deviation over five seeds, in [`published.csv`](published.csv). Intervals are 95 % (Student's t over seeds). A
+deviation over five seeds, in [`published.csv`](published.csv). Of three seeds and more the mean and its 95 %
+interval (Student's t) stand there, of fewer each seed, at the last published step that all have reached. A
 threshold is reached with the first evaluation at or above it; the median counts seeds that have not reached
 it as later than all others.
 """
@@ -150,8 +151,14 @@ def draw(name: str, task: Task, curves: Mapping[int, Curve]) -> None:
 def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
     """Return a task's line of the table."""
     last = min(max(curve) for curve in curves.values())
-    at = [curve[last] for curve in curves.values()]
-    there = [mean for step, mean, _ in published(task.title) if step == last]
+    theirs = {step: f"{mean:,.0f} ± {std:,.0f}" for step, mean, std in published(task.title)}
+    shared = theirs.keys() & set.intersection(*(set(curve) for curve in curves.values()))
+    compared = max(shared, default=last)
+    at = [curve[compared] for curve in curves.values()]
+    # The interval of two seeds says less than the two.
+    ours = ", ".join(f"{value:,.0f}" for value in at)
+    if len(at) > 2:
+        ours = f"{np.mean(at):,.0f} ± {half_interval(at):,.0f}"
     firsts = sorted(
         min((step for step, value in curve.items() if value >= task.threshold), default=sys.maxsize)
         for curve in curves.values()
@@ -161,8 +168,9 @@ def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
         f"`experiment=paper/{name}`",
         str(len(curves)),
         f"{last:,}",
-        f"{np.mean(at):,.0f}" + (f" ± {half_interval(at):,.0f}" if len(at) > 1 else ""),
-        f"{there[0]:,.0f}" if there else "",
+        f"{compared:,}",
+        ours,
+        theirs.get(compared, ""),
         f"{task.threshold:,.0f}",
         f"{median:,}" if median < sys.maxsize else "not yet",
     ]
@@ -171,7 +179,16 @@ def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
 
 def page() -> str:
     """Draw what is at hand, and return the page."""
-    columns = ("mbpo-train", "seeds", "steps", "return there", "published there", "threshold", "median steps")
+    columns = (
+        "mbpo-train",
+        "seeds",
+        "steps of all",
+        "compared at",
+        "return there",
+        "published there",
+        "threshold",
+        "median steps",
+    )
     lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     pictures = []
     for name, task in TASKS.items():

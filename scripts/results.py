@@ -39,11 +39,11 @@ FOLDER = ROOT / "docs" / "results"
 INTRODUCTION = """\
 # Learning results
 
-Written by `make results` (`scripts/results.py`), which repeats what has changed. Returns are those of greedy
-evaluation episodes at the goal's number of real environment steps, mean ± standard deviation over seeds.
-Beneath each row with a model stands the same agent without one, with as many real steps and updates. Wall
-time: median of the runs, one thread each, on two cores that had other work to do; `make results` measures
-anew what is missing. The points are in [`results/`](results).
+Written by `make results` (`scripts/results.py`), which trains what is missing, and anew what had another
+value of an option; the rest is of the program of its day. Returns are those of greedy evaluation episodes at
+the goal's number of real environment steps, mean ± standard deviation over seeds. Beneath each row with a
+model stands the same agent without one, with as many real steps and updates. Wall time: median of the runs,
+one thread each, on two cores that had other work to do. The points are in [`results/`](results).
 """
 COLORS = {"on": "tab:blue", "off": "tab:orange"}
 
@@ -244,7 +244,7 @@ def row(task: Task, variant: str, curves: Curves) -> str:
         for points in curves.returns.values()
     ]
     cells += [
-        f"{np.mean(at):.1f} ± {np.std(at):.1f}",
+        f"{np.mean(at):.1f} ± {np.std(at, ddof=1):.1f}",
         f"{min(at):.1f}",
         ", ".join(f"{step:,}" if step < math.inf else "never" for step in sorted(first)),
         f"{sum(value >= task.target for value in at)} of {len(at)}",

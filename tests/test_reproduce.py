@@ -28,8 +28,8 @@ def test_table_and_curves(folders: Path) -> None:
     write_run(folders, "hopper_seed0", {10_000: 200.0, 20_000: 3_100.0, 30_000: 2_000.0})
     write_run(folders, "hopper_seed1", {10_000: 300.0, 20_000: 900.0}, rest='\n{"step": 30000, "eval/ret')
     page = reproduce.page()
-    # 2,000 = (3,100 + 900) / 2; Student's t for two values is 12.706.
-    assert "| `experiment=paper/hopper` | 2 | 20,000 | 2,000 ± 13,977 | 442 | 3,000 | not yet |" in page
+    row = "| `experiment=paper/hopper` | 2 | 20,000 | 20,000 | 3,100, 900 | 442 ± 229 | 3,000 | not yet |"
+    assert row in page
     assert (folders / "docs" / "hopper.png").stat().st_size > 10_000
     assert len((folders / "docs" / "hopper.csv").read_text().splitlines()) == 1 + 5
     # What was kept stays when the runs are gone, or were begun anew.
@@ -39,4 +39,13 @@ def test_table_and_curves(folders: Path) -> None:
 
 def test_one_seed_that_reached_the_threshold(folders: Path) -> None:
     write_run(folders, "inverted_pendulum_seed3", {250: 100.0, 500: 1_000.0, 750: 1_000.0})
-    assert "| `experiment=paper/inverted_pendulum` | 1 | 750 | 1,000 |  | 1,000 | 500 |" in reproduce.page()
+    row = "| `experiment=paper/inverted_pendulum` | 1 | 750 | 750 | 1,000 |  | 1,000 | 500 |"
+    assert row in reproduce.page()
+
+
+def test_seeds_are_compared_at_the_last_published_step_that_all_have_reached(folders: Path) -> None:
+    for seed, value in enumerate((100.0, 200.0, 600.0)):
+        write_run(folders, f"hopper_seed{seed}", {20_000: value, 21_000: 5.0, 22_000 + seed: 7.0})
+    # Student's t for three values is 4.303, the standard error of these 152.75.
+    row = "| `experiment=paper/hopper` | 3 | 22,000 | 20,000 | 300 ± 657 | 442 ± 229 | 3,000 | not yet |"
+    assert row in reproduce.page()
