@@ -150,10 +150,25 @@ def test_log_variance_limits_are_soft_learned_and_penalised(g: torch.Generator) 
     assert log_variance is not None
     torch.testing.assert_close(log_variance, torch.full((1, 3, 2), 0.5), atol=1e-3, rtol=0)
     loss, objective = net.losses(torch.zeros(1, 3, 1), torch.zeros(1, 3, 2))
-    torch.testing.assert_close(objective - loss.sum(), torch.tensor(0.01 * (2 * 0.5 + 2 * 10.0)))
+    torch.testing.assert_close(objective - loss.sum(), torch.tensor(0.01 * (0.5 + 10.0)))
     loss.sum().backward()  # type: ignore[no-untyped-call]
     assert net.max_log_variance.grad is not None
     assert net.max_log_variance.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [1, 200])
+def test_limits_give_way_to_the_likelihood_however_long_observations_are(
+    size: int, g: torch.Generator
+) -> None:
+    net = Regression("gaussian", 2, 1, [4], (size,), g)
+    with torch.no_grad():
+        net.mlp.weights[-1].zero_()
+        net.mlp.biases[-1][..., size:] = -20.0  # sure of itself, and right: the lower limit is in the way
+        net.min_log_variance.fill_(-5.0)
+    _, objective = net.losses(torch.zeros(2, 3, 1), torch.zeros(2, 3, size))
+    objective.backward()  # type: ignore[no-untyped-call]
+    assert net.min_log_variance.grad is not None
+    assert bool((net.min_log_variance.grad > 0).all())
 
 
 def test_gaussian_predictions_have_the_predicted_spread(g: torch.Generator) -> None:

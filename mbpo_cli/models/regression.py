@@ -111,9 +111,10 @@ class Regression(Network):
             loss_M = half_mean_loss(mean, targets_MBD, self.weights)
             return loss_M, half_mean_loss(mean, targets_MBD, self.weights / self.targets.std.square()).sum()
         loss_M = gaussian_loss(mean, log_variance, targets_MBD, self.weights)
-        # Pulls the limits of the log-variance together. Source: the factor of PETS and of MBPO's code.
-        penalty = 0.01 * (self.max_log_variance.sum() - self.min_log_variance.sum())
-        return loss_M, loss_M.sum() + penalty
+        # Pulls the limits of the log-variance together. Source: the factor of PETS and of MBPO's code; elements
+        # weigh what they weigh in the loss, or the penalty would win where an observation has many of them.
+        width_MD = (self.max_log_variance - self.min_log_variance)[:, 0]
+        return loss_M, loss_M.sum() + 0.01 * (width_MD @ self.weights).sum()
 
     def sample(self, inputs_MBI: Tensor, generator: torch.Generator, members: Tensor | None = None) -> Tensor:
         """Predict targets, drawn from the distribution if it is Gaussian; shape (M, B, D)."""
