@@ -251,15 +251,23 @@ def test_logged_transition_loss_is_the_loss_of_the_page() -> None:
     torch.testing.assert_close(torch.as_tensor(loss), torch.as_tensor(by_hand))
 
 
-def test_holdout_rows_are_persistent_exact_and_capped() -> None:
+def test_what_was_trained_on_is_never_held_out() -> None:
     options = make_config("model.training.holdout_ratio=0.3", "model.training.holdout_max=20").model.training
     fit = fitter(options)
-    training_50, held_out_50 = fit.split(50)
-    training, held_out = fit.split(1000)
-    assert sorted(torch.cat((training, held_out)).tolist()) == list(range(1000))
+    earlier: set[int] = set()
+    for num_rows in (10, 50, 100, 1000):
+        training, held_out = fit.split(num_rows)
+        assert sorted(torch.cat((training, held_out)).tolist()) == list(range(num_rows))
+        assert earlier <= set(training.tolist())
+        earlier = set(training.tolist())
     assert len(held_out) == 20
-    assert set(held_out_50.tolist()) <= set(held_out.tolist())
-    assert set(training_50.tolist()) <= set(training.tolist())
+
+
+def test_a_capped_holdout_is_spread_over_all_experience() -> None:
+    options = make_config("model.training.holdout_ratio=0.2", "model.training.holdout_max=100").model.training
+    _, held_out = fitter(options).split(1000)
+    assert len(held_out) == 100
+    assert 30 < int((held_out >= 500).sum()) < 70
 
 
 def test_held_out_rows_never_enter_training() -> None:

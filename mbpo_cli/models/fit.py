@@ -60,20 +60,22 @@ class ModelFitter:
     """Fits models to the contents of the real buffer.
 
     Every network of an ensemble is trained on all training data, each in its own order (no
-    bootstrap). Which slots of the buffer are held out is drawn once: a transition keeps its role
-    for life, or a warm-started model would be tested on what it was trained on.
+    bootstrap). Each slot of the buffer draws a lot once, and the lowest are held out: among more
+    data than that takes, some are trained on later, but what was trained on is never held out,
+    or a warm-started model would be tested on it.
     """
 
     def __init__(self, options: ModelTrainingOptions, capacity: int, generator: torch.Generator) -> None:
-        """Draw the hold-out slots of a buffer of that capacity, on the generator's device."""
+        """Draw the lots of a buffer of that capacity, on the generator's device."""
         self.options = options
         self.generator = generator
-        lots = torch.rand(capacity, generator=generator, device=generator.device)
-        self._held_out = lots < options.holdout_ratio
+        self._lots = torch.rand(capacity, generator=generator, device=generator.device)
 
     def split(self, num_rows: int) -> tuple[Tensor, Tensor]:
         """Return the slots for training and those held out, of the first `num_rows`."""
-        held_out = self._held_out[:num_rows].nonzero()[:, 0][: self.options.holdout_max]
+        lots = self._lots[:num_rows]
+        low = (lots < self.options.holdout_ratio).nonzero()[:, 0]
+        held_out = low[lots[low].argsort()[: self.options.holdout_max]].sort().values
         is_training = torch.ones(num_rows, dtype=torch.bool, device=held_out.device)
         is_training[held_out] = False
         training = is_training.nonzero()[:, 0]
