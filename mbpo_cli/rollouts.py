@@ -97,13 +97,19 @@ def horizon_at(options: ModelRolloutOptions, num_model_trainings: int, num_env_s
 class PlausibleRange:
     """What the outcomes of real experience suggest that a prediction may be."""
 
-    def __init__(self, real: Transitions, max_departure: float) -> None:
-        """Allow the range of each element, wider by `max_departure` times its width on either side."""
+    def __init__(self, real: Transitions, max_departure: float, knows_reward: bool = False) -> None:
+        """Allow the range of each element, wider by `max_departure` times its width on either side.
+
+        Where the reward is known, any that is finite is: a first success may earn what was never seen.
+        """
         outcomes = _outcomes(real)
         low, high = outcomes.amin(0), outcomes.amax(0)
         width = high - low
         margin = max_departure * torch.where(width > 0, width, 1.0)  # what never varied has no width
         self._low, self._high = low - margin, high + margin
+        if knows_reward:
+            largest = torch.finfo(real.reward.dtype).max
+            self._low[_REWARD], self._high[_REWARD] = -largest, largest
 
     def contains(self, transitions: Transitions) -> Tensor:
         """Tell of each row whether it is plausible, shape (N,); what is not finite never is."""
@@ -114,6 +120,9 @@ class PlausibleRange:
 def _outcomes(transitions: Transitions) -> Tensor:
     columns = (transitions.next_obs, transitions.reward[:, None], transitions.terminated[:, None])
     return torch.cat(columns, dim=1)
+
+
+_REWARD = -2  # its column there
 
 
 class Generated(NamedTuple):

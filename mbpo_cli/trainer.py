@@ -286,20 +286,22 @@ class Trainer:
 
     def _generate_experience(self) -> None:
         assert self.model_based is not None
-        options = self.mbpo_options.model_rollout_options
+        model, options = self.model_based.model, self.mbpo_options.model_rollout_options
         horizon = rollouts.horizon_at(options, self.num_model_trainings, self.env_steps)
         with self._stopwatch.phase("generate"):
-            departure = options.max_departure
+            plausible = None
+            if options.max_departure is not None:
+                plausible = rollouts.PlausibleRange(
+                    self.real_buffer.contents(), options.max_departure, model.knows_reward
+                )
             generated = rollouts.generate(
-                self.model_based.model,
+                model,
                 self.model_based.policy,
                 self.real_buffer.sample(options.num_rollout, self._rollout_stream).obs,
                 horizon,
                 self.model_based.buffer.add,
                 self._rollout_stream,
-                None
-                if departure is None
-                else rollouts.PlausibleRange(self.real_buffer.contents(), departure),
+                plausible,
             )
         self.model_based.policy.decay()
         retained = self.mbpo_options.retained_generations

@@ -70,6 +70,30 @@ def test_episodes_are_played_again_up_to_a_length(num_steps: int) -> None:
     assert again.steps == ([num_steps] if num_steps == MAX_REPLAY else [0])
 
 
+@pytest.mark.parametrize("last", [3, 9])
+def test_an_episode_that_ends_or_fails_when_it_is_played_again_begins_anew(last: int) -> None:
+    class Fickle(PointMassEnv):
+        """Ends at a step, and must not be asked for another one."""
+
+        def __init__(self, last: int) -> None:
+            super().__init__()
+            self.num_left = last
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            self.num_left -= 1
+            if self.num_left < 0:
+                raise RuntimeError("it is over")
+            obs, reward, _, _, info = super().step(action)
+            return obs, reward, self.num_left == 0, False, info
+
+    collector = Collector([Environment(Fickle(10))], seed_of=lambda number: number)
+    for _ in range(9):
+        collector.step(torch.tensor([[1.0]]))
+    again = Collector([Environment(Fickle(last))], seed_of=lambda number: number)
+    assert not again.load_state_dict(collector.state_dict())
+    assert again.steps == [0]
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_actions_are_scaled_to_the_bounds_of_the_environment(dtype: Any) -> None:
     counting = CountingEnv(action_dtype=dtype)

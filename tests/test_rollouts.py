@@ -209,6 +209,15 @@ def test_what_never_varied_may_vary_a_little(g: torch.Generator) -> None:
     assert plausible.contains(real_experience(-6, 14)).tolist() == [True, False]
 
 
+def test_a_known_reward_may_be_what_was_never_seen() -> None:
+    plausible = PlausibleRange(real_experience(0, 10), max_departure=10, knows_reward=True)
+    predicted = real_experience(0, 10)
+    predicted.reward[:] = torch.tensor([1e6, float("inf")])
+    assert plausible.contains(predicted).tolist() == [True, False]
+    learned = PlausibleRange(real_experience(0, 10), max_departure=10)
+    assert learned.contains(predicted).tolist() == [False, False]
+
+
 def test_a_model_of_which_nothing_is_plausible_has_diverged(g: torch.Generator) -> None:
     model = EnvironmentModel(Explodes({0.0: 1e6}), Constant(0), Constant(0))
     plausible = PlausibleRange(real_experience(0, 10), max_departure=10)

@@ -75,6 +75,8 @@ class Spy:
 class StandsStill:
     """A model in which nothing moves and every reward is -1."""
 
+    knows_reward = True
+
     def __init__(self, spy: Spy) -> None:
         self.spy = spy
 

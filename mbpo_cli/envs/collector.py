@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.envs.environment import Environment
+from mbpo_cli.failures import EnvironmentFailed
 from mbpo_cli.types import Transitions
 
 # An episode of so many steps is played again to go on within it; actions of longer ones are not kept.
@@ -134,7 +135,13 @@ class Collector:
 
     def _replayed(self, row: int, env: Environment) -> bool:
         """Play an episode again; tell whether the environment then shows what it showed."""
-        shown = env.reset(self._seed_of(self._numbers[row]))
-        for action in self._actions[row]:
-            shown = env.step(action).obs
+        try:
+            shown = env.reset(self._seed_of(self._numbers[row]))
+            for action in self._actions[row]:
+                step = env.step(action)
+                if step.terminated or step.truncated:  # the episode went on here
+                    return False
+                shown = step.obs
+        except EnvironmentFailed:  # as it did not, when it was played
+            return False
         return torch.equal(shown, self.obs[row])

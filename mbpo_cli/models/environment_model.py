@@ -39,6 +39,11 @@ class EnvironmentModel:
         return {name: part for name, part in self._functions.items() if part.is_trained}
 
     @property
+    def knows_reward(self) -> bool:
+        """Whether rewards are exact."""
+        return "reward" not in self._functions
+
+    @property
     def _functions(self) -> dict[str, LearnedFunction]:
         parts = {"transition": self.transition, "reward": self.reward, "is_done": self.is_done}
         return {name: part for name, part in parts.items() if isinstance(part, LearnedFunction)}

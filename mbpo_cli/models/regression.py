@@ -111,8 +111,8 @@ class Regression(Network):
             loss_M = half_mean_loss(mean, targets_MBD, self.weights)
             return loss_M, half_mean_loss(mean, targets_MBD, self.weights / self.targets.std.square()).sum()
         loss_M = gaussian_loss(mean, log_variance, targets_MBD, self.weights)
-        # Pulls the limits of the log-variance together. Source: the factor of PETS and of MBPO's code; elements
-        # weigh what they weigh in the loss, or the penalty would win where an observation has many of them.
+        # Pulls the limits of the log-variance together. Source: the factor of PETS and of MBPO's code.
+        # Elements weigh what they weigh in the loss, or the penalty would win where there are many of them.
         width_MD = (self.max_log_variance - self.min_log_variance)[:, 0]
         return loss_M, loss_M.sum() + 0.01 * (width_MD @ self.weights).sum()
 

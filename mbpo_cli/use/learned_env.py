@@ -127,9 +127,11 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             NoUsableCheckpoint: What it has kept cannot be used.
         """
         trained = load(Path(path), best, trust)
-        experience = trained.experience()
+        model, experience = trained.model(), trained.experience()
         env = build_env(trained.config)
-        departure = trained.config.mbpo.model_rollout_options.max_departure
+        plausible, departure = None, trained.config.mbpo.model_rollout_options.max_departure
+        if departure is not None:
+            plausible = PlausibleRange(experience, departure, model.knows_reward)
 
         if starts == "experience":
             env.close()
@@ -139,14 +141,14 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             return torch.stack([env.reset(int(seed)) for seed in seeds])
 
         return cls(
-            trained.model(),
+            model,
             trained.spaces,
             env.action_space,
             reset if starts == "resets" else _drawn_from(_own_starts(trained, experience)),
             num_envs,
             member=member,
             max_steps=env.max_steps if max_steps is None else max_steps,
-            plausible=None if departure is None else PlausibleRange(experience, departure),
+            plausible=plausible,
             autoreset_mode=autoreset_mode,
         )
 
