@@ -20,10 +20,11 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 import hydra_plugins.mbpo
 from mbpo_cli.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, parsed, typed_config
-from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed
+from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed, StorageFailed, one_line
 
 if TYPE_CHECKING:
     from mbpo_cli.config import Config
@@ -39,7 +40,7 @@ def main() -> None:
     sys.argv[1:] = with_directory(sys.argv[1:])
     try:
         train_job()
-    except (ConfigError, HydraException, OmegaConfBaseException, Rejected) as error:
+    except (ConfigError, HydraException, OmegaConfBaseException, YAMLError, UnicodeError, Rejected) as error:
         cause = error.reason if isinstance(error, Rejected) else error
         if wants_traceback:
             raise cause from None
@@ -51,6 +52,11 @@ def main() -> None:
         if wants_traceback:
             raise
         raise SystemExit(error.exit_code) from None
+    except OSError as error:  # before there was a log to tell it
+        if wants_traceback:
+            raise
+        print(f"mbpo-train: error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(StorageFailed.exit_code) from None
     except KeyboardInterrupt as error:
         print("mbpo-train: interrupted", file=sys.stderr)
         raise SystemExit(error.exit_code if isinstance(error, Interrupted) else 130) from None
@@ -91,11 +97,11 @@ def with_directory(arguments: Sequence[str]) -> list[str]:
     else:
         return list(arguments)
     quoted = path.replace("'", "\\'")
+    # Directories of sweeps have names that Hydra reads only in quotes.
+    told = [f"resume='{quoted}'" if item.startswith("resume=") else item for item in arguments]
     # Among the other overrides, as no others are taken after a flag.
-    place = max(
-        (index + 1 for index, item in enumerate(arguments) if item.split("=")[0] in values), default=0
-    )
-    return [*arguments[:place], f"{key}='{quoted}'", *arguments[place:]]
+    place = max((index + 1 for index, item in enumerate(told) if item.split("=")[0] in values), default=0)
+    return [*told[:place], f"{key}='{quoted}'", *told[place:]]
 
 
 def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:
@@ -141,6 +147,8 @@ class CheckBeforeRun(Callback):
             run_directory.check_usable(Path(config.hydra.run.dir), asdict(checked))
         except (ConfigError, OmegaConfBaseException, Busy) as reason:
             raise Rejected(reason) from reason
+        except OSError as error:
+            raise Rejected(ConfigError(f"hydra.run.dir={config.hydra.run.dir}: {error.strerror}")) from error
 
 
 class Rejected(SystemExit):

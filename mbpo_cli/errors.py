@@ -41,14 +41,16 @@ def _unknown_key(key: str) -> str:
     groups = [argument for argument in sys.argv[1:] if _is_group(argument)]
     try:
         cfg = composed(*groups)
-    except (HydraException, OmegaConfBaseException):
+        config = typed_config(cfg)
+    except (ConfigError, HydraException, OmegaConfBaseException):  # env=gym, without the id, for one
         cfg = composed()
+        config = typed_config(cfg)
     choices = cfg.hydra.runtime.choices
     if value is not None:
         near = difflib.get_close_matches(key, [name for name in choices if name], n=1, cutoff=0.75)
         if near and "." not in key:
             return f"{shown}: no such option or group; did you mean {near[0]}={value}?"
-    meant = suggest(key, typed_config(cfg))
+    meant = suggest(key, config)
     hint = f"did you mean {meant}?" if meant else "mbpo-train --cfg job lists all options"
     return f"{shown}: no such option; {hint}"
 

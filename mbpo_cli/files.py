@@ -60,6 +60,9 @@ def lock(path: Path, wait: bool = False) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             time.sleep(patience)
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            raise
         else:
             return descriptor
     owner = os.read(descriptor, 200).decode(errors="replace").strip()

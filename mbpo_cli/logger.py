@@ -235,9 +235,7 @@ class Logger:
     def summarize(self) -> None:
         """Log the mean of everything collected since the last time."""
         for tag, values in self._collected.items():
-            self._now[tag] = torch.stack(
-                [torch.as_tensor(value, dtype=torch.float32) for value in values]
-            ).mean()
+            self._now[tag] = _stacked(values).mean()
         self._collected.clear()
 
     def write(self, step: int) -> None:
@@ -253,10 +251,7 @@ class Logger:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was collected and not yet summarized."""
-        return {
-            tag: torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values])
-            for tag, values in self._collected.items()
-        }
+        return {tag: _stacked(values) for tag, values in self._collected.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
@@ -274,3 +269,9 @@ class Logger:
         """Close all sinks."""
         for sink in self._sinks:
             sink.close()
+
+
+def _stacked(values: Sequence[Tensor | float]) -> Tensor:
+    """Put scalars together where the last one is; those of a checkpoint come from the CPU."""
+    device = torch.as_tensor(values[-1]).device
+    return torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values])

@@ -260,6 +260,7 @@ def test_a_broken_or_hostile_configuration_is_one_line(text: str, tmp_path: Path
             "noise_options=EpsilonGreedy: not for a Box of actions, which Pendulum-v1 has; use gaussian",
         ),
         ("agent=dqn", "agent=dqn: not for a Box of actions, which Pendulum-v1 has; use sac, td3 or ddpg"),
+        ("env=gym  env.id=Pendulum-v1  agent.lrr=1", "agent.lrr=1: no such option;"),
         ("env=gym  env.id=nothing/Here-v0", "env.id=nothing/Here-v0: Namespace nothing not found"),
         (
             "env.module=shimmy_that_is_missing.part",
@@ -277,6 +278,21 @@ def test_a_broken_or_hostile_configuration_is_one_line(text: str, tmp_path: Path
 )
 def test_bad_input_is_one_line_and_exit_code_2(argument: str, message: str, reject) -> None:  # type: ignore[no-untyped-def]
     assert message in reject(*argument.split("  "))
+
+
+@pytest.mark.parametrize("text", ["id: a\n\tname: b\n", "id: [\n", "a: 1\na: 2\n"])
+def test_a_broken_file_of_ones_own_is_named(
+    text: str, tmp_path_factory: pytest.TempPathFactory, reject
+) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("conf")
+    (folder / "env").mkdir()
+    (folder / "env" / "mine.yaml").write_text(text)
+    assert "mine.yaml" in reject("--config-dir", str(folder), "env=mine")
+
+
+def test_a_run_may_lie_in_a_directory_of_a_sweep(reject) -> None:  # type: ignore[no-untyped-def]
+    told = reject("resume=sweeps/agent=sac,td3/seed=0")
+    assert told.startswith("sweeps/agent=sac,td3/seed=0/config.yaml: cannot be read")
 
 
 def test_images_are_refused(reject) -> None:  # type: ignore[no-untyped-def]

@@ -19,7 +19,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from hydra_plugins.mbpo import ends_of, space_of
+from hydra_plugins.mbpo import SearchSweeper, ends_of, space_of, tried
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import options_in
 from mbpo_cli.failures import ConfigError
@@ -160,6 +160,55 @@ def test_a_failed_run_fails_its_trial_which_counts(tmp_path: Path) -> None:
     search = open_search(tmp_path)
     search.run(3, 1, jobs_in(tmp_path), launch, prune=False)
     assert states(search) == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_values_that_do_not_go_together_fail_their_trial_alone(tmp_path: Path) -> None:
+    def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
+        if name == "trial_0001":
+            raise ConfigError("num_elites=5: must be at most num_networks=3")
+        return jobs_in(tmp_path)(name, values)
+
+    search = open_search(tmp_path)
+    search.run(3, 2, jobs_of, finish_all, prune=True)
+    assert states(search) == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_every_choice_is_tried_beforehand_but_not_every_combination() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def job(values: Mapping[str, Any]) -> Job:
+        if values["a"] == "bad" or (values["a"], values["n"]) == ("x", 3):
+            raise ConfigError(f"a={values['a']}")
+        seen.append(dict(values))
+        return Job("j", (), Path(), CONFIG)
+
+    numbers = IntDistribution(1, 3)
+    tried({"a": CategoricalDistribution(["x", "y", "z"]), "n": numbers}, job)
+    assert {"a": "y", "n": 1} in seen
+    with pytest.raises(ConfigError, match="a=bad"):
+        tried({"a": CategoricalDistribution(["x", "bad", "z"]), "n": numbers}, job)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("n_trials", 0, "n_trials=0: must be a whole number, 1 or more"),
+        ("sampler_seed", -1, "sampler_seed=-1: must be a whole number, 0 or more"),
+        ("prune", "no", "prune=no: must be true or false"),
+        ("storage", "study.db", "storage=study.db: must be a database, as in sqlite:///study.db"),
+        ("seeds", [1, 1], "must be one seed or more, each once"),
+    ],
+)
+def test_options_of_a_search_are_checked(option: str, value: Any, message: str) -> None:
+    options: dict[str, Any] = {"n_trials": 1, "n_jobs": 1, "seeds": [0], "prune": True, "sampler_seed": 0}
+    options |= {"storage": "sqlite:///study.db", "study_name": "s", "params": {}, option: value}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        SearchSweeper(**options).check_options()
+
+
+def test_a_storage_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.storage=/no/such/x\.journal: FileNotFoundError"):
+        open_search(tmp_path, storage="/no/such/x.journal")
 
 
 @pytest.mark.parametrize("storage", ["sqlite:///{}/study.db", "{}/study.journal"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hydra_plugins.mbpo import combinations
 from mbpo_cli.cli import with_directory
@@ -104,7 +105,10 @@ def test_long_names_are_cut_and_stay_different() -> None:
     ],
 )
 def test_where_to_write_follows_from_the_command(arguments: list[str], added: str, place: int) -> None:
-    assert with_directory(arguments) == [*arguments[:place], added, *arguments[place:]]
+    told = with_directory(arguments)
+    assert told[place] == added
+    if "resume" not in arguments[0]:
+        assert told == [*arguments[:place], added, *arguments[place:]]
 
 
 @pytest.mark.parametrize("arguments", [["agent=sac"], ["-m", "hydra.sweep.dir=mine"], ["--cfg", "job"]])
@@ -124,28 +128,30 @@ def test_combinations_vary_the_last_sweep_fastest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_jobs", "threads", "uses_gpu", "gpus", "num_cores", "expected"),
+    ("num_jobs", "threads", "devices", "gpus", "num_cores", "expected"),
     [
-        (None, 1, False, [], 8, [None] * 8),
-        (None, 3, False, [], 8, [None] * 2),
-        (None, 16, False, [], 8, [None]),
-        (5, 3, False, [], 8, [None] * 5),
-        (None, 1, True, [], 8, [None] * 8),
-        (None, 1, False, ["0", "1"], 8, [None] * 8),
-        (None, 1, True, ["0", "1"], 8, ["0", "1"]),
-        (None, 4, True, ["0", "1", "2"], 8, ["0", "1"]),
-        (3, 1, True, ["4", "6"], 8, ["4", "6", "4"]),
+        (None, 1, {"cpu"}, [], 8, [None] * 8),
+        (None, 3, {"cpu"}, [], 8, [None] * 2),
+        (None, 16, {"cpu"}, [], 8, [None]),
+        (5, 3, {"cpu"}, [], 8, [None] * 5),
+        (None, 1, {"auto"}, [], 8, [None] * 8),
+        (None, 1, {"cpu"}, ["0", "1"], 8, [None] * 8),
+        (None, 1, {"cpu", "auto"}, ["0", "1"], 8, ["0", "1"]),
+        (None, 4, {"cuda"}, ["0", "1", "2"], 8, ["0", "1"]),
+        (3, 1, {"cuda"}, ["4", "6"], 8, ["4", "6", "4"]),
+        (None, 1, {"cuda:1"}, ["0", "1"], 8, [None]),
+        (None, 1, {"cuda:0", "cuda:1"}, ["0", "1"], 8, [None] * 2),
     ],
 )
 def test_jobs_share_no_core_and_no_gpu_unless_asked(
     num_jobs: int | None,
     threads: int,
-    uses_gpu: bool,
+    devices: set[str],
     gpus: list[str],
     num_cores: int,
     expected: list[str | None],
 ) -> None:
-    slots = slots_of(num_jobs, threads, uses_gpu, gpus, num_cores)
+    slots = slots_of(num_jobs, threads, devices, gpus, num_cores)
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == expected
 
 
@@ -244,6 +250,17 @@ def test_a_sweep_with_one_wrong_value_writes_nothing(argument: str, tmp_path: Pa
     assert done.stderr.startswith("mbpo-train: error: ")
     assert len(done.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_are_those_of_the_configuration_that_was_named(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "lab.yaml").write_text(
+        "defaults: [train, _self_]\nagent: {discount_factor: 0.875}\n"
+    )
+    done = sweep(tmp_path, numbers(0, 1), "--config-dir", "conf", "--config-name", "lab")
+    assert done.returncode == 0, done.stderr
+    stored = [yaml.safe_load(path.read_text()) for path in tmp_path.rglob("config.yaml")]
+    assert [config["agent"]["discount_factor"] for config in stored] == [0.875, 0.875]
 
 
 def test_failed_and_killed_jobs_cost_no_other_and_are_all_that_runs_again(tmp_path: Path) -> None:

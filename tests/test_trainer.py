@@ -85,6 +85,13 @@ class StandsStill:
         return Transitions(obs, action, torch.full((len(obs),), -1.0), obs, torch.zeros(len(obs)))
 
 
+def test_what_a_checkpoint_kept_joins_what_another_device_computes() -> None:
+    logger = Logger()
+    logger.load_state_dict({"agent/loss": torch.tensor([1.0])})
+    logger.collect({"agent/loss": torch.tensor(2.0, device="meta")})
+    assert logger.state_dict()["agent/loss"].shape == (2,)
+
+
 class Recorder:
     """A sink that remembers."""
 

@@ -194,6 +194,13 @@ def test_kwargs_that_change_the_spaces_are_refused(
     assert not (path / "evaluation.json").exists()
 
 
+def test_infinite_bounds_are_stored_as_text(tmp_path: Path, evaluated: Command) -> None:
+    path = tmp_path / "run"
+    run(make_config(*TINY, "env=hopper", "trainer.num_env_steps=6"), path)
+    told = evaluated(path, "--episodes", "1", "--env-kwargs", "{healthy_z_range: [0.5, .inf]}")
+    assert told["env_kwargs"]["healthy_z_range"] == [0.5, "inf"]
+
+
 def test_seeds_choose_the_episodes(pendulum: Path, evaluated: Command) -> None:
     first, again, other = (
         evaluated(pendulum, "--episodes", "3", "--seed", seed)["real"] for seed in ("5", "5", "6")

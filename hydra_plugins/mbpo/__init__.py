@@ -183,22 +183,22 @@ class SearchSweeper(JobSweeper):
             raise ConfigError("hydra/sweeper=optuna: needs pip install 'mbpo-cli[search]'") from error
         from mbpo_cli.sweeps.jobs import SweepFailed
 
-        self._check()
+        self.check_options()
         overrides = [f"{key}={value}" for key, value in self.params.items()]
         constants, space = space_of([*overrides, *arguments])
         if not space:
             raise ConfigError("hydra.sweeper.params: nothing is searched; take hparams_search=sac, for one")
         folder = Path(self.config.hydra.sweep.dir)
 
-        def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
+        def job(name: str, values: Mapping[str, Any], seed: int) -> Job:
             chosen = [*constants, *(f"{key}={value}" for key, value in values.items())]
-            places = [(f"seed={seed}", f"hydra.sweep.subdir='{name}/seed={seed}'") for seed in self.seeds]
-            return [job_of(self.hydra_context, self.config, [*chosen, *place], 0) for place in places]
+            place = (f"seed={seed}", f"hydra.sweep.subdir='{name}/seed={seed}'")
+            return job_of(self.hydra_context, self.config, [*chosen, *place], 0)
 
-        # The ends of every range tell whether all that lies between them is right.
-        ends = {key: ends_of(distribution) for key, distribution in space.items()}
-        tried = [jobs_of("trial", {key: values[end] for key, values in ends.items()}) for end in (0, -1)]
-        config = tried[-1][0].config
+        def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
+            return [job(name, values, seed) for seed in self.seeds]
+
+        config = tried(space, lambda values: job("trial", values, self.seeds[0])).config
         at_a_time = self.n_jobs
         if at_a_time == "auto":
             at_a_time = max(parallel_jobs(config.threads, config.device) // len(self.seeds), 1)
@@ -208,7 +208,7 @@ class SearchSweeper(JobSweeper):
             self.storage,
             self.study_name,
             space,
-            constants,
+            [*constants, f"hydra.sweeper.seeds={self.seeds}"],
             self.sampler_seed,
             config.trainer.num_env_steps // PRUNED_AFTER,
         )
@@ -222,7 +222,7 @@ class SearchSweeper(JobSweeper):
         log.info("%s", best.text)
         return best.score
 
-    def _check(self) -> None:
+    def check_options(self) -> None:
         """Check the options.
 
         Raises:
@@ -232,6 +232,14 @@ class SearchSweeper(JobSweeper):
             value = getattr(self, key)
             if not ((isinstance(value, int) and value > 0) or (key, value) == ("n_jobs", "auto")):
                 raise ConfigError(f"hydra.sweeper.{key}={value}: must be a whole number, 1 or more")
+        if not (isinstance(self.sampler_seed, int) and self.sampler_seed >= 0):
+            reason = "must be a whole number, 0 or more"
+            raise ConfigError(f"hydra.sweeper.sampler_seed={self.sampler_seed}: {reason}")
+        if not isinstance(self.prune, bool):
+            raise ConfigError(f"hydra.sweeper.prune={self.prune}: must be true or false")
+        if not ("://" in self.storage or self.storage.endswith(".journal")):
+            reason = f"must be a database, as in sqlite:///{self.storage}, or a path that ends in .journal"
+            raise ConfigError(f"hydra.sweeper.storage={self.storage}: {reason}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"hydra.sweeper.seeds={self.seeds}: must be one seed or more, each once")
 
@@ -279,6 +287,25 @@ def _distribution(sweep: IntervalSweep | RangeSweep) -> BaseDistribution:
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, is_log, int(step or 1))
     return FloatDistribution(low, high, is_log, step)
+
+
+def tried(space: Mapping[str, BaseDistribution], job: Callable[[Mapping[str, Any]], Job]) -> Job:
+    """Try every choice, and the ends of every range, which tell of all that lies between; return one job.
+
+    Each is tried beside the first of all others, or the last: that some do not go together is no error.
+
+    Raises:
+        ConfigError: A value is wrong.
+    """
+    ends = {key: ends_of(distribution) for key, distribution in space.items()}
+    first, last = ({key: values[end] for key, values in ends.items()} for end in (0, -1))
+    for key, values in ends.items():
+        for value in values:
+            try:
+                made = job({**first, key: value})
+            except ConfigError:
+                made = job({**last, key: value})
+    return made
 
 
 def ends_of(distribution: BaseDistribution) -> list[Any]:
@@ -400,13 +427,16 @@ class CommandLauncher(Launcher):
         flags = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]
         sources = self.config.hydra.runtime.config_sources
         folders = [source.path for source in sources if source.provider == "command-line"]
+        own_main = [source.path for source in sources if (source.provider, source.schema) == ("main", "file")]
         inherited = [item for item in self.config.hydra.overrides.hydra if not item.startswith(OF_A_SWEEP)]
         own = [item for item in job.overrides if not item.startswith("hydra.sweep")]
         threads = ["threads=1"] if job.config.threads == "auto" else []
         path = str(job.path).replace("'", "\\'")
         return [
             *(sys.executable, *flags, "-m", "mbpo_cli"),
+            *itertools.chain.from_iterable(("--config-path", folder) for folder in own_main),
             *itertools.chain.from_iterable(("--config-dir", folder) for folder in folders),
+            *("--config-name", str(self.config.hydra.job.config_name)),
             *(*own, *threads, *inherited, "hydra.mode=RUN", f"hydra.run.dir='{path}'"),
         ]
 
@@ -433,7 +463,7 @@ class ProcessLauncher(CommandLauncher):
         slots = slots_of(
             None if self.n_jobs == "auto" else int(self.n_jobs),
             max(1 if job.config.threads == "auto" else job.config.threads for job in jobs),
-            any(job.config.device != "cpu" for job in jobs),
+            {job.config.device for job in jobs},
             visible_gpus(),
             num_cores(),
         )

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
@@ -142,21 +142,25 @@ def _killed_on_exit(running: Sequence[_Running]) -> Iterator[None]:
 
 
 def slots_of(
-    num_jobs: int | None, threads: int, uses_gpu: bool, gpus: Sequence[str], num_cores: int
+    num_jobs: int | None, threads: int, devices: Collection[str], gpus: Sequence[str], num_cores: int
 ) -> list[dict[str, str]]:
     """Return the environment variables of as many slots as there are to be jobs at a time.
 
     Jobs times threads do not exceed the cores, and no two jobs share a GPU, unless so many are asked for.
+    Jobs that name a GPU find it themselves, as many at a time as are named.
 
     Args:
         num_jobs: Jobs at a time; None = as many as fit.
         threads: CPU threads of a job.
-        uses_gpu: Whether jobs run on a GPU where there is one.
+        devices: What jobs run on: cpu, auto, cuda or cuda:i.
         gpus: What there is, as CUDA_VISIBLE_DEVICES names them.
         num_cores: CPU cores that this process may use.
     """
     by_cores = max(num_cores // threads, 1)
-    if not (uses_gpu and gpus):
+    named = {device for device in devices if device.startswith("cuda:")}
+    if named:
+        return [{} for _ in range(num_jobs or min(len(named), by_cores))]
+    if not (gpus and set(devices) - {"cpu"}):
         return [{} for _ in range(num_jobs or by_cores)]
     chosen = [gpus[job % len(gpus)] for job in range(num_jobs or min(len(gpus), by_cores))]
     return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in chosen]

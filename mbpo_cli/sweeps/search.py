@@ -107,23 +107,26 @@ class Search:
             num_unpruned_steps: Environment steps before which nothing is pruned.
 
         Raises:
-            ConfigError: The study has other constants, or other values to choose from.
+            ConfigError: The study has other constants, or other values to choose from, or cannot be opened.
         """
         self.path = path
         self._space = dict(space)
         self._sampler_seed = sampler_seed
         path.mkdir(parents=True, exist_ok=True)
         backend: Any = storage
-        if storage.endswith(".journal"):
-            backend = optuna.storages.JournalStorage(JournalFileBackend(storage))
-        self.study = optuna.create_study(
-            storage=backend,
-            study_name=study_name,
-            direction="maximize",
-            load_if_exists=True,
-            # The first trials are compared with nothing, and early steps say little about the end.
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=num_unpruned_steps),
-        )
+        try:
+            if storage.endswith(".journal"):
+                backend = optuna.storages.JournalStorage(JournalFileBackend(storage))
+            self.study = optuna.create_study(
+                storage=backend,
+                study_name=study_name,
+                direction="maximize",
+                load_if_exists=True,
+                # The first trials are compared with nothing, and early steps say little about the end.
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=num_unpruned_steps),
+            )
+        except Exception as error:  # of whatever serves that storage
+            raise ConfigError(f"hydra.sweeper.storage={storage}: {type(error).__name__}: {error}") from error
         asked = {
             "constants": sorted(constants),
             "space": {key: optuna.distributions.distribution_to_json(d) for key, d in sorted(space.items())},
@@ -157,8 +160,7 @@ class Search:
             with self._asked(num_trials, num_at_a_time) as trials:
                 if not trials:
                     return
-                for trial in trials:
-                    trial.jobs = jobs_of(trial.folder, trial.trial.params)
+                trials = [trial for trial in trials if self._has_jobs(trial, jobs_of)]
                 jobs = [job for trial in trials for job in trial.jobs if job.score is None]
                 with _watched(trials, prune):
                     launch(jobs)
@@ -220,6 +222,15 @@ class Search:
             self.study.enqueue_trial(trial.params, {FOLDER: folder, CONTINUES: trial.number})
             self.study.tell(trial.number, state=TrialState.FAIL)
             log.info("trial %d had died, and is queued again", trial.number)
+
+    def _has_jobs(self, trial: Trial, jobs_of: Callable[[str, Mapping[str, Any]], list[Job]]) -> bool:
+        """Give a trial its runs; one whose values do not go together has failed."""
+        try:
+            trial.jobs = jobs_of(trial.folder, trial.trial.params)
+        except ConfigError as error:
+            self.study.tell(trial.trial, state=TrialState.FAIL)
+            log.warning("trial %d: failed: %s", trial.trial.number, error)
+        return bool(trial.jobs)
 
     def _tell(self, trial: Trial) -> None:
         score = trial.score()

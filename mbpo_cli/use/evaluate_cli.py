@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def evaluate(options: argparse.Namespace) -> None:
     print(f"{config.agent.name} on {config.env.id}, {trained.source}")
     print(_table(real, modelled))
     stored = _stored(trained, config, seed, real, modelled)
-    write_whole(output, (json.dumps(stored, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(output, (json.dumps(stored, indent=2, allow_nan=False, default=str) + "\n").encode())
     for path in filter(None, (output, options.video)):
         print(path)
 
@@ -208,12 +208,21 @@ def _stored(
         "env_steps": None if trained.checkpoint is None else trained.checkpoint.step,
         "agent": config.agent.name,
         "env": config.env.id,
-        "env_kwargs": config.env.kwargs,
+        "env_kwargs": _told(config.env.kwargs),
         "seed": seed,
         "real": told(real),
         "in_model": None if modelled is None else told(modelled),
         "versions": versions(),
     }
+
+
+def _told(value: Any) -> Any:
+    """Return what JSON can hold of keyword arguments; infinite bounds become text."""
+    if isinstance(value, Mapping):
+        return {str(key): _told(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _finite(number: float) -> float | None:
