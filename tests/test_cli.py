@@ -281,9 +281,7 @@ def test_bad_input_is_one_line_and_exit_code_2(argument: str, message: str, reje
 
 
 @pytest.mark.parametrize("text", ["id: a\n\tname: b\n", "id: [\n", "a: 1\na: 2\n"])
-def test_a_broken_file_of_ones_own_is_named(
-    text: str, tmp_path_factory: pytest.TempPathFactory, reject
-) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_file_of_ones_own_is_named(text: str, tmp_path_factory, reject) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("conf")
     (folder / "env").mkdir()
     (folder / "env" / "mine.yaml").write_text(text)
