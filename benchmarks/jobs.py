@@ -41,7 +41,7 @@ class Job:
 
 CART_POLE = ("--config-dir", str(ROOT / "benchmarks" / "conf"), "threads=1", "agent=sac")
 # The default run ends before there are three evaluations in a row at the target.
-PENDULUM = ("agent=sac", "env=pendulum", "trainer.num_env_steps=1_500")
+PENDULUM = ("agent=sac", "env=pendulum", "trainer.num_env_steps=800")
 JOBS = {
     "help": Job("`mbpo-train --help`", ("--help",)),
     "first_step": Job("one environment step", ("env=pendulum", "trainer.num_env_steps=1")),

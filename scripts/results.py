@@ -90,8 +90,14 @@ def _alone(agent: str, env: str, title: str, target: float, num_env_steps: int, 
     )
 
 
-PENDULUM_ALONE = ("agent.num_warm_start_steps=1_000", "trainer.evaluate_every_steps=1_000")
-# Without a model the usual values of DQN serve better than those tuned for rollouts.
+# Without a model the usual values serve better than those tuned for rollouts.
+PENDULUM_ALONE = (
+    "agent.num_warm_start_steps=1_000",
+    "agent.warm_start_hold_steps=1",
+    "agent.discount_factor=0.99",
+    "agent.target_smooth_factor=0.005",
+    "trainer.evaluate_every_steps=1_000",
+)
 CARTPOLE_ALONE = (
     "agent.num_warm_start_steps=1_000",
     "agent.mini_batch_size=64",
@@ -104,10 +110,10 @@ CARTPOLE_ALONE = (
     "trainer.evaluate_every_steps=2_500",
 )
 TASKS = (
-    Task("sac_pendulum", "SAC on Pendulum", ("agent=sac", "env=pendulum"), -200, 1_000, 1_500),
+    Task("sac_pendulum", "SAC on Pendulum", ("agent=sac", "env=pendulum"), -200, 500, 1_000),
     Task("dqn_cartpole", "DQN on CartPole", ("agent=dqn", "env=cartpole"), 475, 1_500, 1_500),
-    Task("td3_pendulum", "TD3 on Pendulum", ("agent=td3", "env=pendulum"), -200, 2_000, 2_000),
-    Task("ddpg_pendulum", "DDPG on Pendulum", ("agent=ddpg", "env=pendulum"), -200, 2_000, 2_000),
+    Task("td3_pendulum", "TD3 on Pendulum", ("agent=td3", "env=pendulum"), -200, 500, 1_000),
+    Task("ddpg_pendulum", "DDPG on Pendulum", ("agent=ddpg", "env=pendulum"), -200, 500, 1_000),
     Task("sac_cartpole", "discrete SAC on CartPole", ("agent=sac", "env=cartpole"), 475, 1_500, 1_500),
     Task("matlab_cartpole", "MATLAB's cart-pole", ("experiment=matlab_cartpole",), 480, 10_000, 10_000),
     Task(
@@ -154,9 +160,10 @@ class Curves:
 
 
 def configuration(overrides: list[str]) -> dict[str, Any]:
-    """Return the value of every option of a run but its seed."""
-    leaves = options_in(make_config(*overrides))
-    return {key: value for key, _, _, value in leaves if key != "seed"}
+    """Return the value of every option that a run has, but its seed."""
+    config = make_config(*overrides)
+    without = ("seed",) if config.mbpo.use_model else ("seed", "model.", "mbpo.")
+    return {key: value for key, _, _, value in options_in(config) if not key.startswith(without)}
 
 
 def load(task: Task) -> dict[str, Curves]:

@@ -45,7 +45,7 @@ def test_a_point_mass_is_pushed_to_the_origin(mbpo: str, transition: str, train_
 
 
 @pytest.mark.slow
-def test_pendulum_is_solved_in_1000_steps_and_not_without_a_model(train_in: Train) -> None:
+def test_pendulum_is_solved_in_600_steps_and_not_without_a_model(train_in: Train) -> None:
     """The acceptance of the default run: five seeds, in about ten minutes."""
     scores = {
         mbpo: [train_in(f"mbpo={mbpo}", f"seed={seed}", name=f"{mbpo}{seed}")["score"] for seed in range(5)]
