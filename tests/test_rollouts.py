@@ -69,6 +69,7 @@ def test_linear_schedule_of_the_paper_for_hopper() -> None:
         ({"horizon_update_schedule": "piecewise", "horizon": 5, "horizon_max": 4}, "horizon_max=4"),
         (
             {
+                "horizon": 1,
                 "horizon_update_schedule": "linear",
                 "horizon_update_start_epoch": 9,
                 "horizon_update_end_epoch": 9,

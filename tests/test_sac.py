@@ -60,7 +60,7 @@ def perturb(agent: SAC) -> SAC:
 
 
 def test_critic_loss_by_hand() -> None:
-    agent = perturb(sac())
+    agent = perturb(sac("agent.discount_factor=0.9"))
     batch = random_transitions(16, SPACE)
     state = agent.generator.get_state()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_critic_loss_by_hand() -> None:
         next_action, log_density = agent.actor.act_with_log_density(batch.next_obs, next_noise)
         q = agent.target_critics(batch.next_obs, next_action)
         soft_value = torch.minimum(q[0], q[1]) - agent.log_alpha.exp() * log_density
-        target = batch.reward + 0.99 * (1 - batch.terminated) * soft_value
+        target = batch.reward + 0.9 * (1 - batch.terminated) * soft_value
         values = agent.critics(batch.obs, batch.action)
         by_hand = 0.5 * ((values[0] - target) ** 2).mean() + 0.5 * ((values[1] - target) ** 2).mean()
     agent.generator.set_state(state)
@@ -151,7 +151,8 @@ def test_discrete_actions_get_a_categorical_policy_and_its_target_entropy(g: tor
 
 def test_discrete_critic_loss_by_hand() -> None:
     space = discrete(num_actions=3)
-    agent, batch = perturb(sac(space=space)), random_transitions(16, space)
+    agent = perturb(sac("agent.discount_factor=0.9", space=space))
+    batch = random_transitions(16, space)
     assert isinstance(agent.actor, CategoricalActor)
     assert isinstance(agent.critics, DiscreteCritics)
     assert isinstance(agent.target_critics, DiscreteCritics)
@@ -162,7 +163,7 @@ def test_discrete_critic_loss_by_hand() -> None:
         expected = torch.zeros(16)
         for a in range(3):
             expected += log_p[:, a].exp() * (torch.minimum(q[0, :, a], q[1, :, a]) - alpha * log_p[:, a])
-        target = batch.reward + 0.99 * (1 - batch.terminated) * expected
+        target = batch.reward + 0.9 * (1 - batch.terminated) * expected
         taken = batch.action.argmax(1)
         values = agent.critics.of_all_actions(batch.obs)[:, torch.arange(16), taken]
         by_hand = 0.5 * (values - target).square().mean(1).sum()
