@@ -148,7 +148,8 @@ class CheckBeforeRun(Callback):
         except (ConfigError, OmegaConfBaseException, Busy) as reason:
             raise Rejected(reason) from reason
         except OSError as error:
-            raise Rejected(ConfigError(f"hydra.run.dir={config.hydra.run.dir}: {error.strerror}")) from error
+            text = f"hydra.run.dir={config.hydra.run.dir}: {error.strerror or error}"
+            raise Rejected(ConfigError(text)) from error
 
 
 class Rejected(SystemExit):
