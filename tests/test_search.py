@@ -173,6 +173,18 @@ def test_values_that_do_not_go_together_fail_their_trial_alone(tmp_path: Path) -
     assert states(search) == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
+def test_a_trial_that_had_begun_with_other_values_is_not_given_up(tmp_path: Path) -> None:
+    def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
+        (tmp_path / name / "seed=0").mkdir()
+        (tmp_path / name / "seed=0" / "config.yaml").touch()
+        raise ConfigError("holds a run already, of other values")
+
+    search = open_search(tmp_path)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        search.run(1, 1, jobs_of, finish_all, prune=False)
+    assert states(search) == ["RUNNING"]
+
+
 def test_every_choice_is_tried_beforehand_but_not_every_combination() -> None:
     seen: list[dict[str, Any]] = []
 

@@ -292,7 +292,8 @@ def _distribution(sweep: IntervalSweep | RangeSweep) -> BaseDistribution:
 def tried(space: Mapping[str, BaseDistribution], job: Callable[[Mapping[str, Any]], Job]) -> Job:
     """Try every choice, and the ends of every range, which tell of all that lies between; return one job.
 
-    Each is tried beside the first of all others, or the last: that some do not go together is no error.
+    Each is tried beside the first of all others, and if that is wrong beside the last: some values need not
+    go together.
 
     Raises:
         ConfigError: A value is wrong.
@@ -427,7 +428,8 @@ class CommandLauncher(Launcher):
         flags = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]
         sources = self.config.hydra.runtime.config_sources
         folders = [source.path for source in sources if source.provider == "command-line"]
-        own_main = [source.path for source in sources if (source.provider, source.schema) == ("main", "file")]
+        mains = [source for source in sources if source.provider == "main"]
+        own_main = [each.path if each.schema == "file" else f"pkg://{each.path}" for each in mains]
         inherited = [item for item in self.config.hydra.overrides.hydra if not item.startswith(OF_A_SWEEP)]
         own = [item for item in job.overrides if not item.startswith("hydra.sweep")]
         threads = ["threads=1"] if job.config.threads == "auto" else []

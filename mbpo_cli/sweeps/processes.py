@@ -147,7 +147,7 @@ def slots_of(
     """Return the environment variables of as many slots as there are to be jobs at a time.
 
     Jobs times threads do not exceed the cores, and no two jobs share a GPU, unless so many are asked for.
-    Jobs that name a GPU find it themselves, as many at a time as are named.
+    Jobs that name a GPU find it themselves, one at a time.
 
     Args:
         num_jobs: Jobs at a time; None = as many as fit.
@@ -157,9 +157,8 @@ def slots_of(
         num_cores: CPU cores that this process may use.
     """
     by_cores = max(num_cores // threads, 1)
-    named = {device for device in devices if device.startswith("cuda:")}
-    if named:
-        return [{} for _ in range(num_jobs or min(len(named), by_cores))]
+    if any(device.startswith("cuda:") for device in devices):
+        return [{} for _ in range(num_jobs or 1)]
     if not (gpus and set(devices) - {"cpu"}):
         return [{} for _ in range(num_jobs or by_cores)]
     chosen = [gpus[job % len(gpus)] for job in range(num_jobs or min(len(gpus), by_cores))]

@@ -228,6 +228,8 @@ class Search:
         try:
             trial.jobs = jobs_of(trial.folder, trial.trial.params)
         except ConfigError as error:
+            if any((self.path / trial.folder).glob("*/config.yaml")):  # begun with other values
+                raise
             self.study.tell(trial.trial, state=TrialState.FAIL)
             log.warning("trial %d: failed: %s", trial.trial.number, error)
         return bool(trial.jobs)
