@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -28,7 +29,11 @@ DATA = ROOT / "docs" / "benchmarks.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PEERS = ROOT / ".venv-peers" / "bin" / "python"
 SECONDS_PER_ROUND = 0.5
-OURS, COMPILED, LIMIT = "mbpo-cli", "mbpo-cli, compiled", "matrix products alone"
+LIMIT = "matrix products alone"
+OURS = "mbpo-cli"
+AS_IT_IS, PLAIN = ((),), ((), ("bfloat16",))
+ALL_WAYS = (*PLAIN, ("compiled",), ("compiled", "bfloat16"))
+Ways = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,7 @@ class Measure:
 
 def _update(name: str, title: str, *, mbrl: bool = False) -> Measure:
     contestants = {
-        OURS: ("ours", f"{name}_update"),
-        COMPILED: ("ours", f"{name}_update", "compiled"),
+        **_ours(f"{name}_update", ALL_WAYS),
         "stable-baselines3": ("peers", "stable_baselines3", name),
         "sbx": ("peers", "sbx", name),
         LIMIT: ("floor", f"{name}_update"),
@@ -59,16 +63,15 @@ def _update(name: str, title: str, *, mbrl: bool = False) -> Measure:
     return Measure(title, contestants, multiple=20)
 
 
-def _against_mbrl(measure: str, title: str, compiles: bool = False, has_floor: bool = True) -> Measure:
-    contestants: dict[str, tuple[str, ...]] = {
-        OURS: ("ours", measure),
-        "mbrl-lib": ("peers", f"mbrl_{measure}"),
-    }
-    if compiles:
-        contestants[COMPILED] = ("ours", measure, "compiled")
+def _against_mbrl(measure: str, title: str, ways: Ways, has_floor: bool = True) -> Measure:
+    contestants = {**_ours(measure, ways), "mbrl-lib": ("peers", f"mbrl_{measure}")}
     if has_floor:
         contestants[LIMIT] = ("floor", measure)
     return Measure(title, contestants)
+
+
+def _ours(measure: str, ways: Ways) -> dict[str, tuple[str, ...]]:
+    return {", ".join((OURS, *way)): ("ours", measure, *way) for way in ways}
 
 
 MEASURES = {
@@ -79,11 +82,11 @@ MEASURES = {
     "ddpg_update": _update("ddpg", "DDPG update, same sizes"),
     "dqn_update": _update("dqn", "DQN update, observation 4, 2 actions"),
     "fit_step": _against_mbrl(
-        "fit_step", "ensemble fit step: 7 networks of 4 layers of 200, batch 256 each", compiles=True
+        "fit_step", "ensemble fit step: 7 networks of 4 layers of 200, batch 256 each", ALL_WAYS
     ),
-    "rollouts": _against_mbrl("rollouts", "100,000 rollouts of one step: policy, model, storing"),
-    "replay_insert": _against_mbrl("replay_insert", "storing one transition", has_floor=False),
-    "replay_sample": _against_mbrl("replay_sample", "drawing 256 transitions", has_floor=False),
+    "rollouts": _against_mbrl("rollouts", "100,000 rollouts of one step: policy, model, storing", PLAIN),
+    "replay_insert": _against_mbrl("replay_insert", "storing one transition", AS_IT_IS, has_floor=False),
+    "replay_sample": _against_mbrl("replay_sample", "drawing 256 transitions", AS_IT_IS, has_floor=False),
 }
 INTRODUCTION = """\
 # Benchmarks
@@ -91,7 +94,9 @@ INTRODUCTION = """\
 Written by `make bench`, `make bench-peers` and `make bench-jobs` (`benchmarks/`). Medians over rounds in
 which all contestants take turns; ratios hold, absolute figures are those of the machine named below. Sampling
 of mini-batches is included. "Of the limit" compares with torch's matrix products alone, the quicker way round
-and measured in the same rounds; a program that has other kernels can be quicker.
+and measured in the same rounds; a program that has other kernels can be quicker. All is computed in float32,
+the peers too, but for what is named bfloat16 (`precision=bfloat16`), which rounds the products between hidden
+layers; peers have no such option.
 """
 
 
@@ -198,16 +203,28 @@ def shown(seconds: float) -> str:
 
 def table(results: dict[str, Any]) -> list[str]:
     """Return one measure's rows, fastest first."""
-    ours = min(results[name]["seconds"] for name in (OURS, COMPILED) if "seconds" in results.get(name, {}))
+    best = {"float32": math.inf, "bfloat16": math.inf}
+    for name, result in results.items():
+        if name.startswith(OURS) and "seconds" in result:
+            best[_precision(name)] = min(best[_precision(name)], result["seconds"])
     limit = results.get(LIMIT, {}).get("seconds")
-    rows = ["| | time | our best is faster by | of the limit |", "|---|---|---|---|"]
+    rows = [
+        "| | time | our best is faster by: in float32 | in bfloat16 | of the limit |",
+        "|---|---|---|---|---|",
+    ]
     for name, result in sorted(results.items(), key=lambda item: item[1].get("seconds", 1e9)):
         if "failed" in result:
-            rows.append(f"| {name} | does not run: {result['failed']} | | |")
+            rows.append(f"| {name} | does not run: {result['failed']} | | | |")
             continue
-        share = f"{limit / result['seconds']:.0%}" if limit else ""
-        rows.append(f"| {name} | {shown(result['seconds'])} | {result['seconds'] / ours:.2f} | {share} |")
+        seconds = result["seconds"]
+        factors = [f"{seconds / own:.2f}" if own < math.inf else "" for own in best.values()]
+        share = f"{limit / seconds:.0%}" if limit and _precision(name) == "float32" else ""
+        rows.append(f"| {name} | {shown(seconds)} | {' | '.join(factors)} | {share} |")
     return rows
+
+
+def _precision(name: str) -> str:
+    return "bfloat16" if name.endswith("bfloat16") else "float32"
 
 
 JOBS = """\

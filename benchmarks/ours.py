@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -29,6 +29,7 @@ from mbpo_cli.config import Config
 from mbpo_cli.logger import Logger
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.models.regression import Regression
+from mbpo_cli.networks import hidden_products_in
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.types import ActionSpec, ContinuousActions, DiscreteActions, SpaceSpec, Transitions
 
@@ -47,6 +48,11 @@ def bench_config(*overrides: str) -> Config:
         "model.training.num_mini_batches=all",
     )
     return make_config("env=gym", "env.id=Pendulum-v1", hidden, *model, *overrides)
+
+
+def precision(choices: Sequence[str]) -> str:
+    """Return the precision that was chosen, or the default."""
+    return "bfloat16" if "bfloat16" in choices else "float32"
 
 
 def spaces_of(name: str) -> SpaceSpec:
@@ -76,13 +82,14 @@ def filled_buffer(count: int, spaces: SpaceSpec) -> ReplayBuffer:
     return buffer
 
 
-def update(name: str, compile: str = "") -> Callable[[int], None]:
+def update(name: str, *choices: str) -> Callable[[int], None]:
     """Return the work of updating an agent: mixing, gradient steps, and keeping the metrics."""
     spaces = spaces_of(name)
     # The peers' DQN is not double.
     plain = ["agent.use_double_dqn=false"] if name == "dqn" else []
-    agent = build_agent(bench_config(f"agent={name}", *plain), spaces, CPU)
-    if compile:
+    config = bench_config(f"agent={name}", f"precision={precision(choices)}", *plain)
+    agent = build_agent(config, spaces, CPU)
+    if "compiled" in choices:
         agent.compile(compiled)
     real, generated = filled_buffer(10_000, spaces), filled_buffer(NUM_TRANSITIONS, spaces)
     stream = torch.Generator().manual_seed(0)
@@ -100,7 +107,7 @@ def update(name: str, compile: str = "") -> Callable[[int], None]:
     return work
 
 
-def fit_step(compile: str = "") -> Callable[[int], None]:
+def fit_step(*choices: str) -> Callable[[int], None]:
     """Return the work of gradient steps of the ensemble, shuffling and gathering included.
 
     The reward is one more output, as with peers, so that the work is the same.
@@ -111,7 +118,8 @@ def fit_step(compile: str = "") -> Callable[[int], None]:
     inputs = torch.cat((data.obs, data.action), 1)
     targets = torch.cat((data.next_obs - data.obs, data.reward[:, None]), 1)
     size = (inputs.shape[1], MODEL_HIDDEN, (targets.shape[1],))
-    network = Regression("gaussian", ENSEMBLE, *size, stream)
+    with hidden_products_in(getattr(torch, precision(choices))):
+        network = Regression("gaussian", ENSEMBLE, *size, stream)
     network.fit_normalizers(inputs, targets)
     optimizer = Optimizer(network.parameters(), OptimizerOptions(1e-3, None, 0.0))
     fitter = ModelFitter(config.model.training, NUM_TRANSITIONS, stream)
@@ -121,7 +129,7 @@ def fit_step(compile: str = "") -> Callable[[int], None]:
         optimizer.minimize(objective)
         return {"loss": loss_M.detach()}
 
-    step = compiled(learn) if compile else learn
+    step = compiled(learn) if "compiled" in choices else learn
 
     def work(count: int) -> None:
         while count > 0:
@@ -134,10 +142,10 @@ def fit_step(compile: str = "") -> Callable[[int], None]:
     return work
 
 
-def rollouts() -> Callable[[int], None]:
+def rollouts(*choices: str) -> Callable[[int], None]:
     """Return the work of one step of many rollouts: policy, one of the elites per row, storing."""
     spaces = spaces_of("sac")
-    config = bench_config()
+    config = bench_config(f"precision={precision(choices)}")
     agent, model = build_agent(config, spaces, CPU), build_model(config, spaces, CPU)
     starts = random_transitions(NUM_STARTS, spaces).obs
     buffer = ReplayBuffer(4 * NUM_STARTS, spaces)

@@ -28,9 +28,10 @@ from mbpo_cli.evaluate import Evaluator
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
 from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.logger import Logger
-from mbpo_cli.machine import num_cores
+from mbpo_cli.machine import has_bfloat16, num_cores
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
+from mbpo_cli.networks import hidden_products_in
 from mbpo_cli.options import Component, resolve
 from mbpo_cli.seeding import episode_seed, generator
 from mbpo_cli.trainer import ModelBased, Trainer, TrainerOptions
@@ -116,7 +117,8 @@ def build_agent(config: Config, spaces: SpaceSpec, device: torch.device) -> Agen
     exploration = exploration_of(config)
     if exploration is not None:
         arguments.append(build_component(exploration, spaces))
-    agent: Agent = build_component(config.agent, *arguments)
+    with hidden_products_in(getattr(torch, config.precision)):
+        agent: Agent = build_component(config.agent, *arguments)
     return agent
 
 
@@ -188,12 +190,13 @@ def build_model(config: Config, spaces: SpaceSpec, device: torch.device) -> Envi
     """Make the model of the environment."""
     model = config.model
     parts = {"transition": model.transition, "reward": model.reward, "is_done": model.is_done}
-    return EnvironmentModel(
-        **{
-            name: build_component(options, spaces, generator(config.seed, "model", name, device=device))
-            for name, options in parts.items()
-        }
-    )
+    with hidden_products_in(getattr(torch, config.precision)):
+        return EnvironmentModel(
+            **{
+                name: build_component(options, spaces, generator(config.seed, "model", name, device=device))
+                for name, options in parts.items()
+            }
+        )
 
 
 def uses_model(config: Config) -> bool:
@@ -282,6 +285,8 @@ def build_trainer(
         ConfigError: The parts do not fit together.
     """
     device = build_device(config)
+    if config.precision == "bfloat16" and not has_bfloat16(device):
+        log.warning("precision=bfloat16: this %s has no instructions for it; float32 is faster", device.type)
     envs = []
     for _ in range(config.env.num_envs):
         envs.append(build_env(config))

@@ -57,7 +57,7 @@ def _unknown_key(key: str) -> str:
 
 def _is_group(argument: str) -> bool:
     key = argument.partition("=")[0]
-    is_option = "." in key or key in ("seed", "device", "threads", "compile", "resume", "trust")
+    is_option = "." in key or key in ("seed", "device", "threads", "compile", "precision", "resume", "trust")
     return "=" in argument and not argument.startswith("-") and not is_option
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 import torch
@@ -16,6 +18,19 @@ from torch import Tensor, nn
 # Of fewer columns than this, matrix libraries compute the transposed product several times as fast. Where
 # nothing is compiled, what follows reads and writes across the rows, which costs as much as it saves.
 NARROW = 16
+
+_product_dtype = ContextVar("_product_dtype", default=torch.float32)
+
+
+@contextmanager
+def hidden_products_in(dtype: torch.dtype) -> Iterator[None]:
+    """Let the networks that are built inside round what they multiply between hidden layers to `dtype`."""
+    token = _product_dtype.set(dtype)
+    try:
+        yield
+    finally:
+        _product_dtype.reset(token)
+
 
 Initializer = Callable[[Tensor, int, torch.Generator], Tensor]
 
@@ -61,6 +76,7 @@ class BatchedMLP(nn.Module):
         """
         super().__init__()
         self.activation = activation
+        self.product_dtype = _product_dtype.get()
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in itertools.pairwise(sizes):
@@ -88,7 +104,11 @@ class BatchedMLP(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if members is not None:
                 weight, bias = weight[members], bias[members]
-            if weight.shape[2] == 1:  # a batched product with a single column is slow
+            if self.product_dtype != torch.float32 and 0 < layer < last:
+                # What comes in and goes out, biases, activations and weights stay in float32.
+                product = torch.bmm(hidden.to(self.product_dtype), weight.to(self.product_dtype))
+                hidden = product + bias
+            elif weight.shape[2] == 1:  # a batched product with a single column is slow
                 hidden = (hidden * weight.transpose(1, 2)).sum(2, keepdim=True) + bias
             elif weight.shape[2] < NARROW and torch.compiler.is_compiling():
                 hidden = torch.baddbmm(bias.mT, weight.mT, hidden.mT).mT

@@ -59,7 +59,7 @@ def stored_config(path: Path) -> dict[str, Any]:
             raise ValueError("not a mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path / CONFIG}: cannot be read: {one_line(error)}") from error
-    return config
+    return {"precision": "float32", **config}  # which runs of older versions lack
 
 
 def _is_plain(text: str) -> bool:

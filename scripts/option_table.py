@@ -44,7 +44,7 @@ def table() -> str:
 
 
 def _section(key: str) -> int:
-    run_itself = ("seed", "device", "threads", "compile")
+    run_itself = ("seed", "device", "threads", "compile", "precision")
     sections = (*run_itself, "agent", "env", "model", "mbpo", "checkpoint", "trainer")
     return sections.index(key.partition(".")[0])
 

@@ -1,6 +1,7 @@
 """Train the paper's tasks on several seeds, and draw our curves over the published ones.
 
-    python scripts/reproduce.py [--tasks hopper ...] [--seeds 0 1 2] [--steps 40000] [--jobs 1] [--dry]
+    python scripts/reproduce.py [--tasks hopper ...] [--seeds 0 1 2] [--steps 40000] [--jobs 1]
+        [--precision bfloat16] [--dry]
 
 A run is `mbpo-train experiment=paper/TASK seed=SEED threads=1` and goes on where it was stopped, so that the
 same command can be given until all is done. What was evaluated so far is kept in `docs/paper/TASK.csv`, also
@@ -69,10 +70,10 @@ TASKS = {
 }
 
 
-def train(task: str, seed: int, num_env_steps: int | None) -> None:
+def train(task: str, seed: int, num_env_steps: int | None, precision: str) -> None:
     """Train one run, or go on with it."""
     length = [] if num_env_steps is None else [f"trainer.num_env_steps={num_env_steps}"]
-    overrides = [f"experiment=paper/{task}", f"seed={seed}", "threads=1", *length]
+    overrides = [f"experiment=paper/{task}", f"seed={seed}", f"precision={precision}", "threads=1", *length]
     command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={RUNS / f'{task}_seed{seed}'}"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
@@ -209,12 +210,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="environment steps; without it, as many as in the paper")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--dry", action="store_true", help="train nothing; write down what is at hand")
     options = parser.parse_args()
     if not options.dry:
         with ThreadPoolExecutor(options.jobs) as pool:
             jobs = [(task, seed) for task in options.tasks for seed in options.seeds]
-            list(pool.map(lambda job: train(job[0], job[1], options.steps), jobs))
+            list(pool.map(lambda job: train(*job, options.steps, options.precision), jobs))
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "README.md").write_text(page(), encoding="utf-8")
     print(page())

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 
 import pytest
+import torch
 
-from mbpo_cli.build import num_threads
+from mbpo_cli.build import build_trainer, num_threads
 from mbpo_cli.compose import make_config
+from mbpo_cli.logger import Logger
+from mbpo_cli.networks import BatchedMLP
 
 SMALL = ("agent.hidden_sizes=[64,64]", "model.transition.hidden_sizes=[64]", "model/reward=known")
 WIDE = "agent.hidden_sizes=[256,256]"
@@ -34,3 +38,28 @@ def test_auto_leaves_half_of_the_cores_to_other_jobs(
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(num_cores)), raising=False)
     assert num_threads(make_config(*overrides), in_sweep) == expected
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("instructions", ["avx2", "avx512_bf16"])
+def test_precision_reaches_all_networks_and_what_is_slower_is_told(
+    precision: str, instructions: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True})
+    config = make_config(*SMALL, f"precision={precision}", "model/is_done=learned")
+    with ExitStack() as stack:
+        trainer = build_trainer(config, Logger([]), stack)
+        assert trainer.model_based is not None
+        parts = [trainer.agent, *(part.network for part in trainer.model_based.model.learned.values())]
+        networks = [
+            module
+            for part in parts
+            for value in (part, *vars(part).values())
+            if isinstance(value, torch.nn.Module)
+            for module in value.modules()
+            if isinstance(module, BatchedMLP)
+        ]
+    assert len(networks) >= 5, "actor, critics, target critics, transition, is-done"
+    assert {network.product_dtype for network in networks} == {getattr(torch, precision)}
+    told = [message for message in caplog.messages if "no instructions" in message]
+    assert len(told) == (precision == "bfloat16" and instructions == "avx2")

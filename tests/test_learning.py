@@ -60,15 +60,16 @@ def test_pendulum_is_solved_in_600_steps_and_not_without_a_model(train_in: Train
     ("agent", "actions"),
     [("sac", ""), ("td3", ""), ("ddpg", ""), ("sac", "Discrete"), ("dqn", "Discrete")],
 )
-def test_compiled_agents_have_the_learning_curves_of_the_plain_ones(
+def test_compiled_and_rounded_agents_have_the_learning_curves_of_the_plain_ones(
     agent: str, actions: str, train_in: Train
 ) -> None:
     curves = []
-    for compile in ("false", "true"):
-        overrides = [f"agent={agent}", f"env.id=tests/{actions}PointMass-v0", f"compile={compile}"]
+    for way in ("compile=false", "compile=true", "precision=bfloat16"):
+        overrides = [f"agent={agent}", f"env.id=tests/{actions}PointMass-v0", way]
         task = [key for key in POINT_MASS if agent != "dqn" or not key.startswith("agent.actor")]
-        result = train_in(*task, *overrides, name=compile)
+        result = train_in(*task, *overrides, name=way)
         curves.append([row["eval/return_mean"] for row in result["metrics"] if "eval/return_mean" in row])
-    plain, compiled = curves
+    plain, compiled, rounded = curves
     assert plain[-1] > -3, "the curve is one of learning"
     assert compiled == pytest.approx(plain, rel=0.1, abs=0.1)
+    assert rounded == pytest.approx(plain, rel=0.1, abs=0.1)

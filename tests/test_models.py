@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -14,7 +15,14 @@ from mbpo_cli.models.fit import ModelFitter, ModelTrainingOptions
 from mbpo_cli.models.is_done import LearnedIsDone
 from mbpo_cli.models.regression import Normalizer, Regression
 from mbpo_cli.models.reward import LearnedReward
-from mbpo_cli.networks import NARROW, Activation, BatchedMLP, truncated_normal, uniform
+from mbpo_cli.networks import (
+    NARROW,
+    Activation,
+    BatchedMLP,
+    hidden_products_in,
+    truncated_normal,
+    uniform,
+)
 from mbpo_cli.types import SpaceSpec, Transitions
 from tests.conftest import TINY, random_transitions, spaces
 
@@ -75,6 +83,30 @@ def test_batched_networks_are_their_members_one_by_one(
     with torch.no_grad():
         assert torch.equal(mlp(inputs), outputs)
     assert torch.equal(inputs, before)
+
+
+@pytest.mark.parametrize("num_members", [1, 3])
+@pytest.mark.parametrize("hidden", [[], [32], [32, 24], [20, 20, 8]])
+def test_in_bfloat16_only_products_between_hidden_layers_are_rounded(
+    num_members: int, hidden: list[int], g: torch.Generator
+) -> None:
+    exact = BatchedMLP(num_members, (4, *hidden, 2), functional.silu, uniform, g)
+    with hidden_products_in(torch.bfloat16):
+        rounded = BatchedMLP(num_members, (4, *hidden, 2), functional.silu, uniform, g)
+    rounded.load_state_dict(exact.state_dict())
+    rounded = copy.deepcopy(rounded)  # as target networks are made
+    inputs = torch.randn(num_members, 50, 4, generator=g)
+    slopes = torch.randn(num_members, 50, 2, generator=g)
+    right, got = (
+        [network(inputs), *torch.autograd.grad(network(inputs), list(network.parameters()), slopes)]
+        for network in (exact, rounded)
+    )
+    for exactly, roughly in zip(right, got, strict=True):
+        assert roughly.dtype == torch.float32
+        assert (roughly - exactly).norm() <= 0.02 * exactly.norm()
+    assert all(map(torch.equal, right, got)) == (len(hidden) < 2)
+    with torch.no_grad():
+        assert torch.equal(rounded(inputs), got[0])
 
 
 def test_chosen_members_answer_in_the_order_chosen(g: torch.Generator) -> None:

@@ -154,10 +154,19 @@ def test_a_run_of_a_gpu_is_loaded_on_a_cpu(pendulum: Path, monkeypatch: pytest.M
     assert torch.equal(load(pendulum).agent.act(torch.ones(1, 3)), expected)
 
 
+def test_a_run_in_bfloat16_is_used_in_float32(pendulum: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(pendulum, tmp_path / "copy")
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump({**config, "precision": "bfloat16"}))
+    obs = torch.randn(100, 3)
+    assert torch.equal(load(copy).agent.act(obs), load(pendulum).agent.act(obs))
+    assert load(copy).config.precision == "float32"
+
+
 def test_runs_of_a_version_that_lacked_an_option_are_read(pendulum: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(pendulum, tmp_path / "copy")
     config = yaml.safe_load((copy / "config.yaml").read_text())
-    del config["trainer"]["num_score_evaluations"], config["compile"]
+    del config["trainer"]["num_score_evaluations"], config["compile"], config["precision"]
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     assert load(copy).config.trainer.num_env_steps == 20
     del config["agent"]["discount_factor"]

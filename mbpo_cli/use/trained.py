@@ -41,9 +41,10 @@ class Trained:
 
     Attributes:
         path: The run's directory.
-        config: The run's configuration.
+        config: The run's configuration, but for device and precision.
         spaces: The spaces of its environment.
-        agent: The base agent; its greedy actions are those of the run, its random streams are not.
+        agent: The base agent; its greedy actions are those of the run, rounded to float32 whatever the
+            run's precision, its random streams are not.
         source: Where all this was found, in words.
         checkpoint: The checkpoint that it was found in; None where only a policy was left.
     """
@@ -116,7 +117,7 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
         raise ConfigError(f"{path}: not the directory of a run, as it holds no {CONFIG}")
     values = stored_config(path)
     check_trusted(values, trust, remedy)
-    config = replace(typed(_completed(values)), device="cpu")
+    config = replace(typed(_completed(values)), device="cpu", precision="float32")
     env = build_env(config)
     env.close()
     agent = build_agent(config, env.spaces, CPU)
