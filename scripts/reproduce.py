@@ -216,7 +216,7 @@ def main() -> None:
     if not options.dry:
         with ThreadPoolExecutor(options.jobs) as pool:
             jobs = [(task, seed) for task in options.tasks for seed in options.seeds]
-            list(pool.map(lambda job: train(*job, options.steps, options.precision), jobs))
+            list(pool.map(lambda job: train(job[0], job[1], options.steps, options.precision), jobs))
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "README.md").write_text(page(), encoding="utf-8")
     print(page())
