@@ -16,7 +16,6 @@ import json
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
+
+from mbpo_cli.stored import stored_config
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "outputs" / "paper"
@@ -43,8 +44,18 @@ threshold is reached with the first evaluation at or above it; the median counts
 it as later than all others.
 """
 
-Curve = dict[int, float]
-"""Mean evaluation return by environment step."""
+
+@dataclass(frozen=True)
+class Curve:
+    """What a run was evaluated at.
+
+    Attributes:
+        returns: Mean evaluation return by environment step.
+        precision: Of the run's matrix products.
+    """
+
+    returns: dict[int, float]
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -82,31 +93,41 @@ def evaluations(directory: Path) -> Curve:
     """Return the evaluations of a run, finished or not."""
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines if line.endswith("}")]
-    return {row["step"]: row["eval/return_mean"] for row in rows if "eval/return_mean" in row}
+    returns = {row["step"]: row["eval/return_mean"] for row in rows if "eval/return_mean" in row}
+    return Curve(returns, stored_config(directory)["precision"])
 
 
-def collected(task: str) -> dict[int, Curve]:
-    """Return the curves of a task by seed, those at hand added to those kept; keep them all."""
-    path = FOLDER / f"{task}.csv"
-    curves: defaultdict[int, Curve] = defaultdict(dict)
+def kept(path: Path) -> dict[int, Curve]:
+    """Return the curves in a file by seed; none if there is no such file."""
+    curves: dict[int, Curve] = {}
     if path.exists():
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                curves[int(row["seed"])][int(row["env_steps"])] = float(row["return"])
+                curve = curves.setdefault(int(row["seed"]), Curve({}, row["precision"]))
+                curve.returns[int(row["env_steps"])] = float(row["return"])
+    return curves
+
+
+def collected(task: str) -> dict[int, Curve]:
+    """Return a task's curves by seed, those at hand before shorter ones that were kept; keep them all."""
+    path = FOLDER / f"{task}.csv"
+    curves = kept(path)
     for directory in RUNS.glob(f"{task}_seed*"):
         if (directory / "metrics.jsonl").exists():
             curve = evaluations(directory)
             seed = int(directory.name.rpartition("seed")[2])
-            if len(curve) > len(curves[seed]):
+            if curve.returns and (seed not in curves or len(curve.returns) >= len(curves[seed].returns)):
                 curves[seed] = curve
-    if any(curves.values()):
+    curves = dict(sorted(curves.items()))
+    if curves:
         FOLDER.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow(("seed", "env_steps", "return"))
-            for seed, curve in sorted(curves.items()):
-                table.writerows((seed, step, round(value, 2)) for step, value in sorted(curve.items()))
-    return {seed: curve for seed, curve in sorted(curves.items()) if curve}
+            table.writerow(("seed", "env_steps", "return", "precision"))
+            for seed, curve in curves.items():
+                points = sorted(curve.returns.items())
+                table.writerows((seed, step, round(value, 2), curve.precision) for step, value in points)
+    return curves
 
 
 def published(title: str) -> list[tuple[int, float, float]]:
@@ -123,25 +144,31 @@ def half_interval(values: Sequence[float]) -> float:
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
+def shared_steps(curves: Mapping[int, Curve]) -> list[int]:
+    """Return the environment steps at which all seeds were evaluated."""
+    return sorted(set.intersection(*(set(curve.returns) for curve in curves.values())))
+
+
 def draw(name: str, task: Task, curves: Mapping[int, Curve]) -> None:
     """Draw our curves over the published one."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    shared = sorted(set.intersection(*(set(curve) for curve in curves.values())))
-    values = [[curve[step] for curve in curves.values()] for step in shared]
+    shared = shared_steps(curves)
+    values = [[curve.returns[step] for curve in curves.values()] for step in shared]
     mean, half = np.array([np.mean(row) for row in values]), np.array([half_interval(row) for row in values])
     for curve in curves.values():
-        axes.plot(list(curve), list(curve.values()), color="tab:blue", alpha=0.25, linewidth=0.8)
+        steps, returns = zip(*sorted(curve.returns.items()), strict=True)
+        axes.plot(steps, returns, color="tab:blue", alpha=0.25, linewidth=0.8)
     label = f"ours, mean of {len(curves)} seeds" if len(curves) > 1 else "ours, one seed"
     if len(curves) > 2:  # that of two seeds would dwarf the curves
         label += ", 95 % interval"
         axes.fill_between(shared, mean - half, mean + half, color="tab:blue", alpha=0.15, linewidth=0)
     axes.plot(shared, mean, color="tab:blue", linewidth=2.2, label=label)
-    last = max(max(curve) for curve in curves.values())
+    last = max(max(curve.returns) for curve in curves.values())
     points = [point for point in published(task.title) if point[0] <= 1.1 * last]
     if points:
-        steps, theirs, std = (np.array(column) for column in zip(*points, strict=True))
-        axes.plot(steps, theirs, color="black", linewidth=1.6, label="published MBPO, 5 seeds, ± std")
-        axes.fill_between(steps, theirs - std, theirs + std, color="black", alpha=0.1, linewidth=0)
+        at, theirs, std = (np.array(column) for column in zip(*points, strict=True))
+        axes.plot(at, theirs, color="black", linewidth=1.6, label="published MBPO, 5 seeds, ± std")
+        axes.fill_between(at, theirs - std, theirs + std, color="black", alpha=0.1, linewidth=0)
     axes.set(xlabel="real environment steps", ylabel="evaluation return", title=task.title)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -151,22 +178,22 @@ def draw(name: str, task: Task, curves: Mapping[int, Curve]) -> None:
 
 def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
     """Return a task's line of the table."""
-    last = min(max(curve) for curve in curves.values())
+    last = min(max(curve.returns) for curve in curves.values())
     theirs = {step: f"{mean:,.0f} ± {std:,.0f}" for step, mean, std in published(task.title)}
-    shared = theirs.keys() & set.intersection(*(set(curve) for curve in curves.values()))
-    compared = max(shared, default=last)
-    at = [curve[compared] for curve in curves.values()]
+    compared = max(theirs.keys() & set(shared_steps(curves)), default=last)
+    at = [curve.returns[compared] for curve in curves.values()]
     # The interval of two seeds says less than the two.
     ours = ", ".join(f"{value:,.0f}" for value in at)
     if len(at) > 2:
         ours = f"{np.mean(at):,.0f} ± {half_interval(at):,.0f}"
     firsts = sorted(
-        min((step for step, value in curve.items() if value >= task.threshold), default=sys.maxsize)
+        min((step for step, value in curve.returns.items() if value >= task.threshold), default=sys.maxsize)
         for curve in curves.values()
     )
     median = statistics.median_high(firsts)
     cells = [
         f"`experiment=paper/{name}`",
+        ", ".join(sorted({curve.precision for curve in curves.values()})),
         str(len(curves)),
         f"{last:,}",
         f"{compared:,}",
@@ -182,6 +209,7 @@ def page() -> str:
     """Draw what is at hand, and return the page."""
     columns = (
         "mbpo-train",
+        "precision",
         "seeds",
         "steps of all",
         "compared at",

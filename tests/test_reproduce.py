@@ -17,19 +17,28 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_run(folders: Path, name: str, returns: dict[int, float], rest: str = "") -> None:
+def write_run(
+    folders: Path, name: str, returns: dict[int, float], rest: str = "", precision: str = "float32"
+) -> None:
     directory = folders / "runs" / name
     directory.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, "eval/return_mean": value}) for step, value in returns.items()]
+    (directory / "config.yaml").write_text(f"precision: {precision}")
     (directory / "metrics.jsonl").write_text('{"step": 1, "agent/entropy": 1.0}\n' + "\n".join(lines) + rest)
 
 
 def test_table_and_curves(folders: Path) -> None:
     write_run(folders, "hopper_seed0", {10_000: 200.0, 20_000: 3_100.0, 30_000: 2_000.0})
-    write_run(folders, "hopper_seed1", {10_000: 300.0, 20_000: 900.0}, rest='\n{"step": 30000, "eval/ret')
+    write_run(
+        folders,
+        "hopper_seed1",
+        {10_000: 300.0, 20_000: 900.0},
+        rest='\n{"step": 30000, "eval/ret',
+        precision="bfloat16",
+    )
     page = reproduce.page()
-    row = "| `experiment=paper/hopper` | 2 | 20,000 | 20,000 | 3,100, 900 | 442 ± 229 | 3,000 | not yet |"
-    assert row in page
+    row = "bfloat16, float32 | 2 | 20,000 | 20,000 | 3,100, 900 | 442 ± 229 | 3,000 | not yet |"
+    assert f"| `experiment=paper/hopper` | {row}" in page
     assert (folders / "docs" / "hopper.png").stat().st_size > 10_000
     assert len((folders / "docs" / "hopper.csv").read_text().splitlines()) == 1 + 5
     # What was kept stays when the runs are gone, or were begun anew.
@@ -39,7 +48,7 @@ def test_table_and_curves(folders: Path) -> None:
 
 def test_one_seed_that_reached_the_threshold(folders: Path) -> None:
     write_run(folders, "inverted_pendulum_seed3", {250: 100.0, 500: 1_000.0, 750: 1_000.0})
-    row = "| `experiment=paper/inverted_pendulum` | 1 | 750 | 750 | 1,000 |  | 1,000 | 500 |"
+    row = "| `experiment=paper/inverted_pendulum` | float32 | 1 | 750 | 750 | 1,000 |  | 1,000 | 500 |"
     assert row in reproduce.page()
 
 
@@ -47,5 +56,5 @@ def test_seeds_are_compared_at_the_last_published_step_that_all_have_reached(fol
     for seed, value in enumerate((100.0, 200.0, 600.0)):
         write_run(folders, f"hopper_seed{seed}", {20_000: value, 21_000: 5.0, 22_000 + seed: 7.0})
     # Student's t for three values is 4.303, the standard error of these 152.75.
-    row = "| `experiment=paper/hopper` | 3 | 22,000 | 20,000 | 300 ± 657 | 442 ± 229 | 3,000 | not yet |"
-    assert row in reproduce.page()
+    row = "float32 | 3 | 22,000 | 20,000 | 300 ± 657 | 442 ± 229 | 3,000 | not yet |"
+    assert f"| `experiment=paper/hopper` | {row}" in reproduce.page()
