@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -349,10 +349,10 @@ class Trainer:
         num_updates = num_steps * self.agent_options.num_gradient_steps_per_update
         with self._stopwatch.phase("update"):
             batches, num_real = mix(self.real_buffer, generated, size, ratio, num_updates, self._mix_stream)
-            for batch in batches:
-                metrics = self.agent.update(batch)
-                self.gradient_steps += 1
-                self._check(metrics)
+            updates = [self.agent.update(batch) for batch in batches]
+            self._check(updates)
+            self.gradient_steps += num_updates
+            for metrics in updates:
                 self.logger.collect(metrics)
         self.logger.collect(
             {
@@ -362,21 +362,27 @@ class Trainer:
             }
         )
 
-    def _check(self, metrics: Metrics) -> None:
-        """Check what an update returned, which is cheap on a CPU and waits for a GPU.
+    def _check(self, updates: Sequence[Metrics]) -> None:
+        """Check what the updates of a step returned, all at once, so that a GPU is waited for only once.
 
         Raises:
             Diverged: A number is not finite, or a Q-value many times what rewards and discount allow.
         """
-        for tag, value in metrics.items():
+        named = [
+            (number, tag, torch.as_tensor(value, dtype=torch.float32, device=self._device))
+            for number, metrics in enumerate(updates, self.gradient_steps + 1)
+            for tag, value in metrics.items()
+        ]
+        limit = self._q_value_limit
+        values = torch.stack([value for _, _, value in named]).tolist() if named else []
+        for (number, tag, _), value in zip(named, values, strict=True):
             if not math.isfinite(value):
-                raise Diverged(f"{tag} is {float(value)} in update {self.gradient_steps:,}")
-        q_value = abs(float(metrics.get("agent/q_value", 0.0)))
-        if q_value > self._q_value_limit:
-            raise Diverged(
-                f"agent/q_value is {q_value:.3g} in update {self.gradient_steps:,}, "
-                f"and rewards of up to {self._max_reward:.3g} cannot add up to that"
-            )
+                raise Diverged(f"{tag} is {value} in update {number:,}")
+            if tag == "agent/q_value" and abs(value) > limit:
+                raise Diverged(
+                    f"agent/q_value is {value:.3g} in update {number:,}, "
+                    f"and rewards of up to {self._max_reward:.3g} cannot add up to that"
+                )
 
     @property
     def _q_value_limit(self) -> float:

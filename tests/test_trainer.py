@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -202,6 +203,23 @@ def test_a_model_is_built_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(*TINY)
     space = Environment(CountingEnv()).spaces
     assert build.build_model_based(config, Spy(), space, torch.device("cpu")) is not None
+
+
+def test_predictions_that_are_not_plausible_are_counted_and_not_stored() -> None:
+    class Explodes(StandsStill):
+        def step(self, obs: Tensor, action: Tensor, generator: torch.Generator) -> Transitions:
+            transitions = super().step(obs, action, generator)
+            transitions.reward[:3] = math.inf
+            return transitions
+
+    loop = Loop("mbpo.generate_every=5", "trainer.num_env_steps=10", *QUIET)
+    assert loop.model_based is not None
+    loop.model_based.model = Explodes(loop.spy)  # type: ignore[assignment]
+    loop.model_based.model.knows_reward = False  # type: ignore[misc]
+    loop.run()
+    assert set(loop.recorder.series("rollout/num_implausible").values()) == {3}
+    assert set(loop.recorder.series("rollout/num_generated").values()) == {7}
+    assert bool(loop.model_based.buffer.contents().reward.isfinite().all())
 
 
 def test_batches_mix_ceil_of_m_times_r_real_experiences() -> None:
