@@ -126,18 +126,26 @@ def test_what_makes_no_sense_in_a_search_is_refused(override: str, message: str)
         space_of([override])
 
 
-@pytest.mark.parametrize("agent", ["sac", "td3", "ddpg", "dqn"])
-def test_every_agent_has_a_search_space_of_options_that_it_has(agent: str) -> None:
+@pytest.mark.parametrize(
+    ("agent", "task"),
+    [
+        ("sac", "env=pendulum"),
+        ("td3", "env=hopper"),
+        ("ddpg", "env=humanoid"),
+        ("dqn", "env=cartpole"),
+        ("sac", "experiment=paper/ant"),
+    ],
+)
+def test_every_agent_has_a_search_space_of_options_that_it_has(agent: str, task: str) -> None:
     text = (CONF / "hparams_search" / f"{agent}.yaml").read_text()
     params = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
-    env = "cartpole" if agent == "dqn" else "pendulum"
-    known = {key for key, _, _, _ in options_in(make_config(f"agent={agent}", f"env={env}"))}
+    known = {key for key, _, _, _ in options_in(make_config(f"agent={agent}", task))}
     assert len(params) >= 5
     assert set(params) <= known
-    _, space = space_of([f"{key}={value}" for key, value in params.items()])
+    constants, space = space_of([f"{key}={value}" for key, value in params.items()])
     for end in (0, -1):
         ends = [f"{key}={ends_of(distribution)[end]}" for key, distribution in space.items()]
-        make_config(f"agent={agent}", f"env={env}", *ends)
+        make_config(f"agent={agent}", task, *constants, *ends)
 
 
 def test_a_score_is_the_mean_over_seeds_and_the_best_is_written(tmp_path: Path) -> None:

@@ -228,8 +228,9 @@ class Search:
         try:
             trial.jobs = jobs_of(trial.folder, trial.trial.params)
         except ConfigError as error:
-            if any((self.path / trial.folder).glob("*/config.yaml")):  # begun with other values
-                raise
+            folder = self.path / trial.folder
+            if any(folder.glob("*/config.yaml")):  # begun with other values
+                raise ConfigError(f"{error}; without {folder} the trial begins anew") from error
             self.study.tell(trial.trial, state=TrialState.FAIL)
             log.warning("trial %d: failed: %s", trial.trial.number, error)
         return bool(trial.jobs)
