@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -94,6 +94,14 @@ def horizon_at(options: ModelRolloutOptions, num_model_trainings: int, num_env_s
             return min(low + passed * (high - low) // duration, high)
 
 
+class Region(Protocol):
+    """Where rollouts may go: one ends with the first prediction that lies outside, which is dropped."""
+
+    def contains(self, transitions: Transitions) -> Tensor:
+        """Tell of each predicted transition whether it lies within, shape (N,)."""
+        ...
+
+
 class PlausibleRange:
     """What the outcomes of real experience suggest that a prediction may be."""
 
@@ -144,7 +152,7 @@ def generate(
     horizon: int,
     sink: Callable[[Transitions], None],
     generator: torch.Generator,
-    plausible: PlausibleRange | None = None,
+    plausible: Region | None = None,
 ) -> Generated:
     """Roll the policy out in the model and hand every step's transitions to `sink`.
 
@@ -158,7 +166,7 @@ def generate(
         horizon: Largest number of steps of a rollout.
         sink: Called with every step's transitions of the rollouts still running, a share of them at a time.
         generator: Random stream of groups, actions and predictions.
-        plausible: What a prediction may be; None allows every finite one.
+        plausible: Where predictions may lie; None allows every finite one.
 
     Raises:
         Diverged: A prediction is not finite where all are allowed, or no prediction is plausible.

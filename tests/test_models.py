@@ -227,6 +227,34 @@ def test_transition_targets_and_predictions_agree(predict_difference: bool, g: t
     torch.testing.assert_close(predicted, mean + data.obs if predict_difference else mean)
 
 
+@pytest.mark.parametrize("transition", ["gaussian", "deterministic"])
+def test_a_policy_can_be_trained_through_steps_of_the_model(transition: str, g: torch.Generator) -> None:
+    model = built(make_config(*TINY, f"model/transition={transition}", "model/reward=deterministic"))
+    weight = torch.randn(SPACE.obs_size, 2, generator=g, requires_grad=True)
+    obs, total = torch.randn(20, SPACE.obs_size, generator=g), torch.zeros(20)
+    by_step = []
+    for _ in range(3):
+        step = model.step(obs, torch.tanh(obs @ weight), g)
+        obs, total = step.next_obs, total + step.reward
+        by_step.append(torch.autograd.grad(obs.sum(), weight, retain_graph=True)[0])
+    (gradient,) = torch.autograd.grad(total.sum(), weight)
+    for each in (gradient, *by_step):
+        assert bool(each.isfinite().all())
+        assert float(each.abs().min()) > 0
+    assert not torch.equal(by_step[0], by_step[1])
+
+
+def test_a_fit_moves_the_limits_of_the_log_variance() -> None:
+    config = make_config(*TINY, "model/transition=gaussian")
+    model = built(config)
+    network = model.transition.network
+    assert isinstance(network, Regression)
+    before = network.max_log_variance.detach().clone(), network.min_log_variance.detach().clone()
+    fitter(config.model.training).fit(model, random_transitions(100, SPACE), 1)
+    assert bool((network.max_log_variance != before[0]).all())
+    assert bool((network.min_log_variance != before[1]).all())
+
+
 def test_every_learned_part_is_trained() -> None:
     config = make_config(*LEARNED)
     model = built(config)

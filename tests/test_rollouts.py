@@ -226,6 +226,32 @@ def test_a_model_of_which_nothing_is_plausible_has_diverged(g: torch.Generator) 
         generate(model, still, torch.zeros(4, 1), 3, lambda step: None, g, plausible)
 
 
+class Agreement:
+    """Where the members of an ensemble predict the same within a tolerance."""
+
+    def __init__(self, model: EnvironmentModel, tolerance: float) -> None:
+        self.model, self.tolerance = model, tolerance
+
+    def contains(self, transitions: Transitions) -> Tensor:
+        members = self.model.transition.elites
+        obs, action = (rows.expand(len(members), -1, -1) for rows in (transitions.obs, transitions.action))
+        mean_MNO = self.model.transition.predict(obs, action, members, torch.Generator())
+        return (mean_MNO.amax(0) - mean_MNO.amin(0)).amax(1) <= self.tolerance
+
+
+def test_rollouts_may_be_as_long_as_the_ensemble_agrees(g: torch.Generator) -> None:
+    class DisagreeAfterTwo(AddsMemberNumber):
+        def predict(self, obs: Tensor, action: Tensor, members: Tensor, generator: torch.Generator) -> Tensor:
+            return obs + torch.where(obs < 2, 1.0, members[:, None, None] + 1.0)
+
+    model = EnvironmentModel(DisagreeAfterTwo(spaces((1,)), 3, [0, 1, 2]), Constant(0), Constant(0))
+    steps: list[Transitions] = []
+    starts = torch.tensor([[0.0], [1.0], [2.0]])
+    generated = generate(model, still, starts, 10, steps.append, g, Agreement(model, tolerance=0.5))
+    assert [step.obs[:, 0].tolist() for step in steps] == [[0, 1], [1], []]
+    assert generated == (3, 3)
+
+
 def test_many_rollouts_are_taken_in_shares_and_all_reach_the_horizon(
     g: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
