@@ -16,7 +16,8 @@ def num_cores() -> int:
 def has_bfloat16(device: torch.device) -> bool:
     """Tell whether a device multiplies numbers of the type bfloat16 without taking them for others."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 

@@ -15,6 +15,10 @@ from mbpo_cli.types import GradientStep, Transitions
 from tests.conftest import TINY, discrete, random_transitions, spaces
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+DEVICES = [
+    CPU,
+    pytest.param(GPU, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")),
+]
 LONG = ("trainer.num_env_steps=10_100", "agent.num_warm_start_steps=100")
 PAYS = "agent.num_gradient_steps_per_update=2"
 
@@ -88,6 +92,7 @@ def test_where_it_is_optional_a_failed_compilation_is_told_and_training_goes_on(
         compilation.compiled(double)(torch.tensor(1))
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize(
     ("name", "is_discrete"),
     [
@@ -98,15 +103,13 @@ def test_where_it_is_optional_a_failed_compilation_is_told_and_training_goes_on(
         pytest.param("ddpg", False, marks=pytest.mark.slow),
     ],
 )
-def test_compiled_steps_are_the_same_steps(name: str, is_discrete: bool) -> None:
+def test_compiled_steps_are_the_same_steps(name: str, is_discrete: bool, device: torch.device) -> None:
     space = discrete(num_actions=3) if is_discrete else spaces((3,), action_size=2)
     limit = "agent.critic_optimizer.gradient_threshold=0.5"
-    plain, fast = (
-        build_agent(make_config(*TINY, f"agent={name}", limit), space, torch.device("cpu")) for _ in "ab"
-    )
+    plain, fast = (build_agent(make_config(*TINY, f"agent={name}", limit), space, device) for _ in "ab")
     fast.compile(compilation.compiled)
     for seed in range(50):
-        batch = random_transitions(16, space, seed=seed)
+        batch = random_transitions(16, space, seed=seed).to(device)
         expected, got = plain.update(batch), fast.update(batch)
         assert expected.keys() == got.keys()
         for tag, value in expected.items():
@@ -141,6 +144,7 @@ def test_a_model_compiles_whole_mini_batches_only() -> None:
     assert called == [16, 16] * len(model.learned)
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize(
     "choices",
     [
@@ -148,12 +152,12 @@ def test_a_model_compiles_whole_mini_batches_only() -> None:
         pytest.param(("model/reward=deterministic", "model/is_done=learned"), marks=pytest.mark.slow),
     ],
 )
-def test_compiled_fits_are_the_same_fits(choices: tuple[str, ...]) -> None:
+def test_compiled_fits_are_the_same_fits(choices: tuple[str, ...], device: torch.device) -> None:
     space = spaces((3,), action_size=2)
-    plain, fast = (build_model(make_config(*TINY, *choices), space, CPU) for _ in "ab")
+    plain, fast = (build_model(make_config(*TINY, *choices), space, device) for _ in "ab")
     fast.compile(compilation.compiled, 16)
     for seed in range(50):
-        data = random_transitions(7 if seed % 10 == 9 else 16, space, seed=seed)
+        data = random_transitions(7 if seed % 10 == 9 else 16, space, seed=seed).to(device)
         for name, part in plain.learned.items():
             batch = batch_for(part, data)
             if seed % 20 == 0:  # as at the start of a fit
