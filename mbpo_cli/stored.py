@@ -40,12 +40,15 @@ HARMLESS = (
     "trainer.num_score_evaluations",
 )
 
+# Values of options that older versions did not have, and with which their runs were made.
+OF_OLDER_VERSIONS = {"precision": "float32"}
+
 # The one in C is ten times as fast, and not everywhere.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def stored_config(path: Path) -> dict[str, Any]:
-    """Return the configuration of the run in a directory, as plain data.
+    """Return the configuration of the run in a directory, as plain data, with what older versions lack.
 
     Raises:
         ConfigError: There is none, or it cannot be read.
@@ -59,7 +62,7 @@ def stored_config(path: Path) -> dict[str, Any]:
             raise ValueError("not a mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path / CONFIG}: cannot be read: {one_line(error)}") from error
-    return {"precision": "float32", **config}  # which runs of older versions lack
+    return {**OF_OLDER_VERSIONS, **config}
 
 
 def _is_plain(text: str) -> bool:

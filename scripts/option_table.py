@@ -6,11 +6,12 @@ python scripts/option_table.py
 from __future__ import annotations
 
 import types
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mbpo_cli.compose import make_config
-from mbpo_cli.config import options_in
+from mbpo_cli.config import Config, options_in
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
@@ -44,8 +45,7 @@ def table() -> str:
 
 
 def _section(key: str) -> int:
-    run_itself = ("seed", "device", "threads", "compile", "precision")
-    sections = (*run_itself, "agent", "env", "model", "mbpo", "checkpoint", "trainer")
+    sections = [field.name for field in fields(Config)]
     return sections.index(key.partition(".")[0])
 
 

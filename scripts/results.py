@@ -161,9 +161,13 @@ class Curves:
 
 def configuration(overrides: list[str]) -> dict[str, Any]:
     """Return the value of every option that a run has, but its seed."""
-    config = make_config(*overrides)
-    without = ("seed",) if config.mbpo.use_model else ("seed", "model.", "mbpo.")
-    return {key: value for key, _, _, value in options_in(config) if not key.startswith(without)}
+    return {key: value for key, _, _, value in options_in(make_config(*overrides)) if key != "seed"}
+
+
+def matters(key: str, config: dict[str, Any]) -> bool:
+    """Tell whether an option changes what a run computes; without a model none of the model's does."""
+    of_model = key.startswith(("model.", "mbpo.")) and key != "mbpo.mini_batch_size"
+    return config["mbpo.use_model"] or not of_model
 
 
 def load(task: Task) -> dict[str, Curves]:
@@ -176,7 +180,7 @@ def load(task: Task) -> dict[str, Curves]:
         results[variant] = Curves(config)
         if variant in stored:
             old = stored[variant].pop("config")
-            if all(config.get(key, value) == value for key, value in old.items()):
+            if all(config.get(key, value) == value for key, value in old.items() if matters(key, config)):
                 results[variant] = Curves(config, **stored[variant])
     return results
 

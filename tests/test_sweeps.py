@@ -140,6 +140,7 @@ def test_combinations_vary_the_last_sweep_fastest() -> None:
         (None, 4, {"cuda"}, ["0", "1", "2"], 8, ["0", "1"]),
         (3, 1, {"cuda"}, ["4", "6"], 8, ["4", "6", "4"]),
         (None, 1, {"cuda:1"}, ["0", "1"], 8, [None]),
+        (None, 1, {"cuda:0", "cuda:1"}, ["0", "1"], 8, [None]),
         (2, 1, {"cuda:0", "cuda:1"}, ["0", "1"], 8, [None] * 2),
     ],
 )

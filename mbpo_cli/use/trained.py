@@ -43,8 +43,8 @@ class Trained:
         path: The run's directory.
         config: The run's configuration, but for device and precision.
         spaces: The spaces of its environment.
-        agent: The base agent; its greedy actions are those of the run, rounded to float32 whatever the
-            run's precision, its random streams are not.
+        agent: The base agent with the run's weights, computed in float32 whatever the run's precision was;
+            its random streams are not those of the run.
         source: Where all this was found, in words.
         checkpoint: The checkpoint that it was found in; None where only a policy was left.
     """
