@@ -5,7 +5,7 @@
 
 A run is `mbpo-train experiment=paper/TASK seed=SEED threads=1` and goes on where it was stopped, so that the
 same command can be given until all is done. What was evaluated so far is kept in `docs/paper/TASK.csv`, also
-of unfinished runs. Writes a picture per task and the table in `docs/paper/README.md`.
+of unfinished runs. Writes a picture per task and the tables in `docs/paper/README.md`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ interval (Student's t) stand there, of fewer each seed, at the last published st
 threshold is reached with the first evaluation at or above it; the median counts seeds that have not reached
 it as later than all others.
 """
+
+MAX_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def train(task: str, seed: int, num_env_steps: int | None, precision: str) -> No
     """Train one run, or go on with it."""
     length = [] if num_env_steps is None else [f"trainer.num_env_steps={num_env_steps}"]
     overrides = [f"experiment=paper/{task}", f"seed={seed}", f"precision={precision}", "threads=1", *length]
-    command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={RUNS / f'{task}_seed{seed}'}"]
+    name = task if precision == "float32" else f"{task}_{precision}"
+    command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={RUNS / f'{name}_seed{seed}'}"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -112,7 +115,7 @@ def collected(task: str) -> dict[int, Curve]:
     """Return a task's curves by seed, those at hand before shorter ones that were kept; keep them all."""
     path = FOLDER / f"{task}.csv"
     curves = kept(path)
-    for directory in RUNS.glob(f"{task}_seed*"):
+    for directory in sorted(RUNS.glob(f"{task}_*seed*")):  # a precision may stand between
         if (directory / "metrics.jsonl").exists():
             curve = evaluations(directory)
             seed = int(directory.name.rpartition("seed")[2])
@@ -176,10 +179,15 @@ def draw(name: str, task: Task, curves: Mapping[int, Curve]) -> None:
     plt.close(figure)
 
 
+def published_shown(title: str) -> dict[int, str]:
+    """Return the published mean and standard deviation by step, as the tables show them."""
+    return {step: f"{mean:,.0f} ± {std:,.0f}" for step, mean, std in published(title)}
+
+
 def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
     """Return a task's line of the table."""
     last = min(max(curve.returns) for curve in curves.values())
-    theirs = {step: f"{mean:,.0f} ± {std:,.0f}" for step, mean, std in published(task.title)}
+    theirs = published_shown(task.title)
     compared = max(theirs.keys() & set(shared_steps(curves)), default=last)
     at = [curve.returns[compared] for curve in curves.values()]
     # The interval of two seeds says less than the two.
@@ -205,6 +213,22 @@ def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def by_step(task: Task, curves: Mapping[int, Curve]) -> list[str]:
+    """Return the table of a task's returns beside the published ones, at up to eight steps of both."""
+    theirs = published_shown(task.title)
+    steps = [step for step in shared_steps(curves) if step in theirs]
+    if not steps:
+        return []
+    every = -(-len(steps) // MAX_ROWS)
+    heads = [task.title, *(f"seed {seed}" for seed in curves), "mean", "published"]
+    lines = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for step in sorted(steps[::-every]):
+        values = [curve.returns[step] for curve in curves.values()]
+        shown = [f"{value:,.0f}" for value in (*values, statistics.fmean(values))]
+        lines.append(f"| {step:,} | {' | '.join(shown)} | {theirs[step]} |")
+    return lines
+
+
 def page() -> str:
     """Draw what is at hand, and return the page."""
     columns = (
@@ -225,7 +249,7 @@ def page() -> str:
         if curves:
             draw(name, task, curves)
             lines.append(row(name, task, curves))
-            pictures += ["", f"![{task.title}]({name}.png)"]
+            pictures += ["", f"![{task.title}]({name}.png)", *by_step(task, curves)]
     return "\n".join([*lines, *pictures]) + "\n"
 
 

@@ -31,7 +31,7 @@ def test_table_and_curves(folders: Path) -> None:
     write_run(folders, "hopper_seed0", {10_000: 200.0, 20_000: 3_100.0, 30_000: 2_000.0})
     write_run(
         folders,
-        "hopper_seed1",
+        "hopper_bfloat16_seed1",
         {10_000: 300.0, 20_000: 900.0},
         rest='\n{"step": 30000, "eval/ret',
         precision="bfloat16",
@@ -57,4 +57,7 @@ def test_seeds_are_compared_at_the_last_published_step_that_all_have_reached(fol
         write_run(folders, f"hopper_seed{seed}", {20_000: value, 21_000: 5.0, 22_000 + seed: 7.0})
     # Student's t for three values is 4.303, the standard error of these 152.75.
     row = "float32 | 3 | 22,000 | 20,000 | 300 ± 657 | 442 ± 229 | 3,000 | not yet |"
-    assert f"| `experiment=paper/hopper` | {row}" in reproduce.page()
+    page = reproduce.page()
+    assert f"| `experiment=paper/hopper` | {row}" in page
+    assert "| Hopper | seed 0 | seed 1 | seed 2 | mean | published |" in page
+    assert "\n| 20,000 | 100 | 200 | 600 | 300 | 442 ± 229 |\n" in page
