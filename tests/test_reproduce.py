@@ -61,3 +61,13 @@ def test_seeds_are_compared_at_the_last_published_step_that_all_have_reached(fol
     assert f"| `experiment=paper/hopper` | {row}" in page
     assert "| Hopper | seed 0 | seed 1 | seed 2 | mean | published |" in page
     assert "\n| 20,000 | 100 | 200 | 600 | 300 | 442 ± 229 |\n" in page
+
+
+def test_beside_published_means_stand_means_over_as_many_steps(folders: Path) -> None:
+    returns = {5_000: -50.0, 6_000: 10.0, 8_000: 20.0, 10_000: 60.0, 20_000: 100.0, 25_000: 300.0}
+    write_run(folders, "hopper_seed0", returns)
+    page = reproduce.page()
+    assert "\n| 5,000 | -50 | -50 | 11 ± 0 |\n" in page
+    assert "\n| 10,000 | 30 | 30 | 227 ± 135 |\n" in page
+    assert "\n| 25,000 | 200 | 200 | 521 ± 248 |\n" in page
+    assert "| float32 | 1 | 25,000 | 25,000 | 200 | 521 ± 248 |" in page

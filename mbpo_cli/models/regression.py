@@ -127,7 +127,7 @@ class Regression(Network):
     def errors(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
         """Return each member's mean squared error in units of the targets' variance, shape (M,).
 
-        The paper's code ranks members by squared error too, whatever loss trains them.
+        The paper's code ranks members by squared error too, whatever loss trains them, in the targets' units.
         """
         mean, _ = self.moments(inputs_NI.expand(self.num_members, -1, -1))
         return ((mean - targets_ND) / self.targets.std).square().mean(1) @ self.weights
