@@ -66,12 +66,14 @@ bench: install ## measure speed against the machine's limit, and against peers i
 bench-jobs: install ## measure whole jobs, peers' too if they are installed (half an hour)
 	$(BIN)/python -m benchmarks.jobs $(ARGS)
 
-# mbrl-lib asks for packages of 2020 and runs with today's; it comes last, without what it asks for.
+# One that does not install here is left out. mbrl-lib asks for packages of 2020 and runs with today's; it comes
+# last, without what it asks for.
+PEER_PIP = .venv-peers/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
 .venv-peers/installed: constraints.txt benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -r benchmarks/peers.txt
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps mbrl==0.2.0
+	$(PEER_PIP) -c constraints.txt torch
+	-grep -v '^#' benchmarks/peers.txt | xargs -n 1 $(PEER_PIP) -c constraints.txt
+	-$(PEER_PIP) --no-deps mbrl==0.2.0
 	@touch $@
 
 bench-peers: .venv-peers/installed bench ## the same with stable-baselines3, sbx and mbrl-lib in an environment of their own

@@ -19,13 +19,18 @@ from benchmarks.sizes import (
     ENSEMBLE,
     MODEL_HIDDEN,
     NUM_STARTS,
+    NUM_TRAINING,
+    NUM_TRANSITIONS,
     POLICY_HIDDEN,
     SPACES,
     UPDATE_SPACES,
 )
+from mbpo_cli.compose import make_config
+from mbpo_cli.models.transition import TransitionOptions
 
 Product = tuple[int, int, int, int]  # members, rows, inner size, columns
 CHUNK = 1_000  # rows that stay in the cache
+MODEL_SIZES = (sum(SPACES), *MODEL_HIDDEN, 2 * (SPACES[0] + 1))  # mean and variance of observation and reward
 
 
 def forward(members: int, rows: int, sizes: Sequence[int]) -> list[Product]:
@@ -80,58 +85,108 @@ def _seconds(way: tuple[Tensor, Tensor, Tensor]) -> float:
     return min(times)
 
 
-def update(name: str) -> Callable[[int], None]:
-    """Return the products of one update of an agent."""
-    obs, action = UPDATE_SPACES[name]
-    hidden = POLICY_HIDDEN
+def update_products(
+    name: str, obs: int, action: int, hidden: Sequence[int], batch: int
+) -> tuple[list[Product], list[Product]]:
+    """Return the products of one update of an agent: those of its critics, and those of its actor."""
     critics = 1 if name in ("ddpg", "dqn") else 2
     if name == "dqn":
         sizes = (obs, *hidden, action)
-        return timed(2 * forward(1, BATCH, sizes) + backward(1, BATCH, sizes))
+        return 2 * forward(1, batch, sizes) + backward(1, batch, sizes), []
     actor_sizes = (obs, *hidden, 2 * action if name == "sac" else action)
     critic_sizes = (obs + action, *hidden, 1)
     critic_part = (
-        forward(1, BATCH, actor_sizes)
-        + 2 * forward(critics, BATCH, critic_sizes)
-        + backward(critics, BATCH, critic_sizes)
+        forward(1, batch, actor_sizes)
+        + 2 * forward(critics, batch, critic_sizes)
+        + backward(critics, batch, critic_sizes)
     )
-    # TD3's actor climbs its first critic alone, and only every second time.
+    # TD3's actor climbs its first critic alone.
     valued = critics if name == "sac" else 1
     actor_part = (
-        forward(1, BATCH, actor_sizes)
-        + forward(valued, BATCH, critic_sizes)
-        + input_gradients(valued, BATCH, critic_sizes, from_layer=0)
-        + backward(1, BATCH, actor_sizes)
+        forward(1, batch, actor_sizes)
+        + forward(valued, batch, critic_sizes)
+        + input_gradients(valued, batch, critic_sizes, from_layer=0)
+        + backward(1, batch, actor_sizes)
     )
+    return critic_part, actor_part
+
+
+def update(name: str) -> Callable[[int], None]:
+    """Return the products of one update of an agent."""
+    critic_part, actor_part = update_products(name, *UPDATE_SPACES[name], POLICY_HIDDEN, BATCH)
     if name != "td3":
         return timed(critic_part + actor_part)
     both, critic_only = timed(critic_part + actor_part), timed(critic_part)
 
-    def work(count: int) -> None:
+    def work(count: int) -> None:  # its actor is updated every second time
         both(count // 2)
         critic_only(count - count // 2)
 
     return work
 
 
+def _fit_products(members: int, batch: int, sizes: Sequence[int]) -> list[Product]:
+    return forward(members, batch, sizes) + backward(members, batch, sizes)
+
+
 def fit_step() -> Callable[[int], None]:
     """Return the products of one gradient step of the ensemble."""
-    obs, action = SPACES
-    sizes = (obs + action, *MODEL_HIDDEN, 2 * (obs + 1))
-    return timed(forward(ENSEMBLE, BATCH, sizes) + backward(ENSEMBLE, BATCH, sizes))
+    return timed(_fit_products(ENSEMBLE, BATCH, MODEL_SIZES))
+
+
+def fit_epoch() -> Callable[[int], None]:
+    """Return the products of one epoch of the ensemble's fit, and of a look at what is held out."""
+    whole, rest = divmod(NUM_TRAINING, BATCH)
+    step, last = fit_step(), timed(_fit_products(ENSEMBLE, rest, MODEL_SIZES))
+    held_out = timed(forward(ENSEMBLE, NUM_TRANSITIONS - NUM_TRAINING, MODEL_SIZES))
+
+    def work(count: int) -> None:
+        step(count * whole)
+        last(count)
+        held_out(count)
+
+    return work
 
 
 def rollouts() -> Callable[[int], None]:
     """Return the products of policy and model on all starts, each through one member."""
     obs, action = SPACES
     policy = forward(1, CHUNK, (obs, *POLICY_HIDDEN, 2 * action))
-    model = forward(1, CHUNK, (obs + action, *MODEL_HIDDEN, 2 * (obs + 1)))
+    model = forward(1, CHUNK, MODEL_SIZES)
     work = timed(policy + model)
     return lambda count: work(count * NUM_STARTS // CHUNK)
+
+
+def env_step() -> Callable[[int], None]:
+    """Return the products of environment steps of the default run, fits and rollouts included."""
+    config = make_config()
+    agent, model, mbpo = config.agent, config.model.transition, config.mbpo
+    training, rollout = config.model.training, mbpo.model_rollout_options
+    assert isinstance(model, TransitionOptions)
+    generate_every, num_mini_batches = mbpo.generate_every, training.num_mini_batches
+    assert isinstance(generate_every, int)
+    assert isinstance(num_mini_batches, int)
+    obs, action = 3, 1  # of Pendulum
+    critic_part, actor_part = update_products("sac", obs, action, agent.hidden_sizes, mbpo.mini_batch_size)
+    one_update = timed(critic_part + actor_part)
+    sizes = (obs + action, *model.hidden_sizes, obs)
+    one_fit_step = timed(_fit_products(model.num_networks, training.mini_batch_size, sizes))
+    policy = forward(1, rollout.num_rollout, (obs, *agent.hidden_sizes, 2 * action))
+    one_rollout_step = timed(policy + forward(1, rollout.num_rollout, sizes))
+
+    def work(count: int) -> None:
+        generations = count // generate_every
+        one_update(count * agent.num_gradient_steps_per_update)
+        one_fit_step(generations * mbpo.num_epoch_for_training_model * num_mini_batches)
+        one_rollout_step(generations * rollout.horizon)
+
+    return work
 
 
 MEASURES = {
     **{f"{name}_update": partial(update, name) for name in UPDATE_SPACES},
     "fit_step": fit_step,
+    "fit_epoch": fit_epoch,
     "rollouts": rollouts,
+    "env_step": env_step,
 }

@@ -48,6 +48,11 @@ JOBS = {
     "pendulum": Job("SAC on Pendulum, default but for its length", (*PENDULUM, "threads=1"), -200),
     "pendulum_sb3": Job("SAC of stable-baselines3 alone on Pendulum, zoo settings", "sb3_pendulum", -200),
     "cartpole": Job("mbrl-lib's cart-pole job, same work", (*CART_POLE, "env=mbrl_cartpole", "seed=0"), 200),
+    "cartpole_bfloat16": Job(
+        "the same in bfloat16",
+        (*CART_POLE, "env=mbrl_cartpole", "seed=0", "precision=bfloat16"),
+        200,
+    ),
     "cartpole_mbrl": Job("mbrl-lib's cart-pole job by mbrl-lib", "mbrl_cartpole", 200),
     **{
         f"cartpole_quick_{seed}": Job(
@@ -121,11 +126,14 @@ def _of_ours(directory: Path, wall_seconds: float) -> list[tuple[int, float, flo
 
 
 def reached(points: list[tuple[int, float, float]], target: float) -> dict[str, Any]:
-    """Return when three evaluations in a row had reached the target: the step and second of the first."""
-    for first, second, third in zip(points, points[1:], points[2:], strict=False):
-        if min(first[1], second[1], third[1]) >= target:
-            return {"target": target, "steps_to_target": first[0], "seconds_to_target": first[2]}
-    return {"target": target, "steps_to_target": None, "seconds_to_target": None}
+    """Return when an evaluation first reached the target, and the first of three in a row that did."""
+    result: dict[str, Any] = {"target": target}
+    for name, in_a_row in (("first", 1), ("target", 3)):
+        windows = zip(*(points[i:] for i in range(in_a_row)), strict=False)
+        found = (window[0] for window in windows if min(point[1] for point in window) >= target)
+        step, _, seconds = next(found, (None, None, None))
+        result |= {f"steps_to_{name}": step, f"seconds_to_{name}": seconds}
+    return result
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from benchmarks.sizes import (
     BATCH,
+    DEFAULT_RUN,
     ELITES,
     ENSEMBLE,
     MODEL_HIDDEN,
     NUM_STARTS,
+    NUM_TRAINING,
     NUM_TRANSITIONS,
     POLICY_HIDDEN,
     UPDATE_SPACES,
@@ -22,7 +25,7 @@ from benchmarks.sizes import (
 )
 from mbpo_cli import rollouts as room
 from mbpo_cli.buffers import ReplayBuffer, mix
-from mbpo_cli.build import build_agent, build_model
+from mbpo_cli.build import build_agent, build_model, build_trainer
 from mbpo_cli.compilation import compiled
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import Config
@@ -107,36 +110,73 @@ def update(name: str, *choices: str) -> Callable[[int], None]:
     return work
 
 
-def fit_step(*choices: str) -> Callable[[int], None]:
-    """Return the work of gradient steps of the ensemble, shuffling and gathering included.
+class Fit:
+    """The ensemble, its experience and its gradient step, compiled or not.
 
     The reward is one more output, as with peers, so that the work is the same.
     """
-    stream = torch.Generator().manual_seed(0)
-    spaces, config = spaces_of("sac"), bench_config()
-    data = random_transitions(NUM_TRANSITIONS, spaces)
-    inputs = torch.cat((data.obs, data.action), 1)
-    targets = torch.cat((data.next_obs - data.obs, data.reward[:, None]), 1)
-    size = (inputs.shape[1], MODEL_HIDDEN, (targets.shape[1],))
-    with hidden_products_in(getattr(torch, precision(choices))):
-        network = Regression("gaussian", ENSEMBLE, *size, stream)
-    network.fit_normalizers(inputs, targets)
-    optimizer = Optimizer(network.parameters(), OptimizerOptions(1e-3, None, 0.0))
-    fitter = ModelFitter(config.model.training, NUM_TRANSITIONS, stream)
 
-    def learn(inputs_MBI: Tensor, targets_MBD: Tensor) -> dict[str, Tensor]:
-        loss_M, objective = network.losses(inputs_MBI, targets_MBD)
-        optimizer.minimize(objective)
+    def __init__(self, *choices: str) -> None:
+        """Make all of it, and take the first step, which may have to be compiled."""
+        stream = torch.Generator().manual_seed(0)
+        data = random_transitions(NUM_TRANSITIONS, spaces_of("sac"))
+        self.inputs = torch.cat((data.obs, data.action), 1)
+        self.targets = torch.cat((data.next_obs - data.obs, data.reward[:, None]), 1)
+        size = (self.inputs.shape[1], MODEL_HIDDEN, (self.targets.shape[1],))
+        with hidden_products_in(getattr(torch, precision(choices))):
+            self.network = Regression("gaussian", ENSEMBLE, *size, stream)
+        self.network.fit_normalizers(self.inputs, self.targets)
+        self.optimizer = Optimizer(self.network.parameters(), OptimizerOptions(1e-3, None, 0.0))
+        self.fitter = ModelFitter(bench_config().model.training, NUM_TRANSITIONS, stream)
+        self.learn = compiled(self._learn) if "compiled" in choices else self._learn
+        self.steps(1)
+
+    def _learn(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> dict[str, Tensor]:
+        loss_M, objective = self.network.losses(inputs_MBI, targets_MBD)
+        self.optimizer.minimize(objective)
         return {"loss": loss_M.detach()}
 
-    step = compiled(learn) if "compiled" in choices else learn
+    def steps(self, count: int) -> None:
+        """Take gradient steps, shuffling and gathering included."""
+        while count > 0:
+            batches = self.fitter.mini_batches(len(self.inputs) // BATCH * BATCH, ENSEMBLE)
+            for index in itertools.islice(batches, count):
+                self.learn(self.inputs[index], self.targets[index])
+                count -= 1
+
+    def epochs(self, count: int) -> None:
+        """Pass through the experience for training, each time with a look at what is held out."""
+        for _ in range(count):
+            for index in self.fitter.mini_batches(NUM_TRAINING, ENSEMBLE):
+                self.learn(self.inputs[index], self.targets[index])
+            with torch.no_grad():
+                self.network.errors(self.inputs[NUM_TRAINING:], self.targets[NUM_TRAINING:])
+
+
+def fit_step(*choices: str) -> Callable[[int], None]:
+    """Return the work of gradient steps of the ensemble."""
+    return Fit(*choices).steps
+
+
+def fit_epoch(*choices: str) -> Callable[[int], None]:
+    """Return the work of epochs of the ensemble's fit."""
+    return Fit(*choices).epochs
+
+
+def env_step(*choices: str) -> Callable[[int], None]:
+    """Return the work of environment steps of the default run, fits and rollouts included."""
+    overrides = [f"precision={precision(choices)}", f"compile={'compiled' in choices}".lower()]
+    # Evaluations are not training; steps without an end, as the default run is over in a minute.
+    endless = ["trainer.num_env_steps=1_000_000_000", "trainer.evaluate_every_steps=1_000_000_000"]
+    config = make_config(*overrides, *endless)
+    torch.set_flush_denormal(True)
+    end = 0
+    trainer = build_trainer(config, Logger([]), ExitStack(), lambda: trainer.env_steps >= end)
 
     def work(count: int) -> None:
-        while count > 0:
-            batches = fitter.mini_batches(len(inputs) // BATCH * BATCH, ENSEMBLE)
-            for index in itertools.islice(batches, count):
-                step(inputs[index], targets[index])
-                count -= 1
+        nonlocal end
+        end = max(trainer.env_steps, DEFAULT_RUN) + count
+        trainer.train()
 
     work(1)
     return work
@@ -170,9 +210,9 @@ def replay_insert() -> Callable[[int], None]:
     return work
 
 
-def replay_sample() -> Callable[[int], None]:
-    """Return the work of drawing mini-batches."""
-    buffer = filled_buffer(NUM_TRANSITIONS, spaces_of("sac"))
+def replay_sample(num_stored: str) -> Callable[[int], None]:
+    """Return the work of drawing mini-batches from so many transitions."""
+    buffer = filled_buffer(int(num_stored), spaces_of("sac"))
     stream = torch.Generator().manual_seed(0)
 
     def work(count: int) -> None:
@@ -185,7 +225,9 @@ def replay_sample() -> Callable[[int], None]:
 MEASURES = {
     **{f"{name}_update": partial(update, name) for name in UPDATE_SPACES},
     "fit_step": fit_step,
+    "fit_epoch": fit_epoch,
     "rollouts": rollouts,
     "replay_insert": replay_insert,
     "replay_sample": replay_sample,
+    "env_step": env_step,
 }

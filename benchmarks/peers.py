@@ -18,6 +18,7 @@ from benchmarks.sizes import (
     ENSEMBLE,
     MODEL_HIDDEN,
     NUM_STARTS,
+    NUM_TRAINING,
     NUM_TRANSITIONS,
     POLICY_HIDDEN,
     SPACES,
@@ -161,17 +162,10 @@ def _mbrl_model() -> Any:
     )
 
 
-def mbrl_fit_step() -> Callable[[int], None]:
-    """Return the work of gradient steps of the ensemble, drawing the batches included."""
-    from mbrl.models import ModelTrainer
+def _mbrl_batches(transitions: Any) -> Any:
     from mbrl.util.replay_buffer import BootstrapIterator
 
-    model, buffer = _mbrl_model(), _mbrl_buffer(NUM_TRANSITIONS)
-    transitions = buffer.get_all()
-    model.update_normalizer(transitions)
-    model.train()
-    trainer = ModelTrainer(model, optim_lr=1e-3)
-    batches = BootstrapIterator(
+    return BootstrapIterator(
         transitions,
         BATCH,
         ENSEMBLE,
@@ -179,6 +173,18 @@ def mbrl_fit_step() -> Callable[[int], None]:
         permute_indices=True,
         rng=np.random.default_rng(0),
     )
+
+
+def mbrl_fit_step() -> Callable[[int], None]:
+    """Return the work of gradient steps of the ensemble, drawing the batches included."""
+    from mbrl.models import ModelTrainer
+
+    model, buffer = _mbrl_model(), _mbrl_buffer(NUM_TRANSITIONS)
+    transitions = buffer.get_all()
+    model.update_normalizer(transitions)
+    model.train()
+    trainer = ModelTrainer(model, optim_lr=1e-3)
+    batches = _mbrl_batches(transitions)
 
     def work(count: int) -> None:
         while count > 0:
@@ -189,6 +195,26 @@ def mbrl_fit_step() -> Callable[[int], None]:
                 count -= 1
                 if count == 0:
                     break
+
+    return work
+
+
+def mbrl_fit_epoch() -> Callable[[int], None]:
+    """Return the work of epochs of the ensemble's fit, each with a look at what is held out."""
+    from mbrl.models import ModelTrainer
+    from mbrl.util.replay_buffer import TransitionIterator
+
+    model, buffer = _mbrl_model(), _mbrl_buffer(NUM_TRANSITIONS)
+    transitions = buffer.get_all()
+    model.update_normalizer(transitions)
+    trainer = ModelTrainer(model, optim_lr=1e-3)
+    training = _mbrl_batches(transitions[:NUM_TRAINING])
+    held_out = TransitionIterator(transitions[NUM_TRAINING:], BATCH)
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            trainer.train(training, evaluate=False, num_epochs=1, silent=True)
+            trainer.evaluate(held_out)
 
     return work
 
@@ -231,9 +257,9 @@ def mbrl_replay_insert() -> Callable[[int], None]:
     return work
 
 
-def mbrl_replay_sample() -> Callable[[int], None]:
-    """Return the work of drawing mini-batches."""
-    buffer = _mbrl_buffer(NUM_TRANSITIONS)
+def mbrl_replay_sample(num_stored: str) -> Callable[[int], None]:
+    """Return the work of drawing mini-batches from so many transitions."""
+    buffer = _mbrl_buffer(int(num_stored))
 
     def work(count: int) -> None:
         for _ in range(count):
@@ -247,6 +273,7 @@ MEASURES = {
     "sbx": sbx,
     "mbrl_update": mbrl_update,
     "mbrl_fit_step": mbrl_fit_step,
+    "mbrl_fit_epoch": mbrl_fit_epoch,
     "mbrl_rollouts": mbrl_rollouts,
     "mbrl_replay_insert": mbrl_replay_insert,
     "mbrl_replay_sample": mbrl_replay_sample,

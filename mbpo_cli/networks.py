@@ -24,7 +24,7 @@ _product_dtype = ContextVar("_product_dtype", default=torch.float32)
 
 @contextmanager
 def hidden_products_in(dtype: torch.dtype) -> Iterator[None]:
-    """Let the networks that are built inside round what they multiply between hidden layers to `dtype`."""
+    """Let the networks that are built inside multiply between hidden layers in `dtype`, backwards too."""
     token = _product_dtype.set(dtype)
     try:
         yield
