@@ -183,9 +183,12 @@ def env_step(*choices: str) -> Callable[[int], None]:
 
 
 def rollouts(*choices: str) -> Callable[[int], None]:
-    """Return the work of one step of many rollouts: policy, one of the elites per row, storing."""
+    """Return the work of one step of many rollouts: policy, one of the elites per row, storing.
+
+    As with the peer the reward is learned, and nothing ends.
+    """
     spaces = spaces_of("sac")
-    config = bench_config(f"precision={precision(choices)}")
+    config = bench_config(f"precision={precision(choices)}", "model/is_done=never")
     agent, model = build_agent(config, spaces, CPU), build_model(config, spaces, CPU)
     starts = random_transitions(NUM_STARTS, spaces).obs
     buffer = ReplayBuffer(4 * NUM_STARTS, spaces)

@@ -57,8 +57,8 @@ class Config:
         "auto = where so many are to come that it pays"
     )
     precision: Literal["float32", "bfloat16"] = option(
-        "of the matrix products between hidden layers, and of their gradients; bfloat16 has 2 to 3 digits and "
-        "takes half the time, where processor or GPU have it"
+        "of the matrix products between hidden layers, and of their gradients; bfloat16 has 2 to 3 digits "
+        "and takes half the time, where processor or GPU have it"
     )
     agent: AgentOptions = option("the base agent (group agent)")
     env: EnvOptions = option("the environment (group env)")

@@ -18,6 +18,9 @@ from mbpo_cli.networks import BatchedMLP, truncated_normal
 
 Distribution = Literal["deterministic", "gaussian"]
 
+# What all members of an ensemble make of so many rows stays in a CPU's cache.
+ROWS_AT_ONCE = 512
+
 
 class Normalizer(nn.Module):
     """Mean and standard deviation of each dimension, taken from data."""
@@ -129,5 +132,10 @@ class Regression(Network):
 
         The paper's code ranks members by squared error too, whatever loss trains them, in the targets' units.
         """
-        mean, _ = self.moments(inputs_NI.expand(self.num_members, -1, -1))
-        return ((mean - targets_ND) / self.targets.std).square().mean(1) @ self.weights
+        squares_MD = torch.zeros(self.num_members, targets_ND.shape[1], device=targets_ND.device)
+        num_rows = len(targets_ND)
+        for first in range(0, num_rows, ROWS_AT_ONCE):
+            inputs, targets = (rows[first : first + ROWS_AT_ONCE] for rows in (inputs_NI, targets_ND))
+            mean, _ = self.moments(inputs.expand(self.num_members, -1, -1))
+            squares_MD += ((mean - targets) / self.targets.std).square().sum(1)
+        return squares_MD / num_rows @ self.weights
