@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mbpo_cli.buffers import ReplayBuffer
@@ -158,14 +159,31 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     assert steps[-1] == 30
 
 
-def test_another_configuration_is_refused_with_what_differs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ("agent.mini_batch_size=17", "agent.mini_batch_size: 16 -> 17"),
+        ("precision=bfloat16", "precision: float32 -> bfloat16"),
+    ],
+)
+def test_another_configuration_is_refused_with_what_differs(
+    other: str, difference: str, tmp_path: Path
+) -> None:
     run(make_config(*TINY), tmp_path)
     before = files(tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"holds a run already, of other values \(agent.mini_batch_size: 16 -> 17"
-    ):
-        run(make_config(*TINY, "agent.mini_batch_size=17"), tmp_path)
+    with pytest.raises(ConfigError, match=rf"holds a run already, of other values \({difference}"):
+        run(make_config(*TINY, other), tmp_path)
     assert files(tmp_path) == before
+
+
+def test_a_run_of_a_version_without_precision_goes_on(tmp_path: Path) -> None:
+    run(make_config(*TINY), tmp_path)
+    path = tmp_path / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    del values["precision"]
+    path.write_text(yaml.safe_dump(values))
+    run(make_config(*TINY, "trainer.num_env_steps=30"), tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["env_steps"] == 30
 
 
 def test_a_second_process_is_told_who_has_the_directory(tmp_path: Path) -> None:
