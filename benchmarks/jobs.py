@@ -30,30 +30,42 @@ class Job:
 
     Attributes:
         title: What is done, and by whom.
-        command: Arguments of our command line, or the name of a peer's job.
+        command: Arguments of our command line, or name and seed of a peer's job.
         target: Return to reach, in three evaluations in a row; None if there is none.
+        uncounted_steps: Steps at first that are not counted, as the peer does not count them.
     """
 
     title: str
     command: tuple[str, ...] | str
     target: float | None = None
+    uncounted_steps: int = 0
 
 
 CART_POLE = ("--config-dir", str(ROOT / "benchmarks" / "conf"), "threads=1", "agent=sac")
+SAME_WORK = (*CART_POLE, "env=mbrl_cartpole")
 # The default run ends before there are three evaluations in a row at the target.
 PENDULUM = ("agent=sac", "env=pendulum", "trainer.num_env_steps=800")
 JOBS = {
     "help": Job("`mbpo-train --help`", ("--help",)),
     "first_step": Job("one environment step", ("env=pendulum", "trainer.num_env_steps=1")),
     "pendulum": Job("SAC on Pendulum, default but for its length", (*PENDULUM, "threads=1"), -200),
-    "pendulum_sb3": Job("SAC of stable-baselines3 alone on Pendulum, zoo settings", "sb3_pendulum", -200),
-    "cartpole": Job("mbrl-lib's cart-pole job, same work", (*CART_POLE, "env=mbrl_cartpole", "seed=0"), 200),
-    "cartpole_bfloat16": Job(
-        "the same in bfloat16",
-        (*CART_POLE, "env=mbrl_cartpole", "seed=0", "precision=bfloat16"),
-        200,
-    ),
-    "cartpole_mbrl": Job("mbrl-lib's cart-pole job by mbrl-lib", "mbrl_cartpole", 200),
+    "pendulum_sb3": Job("SAC of stable-baselines3 alone on Pendulum, zoo settings", "sb3_pendulum 0", -200),
+    "cartpole": Job("mbrl-lib's cart-pole job, same work, seed 0", (*SAME_WORK, "seed=0"), 200, 5_000),
+    **{
+        f"cartpole_bfloat16_{seed}": Job(
+            f"mbrl-lib's cart-pole job, same work in bfloat16, seed {seed}",
+            (*SAME_WORK, f"seed={seed}", "precision=bfloat16"),
+            200,
+            5_000,
+        )
+        for seed in range(3)
+    },
+    **{
+        f"cartpole_mbrl_{seed}": Job(
+            f"mbrl-lib's cart-pole job by mbrl-lib, seed {seed}", f"mbrl_cartpole {seed}", 200
+        )
+        for seed in range(3)
+    },
     **{
         f"cartpole_quick_{seed}": Job(
             f"the same task, values of our own, seed {seed}",
@@ -69,7 +81,7 @@ def run(job: Job, peers: Path) -> dict[str, Any]:
     """Return what one job took."""
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(job.command, str):
-            command = [str(peers), "-m", "benchmarks.peers_jobs", job.command]
+            command = [str(peers), "-m", "benchmarks.peers_jobs", *job.command.split()]
         else:
             directory = [] if "--help" in job.command else [f"hydra.run.dir={folder}/run"]
             command = [*OURS, *job.command, *directory]
@@ -100,7 +112,9 @@ def run(job: Job, peers: Path) -> dict[str, Any]:
             points = (
                 _of_peer(output) if isinstance(job.command, str) else _of_ours(Path(folder) / "run", wall)
             )
-            result |= reached(points, job.target)
+            first = job.uncounted_steps
+            counted = [(step - first, value, seconds) for step, value, seconds in points if step > first]
+            result |= reached(counted, job.target)
         summary = Path(folder) / "run" / "summary.json"
         if summary.exists():
             result["phase_seconds"] = json.loads(summary.read_text())["phase_seconds"]

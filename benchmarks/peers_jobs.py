@@ -1,4 +1,4 @@
-"""Whole trainings by the peers: `python -m benchmarks.peers_jobs JOB`, a JSON line per evaluation.
+"""Whole trainings by the peers: `python -m benchmarks.peers_jobs JOB SEED`, a JSON line per evaluation.
 
 Runs in the environment that `make bench-peers` builds.
 """
@@ -30,7 +30,7 @@ def box(low: list[float], high: list[float], shape: list[int]) -> gym.spaces.Box
     return gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32), tuple(shape))
 
 
-def mbrl_cartpole() -> None:
+def mbrl_cartpole(seed: int) -> None:
     """Train mbrl-lib's MBPO on its continuous cart-pole, as its examples configure it."""
     import mbrl
     import mbrl.algorithms.mbpo as mbpo
@@ -40,7 +40,9 @@ def mbrl_cartpole() -> None:
     import benchmarks.cart_pole  # noqa: F401 - registers the environment
 
     folder = Path(mbrl.__file__).parent / "examples" / "conf"
-    config = OmegaConf.create({"seed": 0, "device": "cpu", "log_frequency_agent": 1000, "debug_mode": False})
+    config = OmegaConf.create(
+        {"seed": seed, "device": "cpu", "log_frequency_agent": 1000, "debug_mode": False}
+    )
     for group, name in (
         ("algorithm", "mbpo"),
         ("dynamics_model", "gaussian_mlp_ensemble"),
@@ -68,7 +70,7 @@ def mbrl_cartpole() -> None:
         mbpo.train(*envs, cartpole, config, silent=True, work_dir=folder_of_run)
 
 
-def sb3_pendulum() -> None:
+def sb3_pendulum(seed: int) -> None:
     """Train SAC of stable-baselines3 alone on Pendulum, with the values of its zoo."""
     from stable_baselines3 import SAC
     from stable_baselines3.common.callbacks import BaseCallback
@@ -84,7 +86,7 @@ def sb3_pendulum() -> None:
             report(self.num_timesteps, float(np.mean(mean)))
             return True
 
-    agent = SAC("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=0, device="cpu")
+    agent = SAC("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, seed=seed, device="cpu")
     agent.learn(10_000, callback=Evaluate())
 
 
@@ -92,4 +94,4 @@ JOBS = {"mbrl_cartpole": mbrl_cartpole, "sb3_pendulum": sb3_pendulum}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    JOBS[sys.argv[1]]()
+    JOBS[sys.argv[1]](int(sys.argv[2]))
