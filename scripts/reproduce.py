@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from mbpo_cli.stored import stored_config
+from mbpo_cli.stored import evaluations, stored_config
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "outputs" / "paper"
@@ -102,14 +101,6 @@ def train(task: str, seed: int, num_env_steps: int | None, precision: str) -> No
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def evaluations(directory: Path) -> Curve:
-    """Return the evaluations of a run, finished or not."""
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    returns = {row["step"]: row["eval/return_mean"] for row in rows if "eval/return_mean" in row}
-    return Curve(returns, stored_config(directory)["precision"])
-
-
 def kept(path: Path) -> dict[int, Curve]:
     """Return the curves in a file by seed; none if there is no such file."""
     curves: dict[int, Curve] = {}
@@ -126,11 +117,9 @@ def collected(task: str) -> dict[int, Curve]:
     path = FOLDER / f"{task}.csv"
     curves = kept(path)
     for directory in sorted(RUNS.glob(f"{task}_*seed*")):  # a precision may stand between
-        if (directory / "metrics.jsonl").exists():
-            curve = evaluations(directory)
-            seed = int(directory.name.rpartition("seed")[2])
-            if curve.returns and (seed not in curves or len(curve.returns) >= len(curves[seed].returns)):
-                curves[seed] = curve
+        returns, seed = evaluations(directory), int(directory.name.rpartition("seed")[2])
+        if returns and (seed not in curves or len(returns) >= len(curves[seed].returns)):
+            curves[seed] = Curve(returns, stored_config(directory)["precision"])
     curves = dict(sorted(curves.items()))
     if curves:
         FOLDER.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ import numpy as np
 
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import options_in
+from mbpo_cli.stored import evaluations
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "outputs" / "results"
@@ -203,10 +204,9 @@ def train(task: Task, variant: str, seed: int, config: dict[str, Any]) -> tuple[
         command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={directory}"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((directory / "summary.json").read_text())
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    points = {str(row["step"]): row["eval/return_mean"] for row in rows if "eval/return_mean" in row}
+    points = {str(step): round(value, 2) for step, value in evaluations(directory).items()}
     print(f"{task.name} {variant} seed {seed}: {summary['eval_return_mean']:.1f}", flush=True)
-    return round(summary["wall_seconds"], 1), {step: round(value, 2) for step, value in points.items()}
+    return round(summary["wall_seconds"], 1), points
 
 
 def status_of(directory: Path) -> str | None:

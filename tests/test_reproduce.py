@@ -24,7 +24,9 @@ def write_run(
     directory.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, "eval/return_mean": value}) for step, value in returns.items()]
     (directory / "config.yaml").write_text(f"precision: {precision}")
-    (directory / "metrics.jsonl").write_text('{"step": 1, "agent/entropy": 1.0}\n' + "\n".join(lines) + rest)
+    (directory / "metrics.jsonl").write_text(
+        '{"step": 1, "agent/entropy": 1.0}\n' + "\n".join([*lines, rest])
+    )
 
 
 def test_table_and_curves(folders: Path) -> None:
@@ -33,7 +35,7 @@ def test_table_and_curves(folders: Path) -> None:
         folders,
         "hopper_bfloat16_seed1",
         {10_000: 300.0, 20_000: 900.0},
-        rest='\n{"step": 30000, "eval/ret',
+        rest='{"step": 30000, "eval/ret',
         precision="bfloat16",
     )
     page = reproduce.page()
