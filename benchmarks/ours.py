@@ -26,7 +26,7 @@ from benchmarks.sizes import (
 from mbpo_cli import rollouts as room
 from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.build import build_agent, build_model, build_trainer
-from mbpo_cli.compilation import compiled
+from mbpo_cli.compilation import compiled, one_by_one
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import Config
 from mbpo_cli.logger import Logger
@@ -101,8 +101,8 @@ def update(name: str, *choices: str) -> Callable[[int], None]:
     def work(count: int) -> None:
         while count > 0:
             batches, _ = mix(real, generated, BATCH, 0.05, min(count, UPDATES_PER_CALL), stream)
-            for batch in batches:
-                logger.collect(agent.update(batch))
+            for metrics in agent.update(batches):
+                logger.collect(metrics)
             count -= len(batches)
         logger.summarize()
 
@@ -128,10 +128,14 @@ class Fit:
         self.network.fit_normalizers(self.inputs, self.targets)
         self.optimizer = Optimizer(self.network.parameters(), OptimizerOptions(1e-3, None, 0.0))
         self.fitter = ModelFitter(bench_config().model.training, NUM_TRANSITIONS, stream)
-        self.learn = compiled(self._learn) if "compiled" in choices else self._learn
+        self._steps = (compiled if "compiled" in choices else one_by_one)(self._step)
         self.steps(1)
 
-    def _learn(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> dict[str, Tensor]:
+    def learn(self, index_MB: Tensor) -> None:
+        """Take a gradient step on the given rows."""
+        self._steps([{"inputs_MBI": self.inputs[index_MB], "targets_MBD": self.targets[index_MB]}])
+
+    def _step(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> dict[str, Tensor]:
         loss_M, objective = self.network.losses(inputs_MBI, targets_MBD)
         self.optimizer.minimize(objective)
         return {"loss": loss_M.detach()}
@@ -141,14 +145,14 @@ class Fit:
         while count > 0:
             batches = self.fitter.mini_batches(len(self.inputs) // BATCH * BATCH, ENSEMBLE)
             for index in itertools.islice(batches, count):
-                self.learn(self.inputs[index], self.targets[index])
+                self.learn(index)
                 count -= 1
 
     def epochs(self, count: int) -> None:
         """Pass through the experience for training, each time with a look at what is held out."""
         for _ in range(count):
             for index in self.fitter.mini_batches(NUM_TRAINING, ENSEMBLE):
-                self.learn(self.inputs[index], self.targets[index])
+                self.learn(index)
             with torch.no_grad():
                 self.network.errors(self.inputs[NUM_TRAINING:], self.targets[NUM_TRAINING:])
 

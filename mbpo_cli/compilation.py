@@ -1,22 +1,21 @@
-"""Compilation of whole gradient steps: forward pass, backward pass and optimiser together.
+"""Taking gradient steps, as they are or compiled as a whole: forward pass, backward pass and optimiser.
 
 Knows functions of tensors, and how often they will be called; does not know what they compute.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mbpo_cli.failures import one_line
-from mbpo_cli.types import GradientStep
+from mbpo_cli.types import GradientStep, GradientSteps
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +34,22 @@ def guards_of_arguments(guards: Sequence[Any]) -> list[bool]:
 
     Those of the object whose method was compiled are hundreds, and take as long as a small gradient step.
     """
-    return [not (guard.is_global or guard.name.startswith("self.")) for guard in guards]
+    return [not (guard.is_global or guard.name.startswith("step.")) for guard in guards]
 
 
-def compiled(step: GradientStep, optional: bool = False) -> GradientStep:
-    """Return the step, to be compiled when it is first called, and again for tensors of other shapes.
+def one_by_one(step: GradientStep) -> GradientSteps:
+    """Return what takes such steps as they are."""
 
-    It must take, change and return nothing but tensors, apart from flags and what never changes, all of
+    def steps(arguments: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
+        return [step(**each) for each in arguments]
+
+    return steps
+
+
+def compiled(step: GradientStep, optional: bool = False) -> GradientSteps:
+    """Return what takes such steps, compiled when first called, and again for tensors of other shapes.
+
+    A step must take, change and return nothing but tensors, apart from flags and what never changes, all of
     which may also be reached through the object that it is a method of. The results are the same within
     rounding. If compilation fails, the step itself goes on where compilation is `optional`; otherwise
     torch's error is raised.
@@ -53,26 +61,26 @@ def compiled(step: GradientStep, optional: bool = False) -> GradientStep:
     from torch._dynamo.exc import TorchDynamoException
 
     config.trace_autograd_ops = True  # the backward pass belongs to the step
-    accelerated: GradientStep = torch.compile(  # type: ignore[call-overload]
-        step,
+    plain = one_by_one(step)
+    accelerated: GradientSteps = torch.compile(  # type: ignore[call-overload]
+        plain,
         fullgraph=True,
         dynamic=False,
         options={"guard_filter_fn": guards_of_arguments, "triton.cudagraphs": True},
         isolate_recompiles=True,  # another object's step is compiled for that object
     )
 
-    @functools.wraps(step)
-    def call(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def launch(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
         nonlocal accelerated
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
-            metrics = accelerated(*args, **kwargs)
+            (metrics,) = accelerated([arguments])
         except TorchDynamoException as error:  # before anything was computed
             if not optional:
                 raise
             log.warning("not compiled: %s", one_line(str(error).partition("\n\n")[0]))
-            accelerated = step
-            metrics = step(*args, **kwargs)
+            accelerated = plain
+            (metrics,) = plain([arguments])
         return {tag: value.clone() for tag, value in metrics.items()}  # a graph's next results overwrite them
 
-    return call
+    return lambda arguments: [launch(each) for each in arguments]

@@ -349,7 +349,7 @@ class Trainer:
         num_updates = num_steps * self.agent_options.num_gradient_steps_per_update
         with self._stopwatch.phase("update"):
             batches, num_real = mix(self.real_buffer, generated, size, ratio, num_updates, self._mix_stream)
-            updates = [self.agent.update(batch) for batch in batches]
+            updates = self.agent.update(batches)
             self._check(updates)
             self.gradient_steps += num_updates
             for metrics in updates:

@@ -8,7 +8,7 @@ ensemble, G rows of one member, O observation, A action.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,8 +22,11 @@ Metrics = Mapping[str, Tensor | float]
 GradientStep = Callable[..., dict[str, Tensor]]
 """Changes parameters, and returns what is worth watching."""
 
-Accelerate = Callable[[GradientStep], GradientStep]
-"""Makes a gradient step faster, and changes nothing else."""
+GradientSteps = Callable[[Sequence[Mapping[str, Any]]], Sequence[dict[str, Tensor]]]
+"""Takes one gradient step after the other, each with arguments of its own."""
+
+Accelerate = Callable[[GradientStep], GradientSteps]
+"""Makes faster steps of one, and changes nothing else."""
 
 
 @dataclass
@@ -171,7 +174,7 @@ class Policy(Protocol):
 
 
 class Agent(Protocol):
-    """An off-policy base agent: it acts, and takes one gradient step on the batch it is given.
+    """An off-policy base agent: it acts, and takes a gradient step on each mini-batch that it is given.
 
     It never samples a buffer, logs, or looks at the count of environment steps. A class that serves
     one kind of actions only says so in an attribute `actions`: that kind's class.
@@ -193,12 +196,12 @@ class Agent(Protocol):
         """Return what the critics expect of actions (B, A), scaled or one-hot, in (B, O); shape (B,)."""
         ...
 
-    def update(self, batch: Transitions) -> Metrics:
-        """Take one gradient step and return what is worth watching."""
+    def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
+        """Take one gradient step after the other, and return what is worth watching in each."""
         ...
 
     def compile(self, accelerate: Accelerate) -> None:
-        """Replace what `update` does with tensors by what `accelerate` makes of that function.
+        """Replace the steps of `update` by what `accelerate` makes of one, a function of tensors.
 
         An agent that has no such function leaves this empty.
         """

@@ -60,12 +60,12 @@ def test_interrupted_and_restored_equals_uninterrupted(name: str, g: torch.Gener
     batches = [random_transitions(16, spaces_of(name), seed=i) for i in range(7)]
     for batch in batches[:3]:
         agent.explore(batch.obs[:1], g, first=torch.tensor([False]))
-        agent.update(batch)
+        agent.update([batch])
     restored.load_state_dict(agent.state_dict())
     streams = [torch.Generator().manual_seed(5) for _ in range(2)]
     for batch in batches[3:]:
         for one, stream in zip((agent, restored), streams, strict=True):
-            one.update(batch)
+            one.update([batch])
             one.last_action = one.explore(batch.obs[:1], stream, first=torch.tensor([False]))
         assert torch.equal(agent.last_action, restored.last_action)
     for part, module in modules(agent).items():
@@ -76,17 +76,17 @@ def test_interrupted_and_restored_equals_uninterrupted(name: str, g: torch.Gener
 @EVERY_AGENT
 def test_what_was_restored_shares_nothing_with_where_it_came_from(name: str) -> None:
     agent = make(name)
-    agent.update(random_transitions(16, spaces_of(name)))
+    agent.update([random_transitions(16, spaces_of(name))])
     other = make(name, "seed=9")
     other.load_state_dict(agent.state_dict())
     before = {part: copies(module) for part, module in modules(agent).items()}
-    other.update(random_transitions(16, spaces_of(name), seed=1))
+    other.update([random_transitions(16, spaces_of(name), seed=1)])
     assert all(same(module, before[part]) for part, module in modules(agent).items())
 
 
 @EVERY_AGENT
 def test_metrics_are_detached_scalars(name: str) -> None:
-    for value in make(name).update(random_transitions(16, spaces_of(name))).values():
+    for value in make(name).update([random_transitions(16, spaces_of(name))])[0].values():
         assert isinstance(value, Tensor)
         assert not value.requires_grad
         assert value.ndim == 0
@@ -99,7 +99,7 @@ def test_terminal_states_are_worth_nothing(name: str) -> None:
     critics = getattr(agent, "critics", None) or agent.critic
     values = critics(batch.obs, batch.action).detach()
     by_hand = 0.5 * (values - batch.reward).square().mean(1).sum()
-    torch.testing.assert_close(agent.update(batch)["agent/critic_loss"], by_hand)
+    torch.testing.assert_close(agent.update([batch])[0]["agent/critic_loss"], by_hand)
 
 
 @EVERY_AGENT
@@ -109,7 +109,7 @@ def test_target_networks_follow_by_the_smooth_factor_when_due(name: str) -> None
     assert targets
     for update in range(1, 7):
         before = {part: copies(module) for part, module in targets.items()}
-        agent.update(random_transitions(16, spaces_of(name), seed=update))
+        agent.update([random_transitions(16, spaces_of(name), seed=update)])
         for part, target in targets.items():
             source = getattr(agent, part.removeprefix("target_"))
             factor = 0.25 if update % 3 == 0 else 0.0
@@ -123,7 +123,7 @@ def test_a_learn_rate_of_0_leaves_networks_as_they_are(name: str) -> None:
     agent = make(name, *rates, *([] if name == "dqn" else ["agent.actor_optimizer.learn_rate=0"]))
     before = {part: copies(module) for part, module in modules(agent).items()}
     for seed in range(4):
-        agent.update(random_transitions(16, spaces_of(name), seed=seed))
+        agent.update([random_transitions(16, spaces_of(name), seed=seed)])
     assert all(same(module, before[part]) for part, module in modules(agent).items())
 
 
@@ -149,7 +149,7 @@ def test_ddpg_critic_loss_by_hand() -> None:
         next_value = agent.target_critic(batch.next_obs, agent.target_actor(batch.next_obs))[0]
         target = batch.reward + 0.99 * (1 - batch.terminated) * next_value
         by_hand = 0.5 * (agent.critic(batch.obs, batch.action)[0] - target).square().mean()
-    torch.testing.assert_close(agent.update(batch)["agent/critic_loss"], by_hand)
+    torch.testing.assert_close(agent.update([batch])[0]["agent/critic_loss"], by_hand)
 
 
 def test_td3_critic_loss_by_hand() -> None:
@@ -167,7 +167,7 @@ def test_td3_critic_loss_by_hand() -> None:
         values = agent.critics(batch.obs, batch.action)
         by_hand = 0.5 * ((values[0] - target) ** 2).mean() + 0.5 * ((values[1] - target) ** 2).mean()
     agent.generator.set_state(state)
-    torch.testing.assert_close(agent.update(batch)["agent/critic_loss"], by_hand)
+    torch.testing.assert_close(agent.update([batch])[0]["agent/critic_loss"], by_hand)
 
 
 def test_td3_delays_actor_and_targets() -> None:
@@ -175,7 +175,7 @@ def test_td3_delays_actor_and_targets() -> None:
     moved = []
     for seed in range(6):
         before = [copies(module) for module in (agent.actor, agent.target_actor, agent.target_critics)]
-        agent.update(random_transitions(16, BOX, seed))
+        agent.update([random_transitions(16, BOX, seed)])
         now = (agent.actor, agent.target_actor, agent.target_critics)
         moved.append(tuple(not same(module, old) for module, old in zip(now, before, strict=True)))
     assert [actor for actor, _, _ in moved] == [False, True] * 3
@@ -199,7 +199,7 @@ def test_dqn_loss_by_hand(double: bool) -> None:
             value = agent.critic.of_all_actions(batch.obs)[0, torch.arange(64), batch.action.argmax(1)]
             losses.append(0.5 * (value - target).square().mean())
     assert losses[0] != losses[1]
-    torch.testing.assert_close(agent.update(batch)["agent/critic_loss"], losses[0 if double else 1])
+    torch.testing.assert_close(agent.update([batch])[0]["agent/critic_loss"], losses[0 if double else 1])
 
 
 def test_dqn_acts_by_the_greatest_value(g: torch.Generator) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from mbpo_cli.compose import make_config
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.function import LearnedFunction
 from mbpo_cli.optimizers import Optimizer
-from mbpo_cli.types import GradientStep, Transitions
+from mbpo_cli.types import GradientStep, GradientSteps, Transitions
 from tests.conftest import TINY, discrete, random_transitions, spaces
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -86,10 +88,11 @@ def test_where_it_is_optional_a_failed_compilation_is_told_and_training_goes_on(
         return {"x": 2 * x}
 
     doubled = compilation.compiled(double, optional=True)
-    assert [doubled(torch.tensor(i))["x"].item() for i in (1, 2)] == [2, 4]
+    for _ in range(2):
+        assert [result["x"].item() for result in doubled([{"x": torch.tensor(i)} for i in (1, 2)])] == [2, 4]
     assert caplog.messages == ["not compiled: the compiler misses Python.h"]
     with pytest.raises(TorchDynamoException):
-        compilation.compiled(double)(torch.tensor(1))
+        compilation.compiled(double)([{"x": torch.tensor(1)}])
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
@@ -110,7 +113,7 @@ def test_compiled_steps_are_the_same_steps(name: str, is_discrete: bool, device:
     fast.compile(compilation.compiled)
     for seed in range(50):
         batch = random_transitions(16, space, seed=seed).to(device)
-        expected, got = plain.update(batch), fast.update(batch)
+        (expected,), (got,) = plain.update([batch]), fast.update([batch])
         assert expected.keys() == got.keys()
         for tag, value in expected.items():
             torch.testing.assert_close(got[tag], value, rtol=2e-3, atol=1e-4)
@@ -130,12 +133,12 @@ def test_a_model_compiles_whole_mini_batches_only() -> None:
     model = build_model(make_config(*TINY), space, CPU)
     called: list[int] = []
 
-    def watched(step: GradientStep) -> GradientStep:
-        def call(inputs_MBI: torch.Tensor, targets_MBD: torch.Tensor) -> dict[str, torch.Tensor]:
-            called.append(inputs_MBI.shape[1])
-            return step(inputs_MBI, targets_MBD)
+    def watched(step: GradientStep) -> GradientSteps:
+        def steps(arguments: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+            called.extend(each["inputs_MBI"].shape[1] for each in arguments)
+            return [step(**each) for each in arguments]
 
-        return call
+        return steps
 
     model.compile(watched, 16)
     for part in model.learned.values():
@@ -187,10 +190,14 @@ def test_each_object_is_compiled_for_itself_and_its_flags_and_shapes_count() -> 
     for size in (4, 5):
         ones = torch.ones(size)
         for _ in range(2):
-            assert torch.equal(double.fast(ones, False)["x"], 2 * ones)
-            assert torch.equal(triple.fast(ones, False)["x"], 3 * ones)
-            assert torch.equal(triple.fast(ones, True)["x"], -3 * ones)
-            assert torch.equal(double.fast(ones, True)["x"], -2 * ones)
+            for scaled, is_negative, factor in (
+                (double, False, 2),
+                (triple, False, 3),
+                (triple, True, -3),
+                (double, True, -2),
+            ):
+                (result,) = scaled.fast([{"x": ones, "is_negative": is_negative}])
+                assert torch.equal(result["x"], factor * ones)
 
 
 @pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "dqn"])
@@ -216,7 +223,7 @@ def test_what_an_agents_step_changes_are_parameters_that_keep_their_place(name: 
     )
     assert all(isinstance(tensor, nn.Parameter) for tensor in tensors())
     for seed in range(4):
-        agent.update(random_transitions(16, space, seed=seed))
+        agent.update([random_transitions(16, space, seed=seed)])
     assert all(not torch.equal(old, new) for old, new in zip(before, tensors(), strict=True))
     agent.load_state_dict(agent.state_dict())
     assert [tensor.data_ptr() for tensor in tensors()] == places

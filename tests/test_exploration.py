@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,8 +34,8 @@ class HalfAgent:
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         return self.act(obs, generator)
 
-    def update(self, batch: Transitions) -> Metrics:
-        return {}
+    def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
+        return [{} for _ in batches]
 
     def compile(self, accelerate: Accelerate) -> None: ...
 

@@ -73,7 +73,7 @@ def test_critic_loss_by_hand() -> None:
         values = agent.critics(batch.obs, batch.action)
         by_hand = 0.5 * ((values[0] - target) ** 2).mean() + 0.5 * ((values[1] - target) ** 2).mean()
     agent.generator.set_state(state)
-    torch.testing.assert_close(agent.update(batch)["agent/critic_loss"], by_hand)
+    torch.testing.assert_close(agent.update([batch])[0]["agent/critic_loss"], by_hand)
 
 
 def test_terminal_states_are_worth_nothing() -> None:
@@ -81,13 +81,13 @@ def test_terminal_states_are_worth_nothing() -> None:
     batch = random_transitions(16, SPACE)
     batch.terminated = torch.ones(16)
     values = agent.critics(batch.obs, batch.action).detach()
-    loss = agent.update(batch)["agent/critic_loss"]
+    loss = agent.update([batch])[0]["agent/critic_loss"]
     torch.testing.assert_close(loss, 0.5 * (values - batch.reward).square().mean(1).sum())
 
 
 def test_actor_loss_leaves_no_gradient_in_the_critics() -> None:
     agent = sac()
-    agent.update(random_transitions(16, SPACE))
+    agent.update([random_transitions(16, SPACE)])
     before = copies(agent.critics)
     agent._update_actor(random_transitions(16, SPACE), agent.actor.noise(16, agent.generator))
     assert same(agent.critics, before)
@@ -99,7 +99,7 @@ def test_entropy_weight_moves_towards_the_target_entropy(entropy_is_low: bool, s
     target = 100.0 if entropy_is_low else -100.0
     agent = sac(f"agent.entropy_weight_options.target_entropy={target}")
     before = agent.log_alpha.item()
-    agent.update(random_transitions(16, SPACE))
+    agent.update([random_transitions(16, SPACE)])
     assert math.copysign(1, agent.log_alpha.item() - before) == sign
 
 
@@ -107,14 +107,14 @@ def test_entropy_weight_starts_as_told_and_stays_with_learn_rate_0() -> None:
     agent = sac(
         "agent.entropy_weight_options.entropy_weight=0.3", "agent.entropy_weight_options.learn_rate=0"
     )
-    agent.update(random_transitions(16, SPACE))
+    agent.update([random_transitions(16, SPACE)])
     torch.testing.assert_close(agent.log_alpha.exp(), torch.tensor([0.3]))
 
 
 def test_targets_follow_by_the_smooth_factor() -> None:
     agent = sac("agent.target_smooth_factor=0.25")
     before = copies(agent.target_critics)
-    agent.update(random_transitions(16, SPACE))
+    agent.update([random_transitions(16, SPACE)])
     for target, old, source in zip(
         agent.target_critics.parameters(), before, agent.critics.parameters(), strict=True
     ):
@@ -126,7 +126,7 @@ def test_update_frequencies() -> None:
     moved = []
     for _ in range(6):
         targets, actor = copies(agent.target_critics), copies(agent.actor)
-        metrics = agent.update(random_transitions(16, SPACE))
+        (metrics,) = agent.update([random_transitions(16, SPACE)])
         moved.append((not same(agent.target_critics, targets), not same(agent.actor, actor)))
         assert ("agent/actor_loss" in metrics) == moved[-1][1]
     assert [target for target, _ in moved] == [False, False, True] * 2
@@ -167,7 +167,7 @@ def test_discrete_critic_loss_by_hand() -> None:
         taken = batch.action.argmax(1)
         values = agent.critics.of_all_actions(batch.obs)[:, torch.arange(16), taken]
         by_hand = 0.5 * (values - target).square().mean(1).sum()
-    torch.testing.assert_close(agent.update(batch)["agent/critic_loss"], by_hand)
+    torch.testing.assert_close(agent.update([batch])[0]["agent/critic_loss"], by_hand)
 
 
 def test_discrete_actor_loss_and_entropy_by_hand() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,10 +49,10 @@ class Spy:
         self.events.append("perturb")
         return action
 
-    def update(self, batch: Transitions) -> Metrics:
-        self.events.append("update")
-        self.batches.append(batch)
-        return {"agent/loss": torch.tensor(1.0)}
+    def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
+        self.events += ["update"] * len(batches)
+        self.batches += batches
+        return [{"agent/loss": torch.tensor(1.0)} for _ in batches]
 
     def compile(self, accelerate: Accelerate) -> None:
         self.events.append("compile")

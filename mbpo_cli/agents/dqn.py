@@ -7,6 +7,7 @@ al. 2016, "Deep Reinforcement Learning with Double Q-learning". Knows neither bu
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mbpo_cli.agents.networks import DiscreteCritics, smooth_update
 from mbpo_cli.agents.options import TargetNetworkOptions
+from mbpo_cli.compilation import one_by_one
 from mbpo_cli.exploration import Noise
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
@@ -58,6 +60,7 @@ class DQN:
         self.target_critic = copy.deepcopy(self.critic)
         self.critic_optimizer = Optimizer(self.critic.parameters(), options.critic_optimizer)
         self.num_updates = 0
+        self._steps = one_by_one(self._step)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
@@ -76,14 +79,18 @@ class DQN:
         """Return the actions of the next real steps; exploration decays."""
         return self.exploration.advance(self.act(obs), generator, first)
 
-    def update(self, batch: Transitions) -> Metrics:
-        """Take one gradient step on the critic, and move its target when due."""
+    def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
+        """Take a gradient step per mini-batch on the critic, and move its target when due."""
+        return self._steps([self._arguments(batch) for batch in batches])
+
+    def _arguments(self, batch: Transitions) -> dict[str, Any]:
         self.num_updates += 1
-        return self._step(batch, self.num_updates % self.options.target_update_frequency == 0)
+        is_due = self.num_updates % self.options.target_update_frequency == 0
+        return {"batch": batch, "with_target": is_due}
 
     def compile(self, accelerate: Accelerate) -> None:
-        """Replace the gradient step, a function of tensors, by what `accelerate` makes of it."""
-        self._step = accelerate(self._step)  # type: ignore[method-assign]
+        """Replace the gradient steps by what `accelerate` makes of one, which is a function of tensors."""
+        self._steps = accelerate(self._step)
 
     def _step(self, batch: Transitions, with_target: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch)

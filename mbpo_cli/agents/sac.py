@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from mbpo_cli.agents.networks import (
     smooth_update,
 )
 from mbpo_cli.agents.options import TargetNetworkOptions
+from mbpo_cli.compilation import one_by_one
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import Accelerate, ContinuousActions, Metrics, SpaceSpec, Transitions
@@ -94,6 +96,7 @@ class SAC:
         self.critic_optimizer = Optimizer(self.critics.parameters(), options.critic_optimizer)
         self.alpha_optimizer = Optimizer([self.log_alpha], entropy)
         self.num_updates = 0
+        self._steps = one_by_one(self._step)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
@@ -110,20 +113,23 @@ class SAC:
         """Return the actions of the next real steps, drawn from the policy."""
         return self.act(obs, generator)
 
-    def update(self, batch: Transitions) -> Metrics:
-        """Take one gradient step on the critics, and when due on actor and entropy weight."""
+    def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
+        """Take a gradient step per mini-batch on the critics, and when due on actor and entropy weight."""
+        return self._steps([self._arguments(batch) for batch in batches])
+
+    def _arguments(self, batch: Transitions) -> dict[str, Any]:
         self.num_updates += 1
-        return self._step(
-            batch,
-            next_noise=self.actor.noise(len(batch), self.generator),
-            noise=self.actor.noise(len(batch), self.generator),
-            with_actor=self.num_updates % self.options.policy_update_frequency == 0,
-            with_targets=self.num_updates % self.options.target_update_frequency == 0,
-        )
+        return {
+            "batch": batch,
+            "next_noise": self.actor.noise(len(batch), self.generator),
+            "noise": self.actor.noise(len(batch), self.generator),
+            "with_actor": self.num_updates % self.options.policy_update_frequency == 0,
+            "with_targets": self.num_updates % self.options.target_update_frequency == 0,
+        }
 
     def compile(self, accelerate: Accelerate) -> None:
-        """Replace the gradient step, a function of tensors, by what `accelerate` makes of it."""
-        self._step = accelerate(self._step)  # type: ignore[method-assign]
+        """Replace the gradient steps by what `accelerate` makes of one, which is a function of tensors."""
+        self._steps = accelerate(self._step)
 
     def _step(
         self, batch: Transitions, next_noise: Tensor, noise: Tensor, with_actor: bool, with_targets: bool

@@ -7,6 +7,7 @@ Knows neither buffers nor models.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mbpo_cli.agents.networks import Critics, DeterministicActor, smooth_update
 from mbpo_cli.agents.options import TargetNetworkOptions
+from mbpo_cli.compilation import one_by_one
 from mbpo_cli.exploration import Noise
 from mbpo_cli.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
@@ -77,6 +79,7 @@ class TD3:
         self.actor_optimizer = Optimizer(self.actor.parameters(), options.actor_optimizer)
         self.critic_optimizer = Optimizer(self.critics.parameters(), options.critic_optimizer)
         self.num_updates = 0
+        self._steps = one_by_one(self._step)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
@@ -94,19 +97,22 @@ class TD3:
         """Return the actions of the next real steps, with noise that moves on in time."""
         return self.exploration.advance(self.act(obs), generator, first)
 
-    def update(self, batch: Transitions) -> Metrics:
-        """Take one gradient step on the critics, and when due on the actor and the targets."""
+    def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
+        """Take a gradient step per mini-batch on the critics, and when due on the actor and the targets."""
+        return self._steps([self._arguments(batch) for batch in batches])
+
+    def _arguments(self, batch: Transitions) -> dict[str, Any]:
         self.num_updates += 1
-        return self._step(
-            batch,
-            noise=torch.randn(batch.action.shape, generator=self.generator, device=batch.action.device),
-            with_actor=self.num_updates % self.options.policy_update_frequency == 0,
-            with_targets=self.num_updates % self.options.target_update_frequency == 0,
-        )
+        return {
+            "batch": batch,
+            "noise": torch.randn(batch.action.shape, generator=self.generator, device=batch.action.device),
+            "with_actor": self.num_updates % self.options.policy_update_frequency == 0,
+            "with_targets": self.num_updates % self.options.target_update_frequency == 0,
+        }
 
     def compile(self, accelerate: Accelerate) -> None:
-        """Replace the gradient step, a function of tensors, by what `accelerate` makes of it."""
-        self._step = accelerate(self._step)  # type: ignore[method-assign]
+        """Replace the gradient steps by what `accelerate` makes of one, which is a function of tensors."""
+        self._steps = accelerate(self._step)
 
     def _step(
         self, batch: Transitions, noise: Tensor, with_actor: bool, with_targets: bool

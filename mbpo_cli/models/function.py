@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mbpo_cli.compilation import one_by_one
 from mbpo_cli.networks import BatchedMLP
 from mbpo_cli.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
-from mbpo_cli.types import Accelerate, GradientStep, SpaceSpec, Transitions
+from mbpo_cli.types import Accelerate, GradientSteps, SpaceSpec, Transitions
 
 
 @dataclass
@@ -101,7 +102,7 @@ class LearnedFunction(ABC):
         self._layer_decays = layer_decays
         self.optimizer = Optimizer(network.parameters(), optimizer)
         self.is_trained = optimizer.learn_rate not in (0, [0] * network.num_members)
-        self._steps_by_size: dict[int, GradientStep] = {}
+        self._steps_by_size: dict[int, GradientSteps] = {}
 
     @abstractmethod
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
@@ -109,8 +110,8 @@ class LearnedFunction(ABC):
 
     def learn(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
         """Take one step down the gradient; return each member's loss before it, shape (M,)."""
-        step = self._steps_by_size.get(inputs_MBI.shape[1], self._step)
-        return step(inputs_MBI, targets_MBD)["loss"]
+        steps = self._steps_by_size.get(inputs_MBI.shape[1], one_by_one(self._step))
+        return steps([{"inputs_MBI": inputs_MBI, "targets_MBD": targets_MBD}])[0]["loss"]
 
     def compile(self, accelerate: Accelerate, mini_batch_size: int) -> None:
         """Replace the gradient step by what `accelerate` makes of it, for mini-batches of that size.
