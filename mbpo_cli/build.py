@@ -173,10 +173,14 @@ def compiles(config: Config, device: torch.device, num_steps: int) -> bool:
     return config.compile
 
 
-def accelerator(config: Config, what: str) -> Accelerate:
+def accelerator(config: Config, device: torch.device, what: str) -> Accelerate:
     """Return what compiles the steps of `what`; where nobody asked for it, they may go on without."""
     log.info("the %s's first gradient step is compiled: up to a minute (compile=false skips it)", what)
-    return partial(compilation.compiled, optional=config.compile == "auto")
+    return partial(
+        compilation.compiled,
+        optional=config.compile == "auto",
+        per_launch=compilation.STEPS_PER_LAUNCH_ON_GPU if device.type == "cuda" else 1,
+    )
 
 
 def build_rollout_policy(config: Config, agent: Agent, spaces: SpaceSpec) -> RolloutPolicy:
@@ -213,7 +217,7 @@ def build_model_based(
         return None
     model = build_model(config, spaces, device)
     if compiles(config, device, num_fit_steps(config)):
-        model.compile(accelerator(config, "model"), config.model.training.mini_batch_size)
+        model.compile(accelerator(config, device, "model"), config.model.training.mini_batch_size)
     return ModelBased(
         model=model,
         fitter=ModelFitter(
@@ -296,7 +300,7 @@ def build_trainer(
     stack.callback(evaluator.close)
     agent = build_agent(config, spaces, device)
     if compiles(config, device, num_updates(config)):
-        agent.compile(accelerator(config, "agent"))
+        agent.compile(accelerator(config, device, "agent"))
     real_buffer = ReplayBuffer(config.agent.experience_buffer_length, spaces, device)
     model_based = build_model_based(config, agent, spaces, device)
     return Trainer(

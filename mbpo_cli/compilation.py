@@ -21,6 +21,11 @@ log = logging.getLogger(__name__)
 
 # A cold compilation takes 20 to 60 s, and saves 1 to 3 ms of a gradient step.
 MIN_CALLS_THAT_PAY = 20_000
+# A GPU's small kernels wait for their launches. Four steps take twice as long to compile as one; no GPU has
+# told yet which number is best.
+STEPS_PER_LAUNCH_ON_GPU = 4
+# Of flags and shapes, each of which is compiled when it first occurs.
+MAX_COMBINATIONS = 64
 
 
 def missing_compiler() -> str | None:
@@ -46,21 +51,23 @@ def one_by_one(step: GradientStep) -> GradientSteps:
     return steps
 
 
-def compiled(step: GradientStep, optional: bool = False) -> GradientSteps:
+def compiled(step: GradientStep, optional: bool = False, per_launch: int = 1) -> GradientSteps:
     """Return what takes such steps, compiled when first called, and again for tensors of other shapes.
 
+    As many steps as `per_launch` says are compiled as one function, if so many are asked for at once.
     A step must take, change and return nothing but tensors, apart from flags and what never changes, all of
     which may also be reached through the object that it is a method of. The results are the same within
     rounding. If compilation fails, the step itself goes on where compilation is `optional`; otherwise
     torch's error is raised.
 
-    On a GPU its kernels are captured as a graph, and launched all at once. For this, all that it changes
-    must be parameters, which keep their place in memory.
+    On a GPU the function's kernels are captured as a graph, and launched all at once. For this, all that a
+    step changes must be parameters, which keep their place in memory.
     """
     from torch._dynamo import config  # takes a second to import, which only runs that compile pay
     from torch._dynamo.exc import TorchDynamoException
 
     config.trace_autograd_ops = True  # the backward pass belongs to the step
+    config.recompile_limit = MAX_COMBINATIONS
     plain = one_by_one(step)
     accelerated: GradientSteps = torch.compile(  # type: ignore[call-overload]
         plain,
@@ -70,17 +77,28 @@ def compiled(step: GradientStep, optional: bool = False) -> GradientSteps:
         isolate_recompiles=True,  # another object's step is compiled for that object
     )
 
-    def launch(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    def launch(arguments: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, Tensor]]:
         nonlocal accelerated
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
-            (metrics,) = accelerated([arguments])
+            return copied(accelerated(arguments))
         except TorchDynamoException as error:  # before anything was computed
             if not optional:
                 raise
             log.warning("not compiled: %s", one_line(str(error).partition("\n\n")[0]))
             accelerated = plain
-            (metrics,) = plain([arguments])
-        return {tag: value.clone() for tag, value in metrics.items()}  # a graph's next results overwrite them
+            return plain(arguments)
 
-    return lambda arguments: [launch(each) for each in arguments]
+    def steps(arguments: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
+        starts = range(0, len(arguments), per_launch)
+        return [metrics for start in starts for metrics in launch(arguments[start : start + per_launch])]
+
+    return steps
+
+
+def copied(results: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Return results of their own place, as a graph's next results overwrite the last; all at once."""
+    values = [value for metrics in results for value in metrics.values()]
+    flat = torch.cat([value.flatten() for value in values]) if values else torch.empty(0)
+    copies = iter(torch.split(flat, [value.numel() for value in values]))
+    return [{tag: next(copies).view_as(value) for tag, value in metrics.items()} for metrics in results]

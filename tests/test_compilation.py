@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +98,7 @@ def test_where_it_is_optional_a_failed_compilation_is_told_and_training_goes_on(
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("per_launch", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "is_discrete"),
     [
@@ -106,17 +109,19 @@ def test_where_it_is_optional_a_failed_compilation_is_told_and_training_goes_on(
         pytest.param("ddpg", False, marks=pytest.mark.slow),
     ],
 )
-def test_compiled_steps_are_the_same_steps(name: str, is_discrete: bool, device: torch.device) -> None:
+def test_compiled_steps_are_the_same_steps(
+    name: str, is_discrete: bool, per_launch: int, device: torch.device
+) -> None:
     space = discrete(num_actions=3) if is_discrete else spaces((3,), action_size=2)
     limit = "agent.critic_optimizer.gradient_threshold=0.5"
     plain, fast = (build_agent(make_config(*TINY, f"agent={name}", limit), space, device) for _ in "ab")
-    fast.compile(compilation.compiled)
-    for seed in range(50):
-        batch = random_transitions(16, space, seed=seed).to(device)
-        (expected,), (got,) = plain.update([batch]), fast.update([batch])
-        assert expected.keys() == got.keys()
-        for tag, value in expected.items():
-            torch.testing.assert_close(got[tag], value, rtol=2e-3, atol=1e-4)
+    fast.compile(partial(compilation.compiled, per_launch=per_launch))
+    for seed in range(0, 50, 5):
+        batches = [random_transitions(16, space, seed=seed + i).to(device) for i in range(5)]
+        for expected, got in zip(plain.update(batches), fast.update(batches), strict=True):
+            assert expected.keys() == got.keys()
+            for tag, value in expected.items():
+                torch.testing.assert_close(got[tag], value, rtol=2e-3, atol=1e-4)
     for tag, weights in plain.policy_state().items():
         torch.testing.assert_close(fast.policy_state()[tag], weights, rtol=2e-3, atol=1e-4)
 
@@ -198,6 +203,47 @@ def test_each_object_is_compiled_for_itself_and_its_flags_and_shapes_count() -> 
             ):
                 (result,) = scaled.fast([{"x": ones, "is_negative": is_negative}])
                 assert torch.equal(result["x"], factor * ones)
+
+
+class Sum:
+    """An object whose method, a gradient step of sorts, adds to a parameter."""
+
+    def __init__(self) -> None:
+        self.total = nn.Parameter(torch.zeros(1))
+
+    def step(self, x: torch.Tensor, with_result: bool) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            self.total.add_(x)
+        return {"total": self.total.detach().clone()} if with_result else {}
+
+
+def test_as_many_steps_as_fit_are_launched_together_and_taken_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launched: list[int] = []
+    compile = torch.compile
+
+    def watched(function: GradientSteps, **options: Any) -> GradientSteps:
+        accelerated = compile(function, **options)
+
+        def call(arguments: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, torch.Tensor]]:
+            launched.append(len(arguments))
+            return accelerated(arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", watched)
+    steps = compilation.compiled(Sum().step, per_launch=2)
+    results = [
+        [result["total"].item() if result else None for result in found]
+        for found in (
+            steps([{"x": torch.ones(1), "with_result": i % 2 == 0} for i in range(5)]),
+            steps([{"x": torch.ones(1), "with_result": i > 0} for i in range(2)]),
+            steps([{"x": torch.ones(1), "with_result": False}]),
+        )
+    ]
+    assert results == [[1, None, 3, None, 5], [None, 7], [None]]
+    assert launched == [2, 2, 1, 2, 1]
 
 
 @pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "dqn"])
