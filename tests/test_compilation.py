@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from mbpo_cli import compilation
-from mbpo_cli.build import build_agent, build_model, compiles, num_fit_steps, num_updates
+from mbpo_cli.build import accelerator, build_agent, build_model, compiles, num_fit_steps, num_updates
 from mbpo_cli.compose import make_config
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.function import LearnedFunction
@@ -43,6 +43,16 @@ def test_auto_compiles_where_enough_updates_are_to_come(
     monkeypatch.setattr(compilation, "missing_compiler", lambda: None)
     config = make_config(*overrides)
     assert compiles(config, device, num_updates(config)) == expected
+
+
+@pytest.mark.parametrize(("num_steps", "expected"), [(99_999, 1), (100_000, 4)])
+def test_several_steps_are_one_function_where_there_are_many(
+    num_steps: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(compilation, "compiled", lambda step, **options: asked.append(options))
+    accelerator(make_config(), "agent", num_steps)(lambda: {})
+    assert asked == [{"optional": True, "per_launch": expected}]
 
 
 FITS = (
