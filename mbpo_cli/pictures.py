@@ -133,7 +133,7 @@ def _fan(axes: Axes, found: OpenLoop, element: int) -> None:
     axes.set_xticks([number * (len(steps) + 3) for number in range(len(chosen))], ["start"] * len(chosen))
     axes.plot([], [], color=REAL, label="real")
     axes.plot([], [], color=MODEL, label="each elite")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(loc="upper right", frameon=False, fontsize=8)
 
 
 def _growth(axes: Axes, found: OpenLoop) -> None:
@@ -170,7 +170,7 @@ def _where(axes: Axes, real: Array, generated: Array) -> None:
     axes.hist(real, bins, density=True, color=REAL, histtype="step", label="real")
     axes.hist(generated, bins, density=True, color=MODEL, alpha=0.5, label="generated")
     axes.set(title="element 0, where it has been", yticks=[])
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(loc="upper right", frameon=False, fontsize=8)
 
 
 def _logarithmic(axes: Axes) -> None:

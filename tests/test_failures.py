@@ -146,14 +146,11 @@ def loss(value: float) -> Callable[[Any], Any]:
 
 NUMBERS = [
     *[
-        (SAC, "update", metric(f"agent/{tag}", value), f"agent/{tag} is {value}")
+        (SAC, "_step", metric(f"agent/{tag}", value), f"agent/{tag} is {value}")
         for tag in ("critic_loss", "actor_loss", "q_value", "entropy", "entropy_weight")
         for value in (NAN, INF, -INF)
     ],
-    *[
-        (SAC, "update", metric("agent/q_value", value), "cannot add up to that")
-        for value in (1e9, -1e9, 1e30)
-    ],
+    *[(SAC, "_step", metric("agent/q_value", value), "cannot add up to that") for value in (1e9, -1e9, 1e30)],
     *[
         (EnvironmentModel, "step", field(name, value), f"{name} is not finite in a rollout")
         for name in ("next_obs", "reward", "terminated")
