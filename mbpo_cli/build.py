@@ -304,8 +304,9 @@ def build_trainer(
     evaluator = Evaluator(lambda: build_env(config), config.trainer.num_eval_episodes, config.seed, device)
     stack.callback(evaluator.close)
     agent = build_agent(config, spaces, device)
-    if compiles(config, device, num_updates(config)):
-        agent.compile(accelerator(config, "agent", num_updates(config)))
+    num_steps = num_updates(config)
+    if compiles(config, device, num_steps):
+        agent.compile(accelerator(config, "agent", num_steps))
     real_buffer = ReplayBuffer(config.agent.experience_buffer_length, spaces, device)
     model_based = build_model_based(config, agent, spaces, device)
     return Trainer(

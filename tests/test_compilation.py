@@ -149,9 +149,11 @@ def test_a_model_compiles_whole_mini_batches_only() -> None:
     called: list[int] = []
 
     def watched(step: GradientStep) -> GradientSteps:
-        def steps(arguments: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        plain = compilation.one_by_one(step)
+
+        def steps(arguments: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, torch.Tensor]]:
             called.extend(each["inputs_MBI"].shape[1] for each in arguments)
-            return [step(**each) for each in arguments]
+            return plain(arguments)
 
         return steps
 

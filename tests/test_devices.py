@@ -62,7 +62,7 @@ def test_agents_stay_on_their_device(name: str, space: SpaceSpec) -> None:
         ("model/transition=gaussian", "model.transition.layer_decays=[1e-4,1e-3]"),
     ],
 )
-def test_models_and_rollouts_stay_on_their_device(choices: tuple[str, ...]) -> None:
+def test_models_and_their_predictions_stay_on_their_device(choices: tuple[str, ...]) -> None:
     noise = "mbpo/model_rollout_options/noise_options=gaussian"
     config = make_config(*TINY, "env=pendulum", "agent=td3", noise, *choices)
     data = random_transitions(64, CONTINUOUS).to(META)
