@@ -173,18 +173,22 @@ def compiles(config: Config, device: torch.device, num_steps: int) -> bool:
     return config.compile
 
 
-def accelerator(config: Config, what: str, num_steps: int) -> Accelerate:
-    """Return what compiles the steps of `what`, of which there are to be so many.
+def updates_per_launch(config: Config) -> int:
+    """Return how many of the agent's gradient steps are to be compiled as one function."""
+    if num_updates(config) < compilation.MIN_CALLS_FOR_SEVERAL:
+        return 1
+    per_step = config.agent.num_gradient_steps_per_update
+    # What is left over would be one more function to compile.
+    return max(count for count in range(1, compilation.SEVERAL + 1) if per_step % count == 0)
+
+
+def accelerator(config: Config, what: str, per_launch: int = 1) -> Accelerate:
+    """Return what compiles the steps of `what`, so many of them as one function.
 
     Where nobody asked for it, they may go on without.
     """
-    log.info("the %s's first gradient step is compiled: up to a minute (compile=false skips it)", what)
-    is_long = num_steps >= compilation.MIN_CALLS_FOR_SEVERAL
-    return partial(
-        compilation.compiled,
-        optional=config.compile == "auto",
-        per_launch=compilation.SEVERAL if is_long else 1,
-    )
+    log.info("the %s's first gradient step is compiled: a minute or two (compile=false skips it)", what)
+    return partial(compilation.compiled, optional=config.compile == "auto", per_launch=per_launch)
 
 
 def build_rollout_policy(config: Config, agent: Agent, spaces: SpaceSpec) -> RolloutPolicy:
@@ -220,9 +224,8 @@ def build_model_based(
     if not uses_model(config):
         return None
     model = build_model(config, spaces, device)
-    num_steps = num_fit_steps(config)
-    if compiles(config, device, num_steps):
-        model.compile(accelerator(config, "model", num_steps), config.model.training.mini_batch_size)
+    if compiles(config, device, num_fit_steps(config)):
+        model.compile(accelerator(config, "model"), config.model.training.mini_batch_size)
     return ModelBased(
         model=model,
         fitter=ModelFitter(
@@ -304,9 +307,8 @@ def build_trainer(
     evaluator = Evaluator(lambda: build_env(config), config.trainer.num_eval_episodes, config.seed, device)
     stack.callback(evaluator.close)
     agent = build_agent(config, spaces, device)
-    num_steps = num_updates(config)
-    if compiles(config, device, num_steps):
-        agent.compile(accelerator(config, "agent", num_steps))
+    if compiles(config, device, num_updates(config)):
+        agent.compile(accelerator(config, "agent", updates_per_launch(config)))
     real_buffer = ReplayBuffer(config.agent.experience_buffer_length, spaces, device)
     model_based = build_model_based(config, agent, spaces, device)
     return Trainer(

@@ -53,7 +53,8 @@ def one_by_one(step: GradientStep) -> GradientSteps:
 def compiled(step: GradientStep, optional: bool = False, per_launch: int = 1) -> GradientSteps:
     """Return what takes such steps, compiled when first called, and again for tensors of other shapes.
 
-    As many steps as `per_launch` says are compiled as one function, if so many are asked for at once.
+    As many steps as `per_launch` says are compiled as one function; what is left over of the steps that are
+    asked for at once is another function.
     A step must take, change and return nothing but tensors, apart from flags and what never changes, all of
     which may also be reached through the object that it is a method of. The results are the same within
     rounding. If compilation fails, the step itself goes on where compilation is `optional`; otherwise
@@ -63,7 +64,7 @@ def compiled(step: GradientStep, optional: bool = False, per_launch: int = 1) ->
     step changes must be parameters, which keep their place in memory.
     """
     from torch._dynamo import config  # takes a second to import, which only runs that compile pay
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     config.trace_autograd_ops = True  # the backward pass belongs to the step
     config.recompile_limit = MAX_COMBINATIONS
@@ -81,7 +82,7 @@ def compiled(step: GradientStep, optional: bool = False, per_launch: int = 1) ->
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             return copied(accelerated(arguments))
-        except TorchDynamoException as error:  # before anything was computed
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:  # before anything was computed
             if not optional:
                 raise
             log.warning("not compiled: %s", one_line(str(error).partition("\n\n")[0]))

@@ -53,7 +53,7 @@ class Config:
         high=1024,
     )
     compile: bool | Literal["auto"] = option(
-        "whether gradient steps of agent and model are compiled, which takes up to a minute each at first; "
+        "whether gradient steps of agent and model are compiled, which takes a minute or two each at first; "
         "auto = where so many are to come that it pays"
     )
     precision: Literal["float32", "bfloat16"] = option(

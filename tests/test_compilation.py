@@ -7,10 +7,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from mbpo_cli import compilation
-from mbpo_cli.build import accelerator, build_agent, build_model, compiles, num_fit_steps, num_updates
+from mbpo_cli.build import (
+    build_agent,
+    build_model,
+    compiles,
+    num_fit_steps,
+    num_updates,
+    updates_per_launch,
+)
 from mbpo_cli.compose import make_config
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.function import LearnedFunction
@@ -45,14 +52,23 @@ def test_auto_compiles_where_enough_updates_are_to_come(
     assert compiles(config, device, num_updates(config)) == expected
 
 
-@pytest.mark.parametrize(("num_steps", "expected"), [(99_999, 1), (100_000, 4)])
-def test_several_steps_are_one_function_where_there_are_many(
-    num_steps: int, expected: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("num_env_steps", "per_step", "expected"),
+    [
+        (5_099, 20, 1),
+        (5_100, 20, 4),
+        *((100_100, per_step, expected) for per_step, expected in {1: 1, 5: 1, 6: 3, 10: 2, 40: 4}.items()),
+    ],
+)
+def test_several_steps_that_divide_those_of_an_environment_step_are_one_function_where_there_are_many(
+    num_env_steps: int, per_step: int, expected: int
 ) -> None:
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(compilation, "compiled", lambda step, **options: asked.append(options))
-    accelerator(make_config(), "agent", num_steps)(lambda: {})
-    assert asked == [{"optional": True, "per_launch": expected}]
+    config = make_config(
+        f"trainer.num_env_steps={num_env_steps}",
+        "agent.num_warm_start_steps=100",
+        f"agent.num_gradient_steps_per_update={per_step}",
+    )
+    assert updates_per_launch(config) == expected
 
 
 FITS = (
@@ -105,6 +121,25 @@ def test_where_it_is_optional_a_failed_compilation_is_told_and_training_goes_on(
     assert caplog.messages == ["not compiled: the compiler misses Python.h"]
     with pytest.raises(TorchDynamoException):
         compilation.compiled(double)([{"x": torch.tensor(1)}])
+
+
+@pytest.mark.parametrize("error", [TorchDynamoException, FailOnRecompileLimitHit])
+def test_where_a_later_compilation_fails_each_step_is_taken_once(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile(function: GradientSteps, **options: Any) -> GradientSteps:
+        def call(arguments: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, torch.Tensor]]:
+            if len(arguments) == 1:
+                raise error("no more room")
+            return function(arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    steps = compilation.compiled(Sum().step, optional=True, per_launch=2)
+    for first in (1, 6):
+        results = steps([{"x": torch.ones(1), "with_result": True}] * 5)
+        assert [result["total"].item() for result in results] == list(range(first, first + 5))
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
