@@ -43,7 +43,7 @@ class Measure:
     Attributes:
         title: What one unit of work is.
         contestants: Worker arguments by contestant.
-        multiple: Peers do their work in multiples of this.
+        multiple: Work is done in multiples of this.
     """
 
     title: str
@@ -110,21 +110,22 @@ INTRODUCTION = """\
 # Benchmarks
 
 Written by `make bench`, `make bench-peers` and `make bench-jobs` (`benchmarks/`). Medians over rounds in
-which all contestants take turns; ratios hold, absolute figures are those of the machine named below. Sampling
-of mini-batches is included. "Of the limit" compares with torch's matrix products alone, the quicker way round
-and measured in the same rounds; a program that has other kernels can be quicker. All is computed in float32,
-the peers too, but for what is named bfloat16 (`precision=bfloat16`), which rounds the products between hidden
-layers; peers have no such option.
+which all contestants take turns (whole jobs, at the end, are run once each); ratios hold, absolute figures
+are those of the machine named below. Sampling of mini-batches is included. "Of the limit" compares with
+torch's matrix products alone, the quicker way round and measured in the same rounds; a program that has other
+kernels can be quicker. All is computed in float32, the peers too, but for what is named bfloat16
+(`precision=bfloat16`), which rounds the products between hidden layers; peers have no such option.
 """
 
 
 class Worker:
     """A contestant at work in its own process."""
 
-    def __init__(self, arguments: tuple[str, ...], python: Path | str, threads: int) -> None:
+    def __init__(self, arguments: tuple[str, ...], python: Path | str, threads: int, multiple: int) -> None:
         """Start it; `ready` waits for it."""
         variables = {
             **os.environ,
+            "BENCH_MULTIPLE": str(multiple),
             "BENCH_THREADS": str(threads),
             "OMP_NUM_THREADS": str(threads),
             "PYTHONWARNINGS": "ignore",
@@ -172,7 +173,8 @@ def measured(measure: Measure, rounds: int, threads: int, peers: Path) -> dict[s
     for name, arguments in measure.contestants.items():
         if arguments[0] == "peers" and not peers.exists():
             continue
-        workers[name] = Worker(arguments, peers if arguments[0] == "peers" else sys.executable, threads)
+        python = peers if arguments[0] == "peers" else sys.executable
+        workers[name] = Worker(arguments, python, threads, measure.multiple)
         reason = workers[name].ready()
         if reason is not None:
             results[name] = {"failed": reason}

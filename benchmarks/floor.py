@@ -125,19 +125,20 @@ def update(name: str) -> Callable[[int], None]:
     return work
 
 
-def _fit_products(members: int, batch: int, sizes: Sequence[int]) -> list[Product]:
+def fit_products(members: int, batch: int, sizes: Sequence[int]) -> list[Product]:
+    """Return the products of one gradient step of networks on a mini-batch."""
     return forward(members, batch, sizes) + backward(members, batch, sizes)
 
 
 def fit_step() -> Callable[[int], None]:
     """Return the products of one gradient step of the ensemble."""
-    return timed(_fit_products(ENSEMBLE, BATCH, MODEL_SIZES))
+    return timed(fit_products(ENSEMBLE, BATCH, MODEL_SIZES))
 
 
 def fit_epoch() -> Callable[[int], None]:
     """Return the products of one epoch of the ensemble's fit, and of a look at what is held out."""
     whole, rest = divmod(NUM_TRAINING, BATCH)
-    step, last = fit_step(), timed(_fit_products(ENSEMBLE, rest, MODEL_SIZES))
+    step, last = fit_step(), timed(fit_products(ENSEMBLE, rest, MODEL_SIZES))
     held_out = timed(forward(ENSEMBLE, NUM_TRANSITIONS - NUM_TRAINING, MODEL_SIZES))
 
     def work(count: int) -> None:
@@ -170,7 +171,7 @@ def env_step() -> Callable[[int], None]:
     critic_part, actor_part = update_products("sac", obs, action, agent.hidden_sizes, mbpo.mini_batch_size)
     one_update = timed(critic_part + actor_part)
     sizes = (obs + action, *model.hidden_sizes, obs)
-    one_fit_step = timed(_fit_products(model.num_networks, training.mini_batch_size, sizes))
+    one_fit_step = timed(fit_products(model.num_networks, training.mini_batch_size, sizes))
     policy = forward(1, rollout.num_rollout, (obs, *agent.hidden_sizes, 2 * action))
     one_rollout_step = timed(policy + forward(1, rollout.num_rollout, sizes))
 

@@ -106,7 +106,6 @@ def update(name: str, *choices: str) -> Callable[[int], None]:
             count -= len(batches)
         logger.summarize()
 
-    work(SEVERAL)  # compiles them
     return work
 
 
