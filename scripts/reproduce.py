@@ -5,7 +5,8 @@
 
 A run is `mbpo-train experiment=paper/TASK seed=SEED threads=1` and goes on where it was stopped, so that the
 same command can be given until all is done. What was evaluated so far is kept in `docs/paper/TASK.csv`, also
-of unfinished runs. Writes a picture per task and the tables in `docs/paper/README.md`.
+of unfinished runs. Writes a picture per task and the tables in `docs/paper/README.md`. The exit code is that
+of the first run that was stopped or failed.
 """
 
 from __future__ import annotations
@@ -92,13 +93,13 @@ TASKS = {
 }
 
 
-def train(task: str, seed: int, num_env_steps: int | None, precision: str) -> None:
-    """Train one run, or go on with it."""
+def train(task: str, seed: int, num_env_steps: int | None, precision: str) -> int:
+    """Train one run, or go on with it; return its exit code."""
     length = [] if num_env_steps is None else [f"trainer.num_env_steps={num_env_steps}"]
     overrides = [f"experiment=paper/{task}", f"seed={seed}", f"precision={precision}", "threads=1", *length]
     name = task if precision == "float32" else f"{task}_{precision}"
     command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={RUNS / f'{name}_seed{seed}'}"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
 
 
 def kept(path: Path) -> dict[int, Curve]:
@@ -252,8 +253,8 @@ def page() -> str:
     return "\n".join([*lines, *pictures]) + "\n"
 
 
-def main() -> None:
-    """Train what was asked for, then write down what is at hand."""
+def main() -> int:
+    """Train what was asked for, then write down what is at hand; return the first exit code that is not 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -264,14 +265,15 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--dry", action="store_true", help="train nothing; write down what is at hand")
     options = parser.parse_args()
-    if not options.dry:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            jobs = [(task, seed) for task in options.tasks for seed in options.seeds]
-            list(pool.map(lambda job: train(job[0], job[1], options.steps, options.precision), jobs))
+    jobs = [] if options.dry else [(task, seed) for task in options.tasks for seed in options.seeds]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        codes = list(pool.map(lambda job: train(job[0], job[1], options.steps, options.precision), jobs))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "README.md").write_text(page(), encoding="utf-8")
-    print(page())
+    text = page()
+    (FOLDER / "README.md").write_text(text, encoding="utf-8")
+    print(text)
+    return next((code for code in codes if code), 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mbpo_cli.build import build_env
 from mbpo_cli.compose import make_config
 from mbpo_cli.config import options_in
 from mbpo_cli.rollouts import horizon_at
@@ -27,10 +28,15 @@ SHARED = {
     "agent.mini_batch_size": 256,
     "agent.critic_optimizer.learn_rate": 3e-4,
     "agent.actor_optimizer.learn_rate": 3e-4,
+    "agent.entropy_weight_options.learn_rate": 3e-4,
+    "agent.entropy_weight_options.entropy_weight": 1.0,
     "agent.target_smooth_factor": 0.005,
+    "agent.discount_factor": 0.99,
+    "agent.experience_buffer_length": 1_000_000,
     "model.transition.distribution": "gaussian",
     "model.transition.num_networks": 7,
     "model.transition.num_elites": 5,
+    "model.transition.predict_difference": True,
     "model.transition.layer_decays": [1.25e-5, 2.5e-5, 3.75e-5, 3.75e-5, 5e-5],
     "model.transition.optimizer.learn_rate": 1e-3,
     "model.reward.distribution": "gaussian",
@@ -44,6 +50,8 @@ SHARED = {
     "model.training.improvement": 0.01,
     "mbpo.real_ratio": 0.05,
     "mbpo.model_rollout_options.num_rollout": 100_000,
+    "mbpo.model_rollout_options.horizon": 1,
+    "trainer.num_eval_episodes": 5,
 }
 
 
@@ -66,7 +74,28 @@ def test_values_are_those_of_the_paper(task: str) -> None:
     assert config.mbpo.generate_every == every
     assert config.mbpo.retained_generations == retained
     assert config.trainer.num_env_steps == num_env_steps
+    assert config.trainer.evaluate_every_steps == (250 if task == "inverted_pendulum" else 1_000)
     options = config.mbpo.model_rollout_options
     assert {epoch: horizon_at(options, 10**6, 1_000 * epoch) for epoch in horizons} == horizons
     room = retained * options.num_rollout * max(horizons.values())
     assert config.mbpo.model_experience_buffer_length == room
+
+
+# Ant and Humanoid without contact forces, Humanoid without inertias and velocities of bodies, too.
+@pytest.mark.parametrize(
+    ("task", "size"),
+    {
+        "inverted_pendulum": 4,
+        "hopper": 11,
+        "walker2d": 17,
+        "half_cheetah": 17,
+        "ant": 27,
+        "humanoid": 45,
+    }.items(),
+)
+def test_observations_have_the_paper_s_sizes(task: str, size: int) -> None:
+    env = build_env(make_config(f"experiment=paper/{task}"))
+    try:
+        assert env.spaces.obs_size == size
+    finally:
+        env.close()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mbpo_cli.compose import make_config
 from scripts import reproduce
 
 
@@ -73,3 +77,27 @@ def test_beside_published_means_stand_means_over_as_many_steps(folders: Path) ->
     assert "\n| 10,000 | 30 | 30 | 227 ± 135 |\n" in page
     assert "\n| 25,000 | 200 | 200 | 521 ± 248 |\n" in page
     assert "| float32 | 1 | 25,000 | 25,000 | 200 | 521 ± 248 |" in page
+
+
+def test_what_was_evaluated_is_written_down_though_a_run_was_stopped(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[Sequence[str]] = []
+
+    def stopped(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        seed = len(commands) - 1
+        write_run(folders, f"hopper_bfloat16_seed{seed}", {10_000: 200.0}, precision="bfloat16")
+        return subprocess.CompletedProcess(command, 143 * seed)
+
+    monkeypatch.setattr(subprocess, "run", stopped)
+    arguments = "--tasks hopper --seeds 0 1 --steps 40000 --precision bfloat16"
+    monkeypatch.setattr("sys.argv", ["reproduce.py", *arguments.split()])
+    assert reproduce.main() == 143
+    assert "| bfloat16 | 2 | 10,000 |" in (folders / "docs" / "README.md").read_text()
+    for seed, command in enumerate(commands):
+        *overrides, directory = command[3:]
+        config = make_config(*overrides)
+        assert (config.env.name, config.seed, config.trainer.num_env_steps) == ("hopper", seed, 40_000)
+        assert (config.precision, config.threads) == ("bfloat16", 1)
+        assert directory == f"hydra.run.dir={folders}/runs/hopper_bfloat16_seed{seed}"
