@@ -101,7 +101,7 @@ MEASURES = {
         },
     ),
     "env_step": Measure(
-        "environment step of the default run, fits and rollouts included",
+        "environment step of the default run, fits and rollouts included (auto does not compile it)",
         {**_ours("env_step", ALL_WAYS), LIMIT: ("floor", "env_step")},
         multiple=25,  # steps from one fit to the next
     ),

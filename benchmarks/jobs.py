@@ -44,12 +44,24 @@ class Job:
 CART_POLE = ("--config-dir", str(ROOT / "benchmarks" / "conf"), "threads=1", "agent=sac")
 SAME_WORK = (*CART_POLE, "env=mbrl_cartpole")
 # The default run ends before there are three evaluations in a row at the target.
-PENDULUM = ("agent=sac", "env=pendulum", "trainer.num_env_steps=800")
+PENDULUM = ("threads=1", "agent=sac", "env=pendulum", "trainer.num_env_steps=800")
 JOBS = {
     "help": Job("`mbpo-train --help`", ("--help",)),
     "first_step": Job("one environment step", ("env=pendulum", "trainer.num_env_steps=1")),
-    "pendulum": Job("SAC on Pendulum, default but for its length", (*PENDULUM, "threads=1"), -200),
-    "pendulum_sb3": Job("SAC of stable-baselines3 alone on Pendulum, zoo settings", "sb3_pendulum 0", -200),
+    **{
+        f"pendulum_{seed}": Job(
+            f"SAC on Pendulum, default but for its length, seed {seed}", (*PENDULUM, f"seed={seed}"), -200
+        )
+        for seed in range(3)
+    },
+    **{
+        f"pendulum_sb3_{seed}": Job(
+            f"SAC of stable-baselines3 alone on Pendulum, zoo settings, seed {seed}",
+            f"sb3_pendulum {seed}",
+            -200,
+        )
+        for seed in range(3)
+    },
     "cartpole": Job("mbrl-lib's cart-pole job, same work, seed 0", (*SAME_WORK, "seed=0"), 200, 5_000),
     **{
         f"cartpole_bfloat16_{seed}": Job(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mbpo_cli import compilation
 from tests.conftest import TINY, gym_env
 
 Train = Callable[..., dict[str, Any]]
@@ -61,11 +62,13 @@ def test_pendulum_is_solved_in_600_steps_and_not_without_a_model(train_in: Train
     [("sac", ""), ("td3", ""), ("ddpg", ""), ("sac", "Discrete"), ("dqn", "Discrete")],
 )
 def test_compiled_and_rounded_agents_have_the_learning_curves_of_the_plain_ones(
-    agent: str, actions: str, train_in: Train
+    agent: str, actions: str, train_in: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compilation, "MIN_CALLS_FOR_SEVERAL", 0)  # as in long runs
+    small = "model.training.mini_batch_size=16"  # fits are of whole mini-batches, which are compiled
     curves = []
     for way in ("compile=false", "compile=true", "precision=bfloat16"):
-        overrides = [f"agent={agent}", f"env.id=tests/{actions}PointMass-v0", way]
+        overrides = [f"agent={agent}", f"env.id=tests/{actions}PointMass-v0", small, way]
         task = [key for key in POINT_MASS if agent != "dqn" or not key.startswith("agent.actor")]
         result = train_in(*task, *overrides, name=way)
         curves.append([row["eval/return_mean"] for row in result["metrics"] if "eval/return_mean" in row])

@@ -120,7 +120,9 @@ def test_members_start_different_and_truncated(g: torch.Generator) -> None:
     mlp = BatchedMLP(3, (100, 50), functional.silu, truncated_normal, g)
     weight = mlp.weights[0].detach()
     assert not torch.equal(weight[0], weight[1])
-    assert weight.abs().max() <= 2 * 1 / (2 * 100**0.5)
+    std = 1 / (2 * 100**0.5)
+    assert weight.abs().max() <= 2 * std
+    assert weight.std() == pytest.approx(0.88 * std, rel=0.02), "that of a normal cut at two deviations"
 
 
 def test_a_dimension_that_never_varies_does_not_blow_up() -> None:
