@@ -63,7 +63,7 @@ reproduce: install ## train the paper's tasks and draw them over the published c
 bench: install ## measure speed against the machine's limit, and against peers if they are installed
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
-bench-jobs: install ## measure whole jobs, peers' too if they are installed (half an hour)
+bench-jobs: install ## measure whole jobs, peers' too if they are installed (more than an hour)
 	$(BIN)/python -m benchmarks.jobs $(ARGS)
 
 # One that does not install here is left out. mbrl-lib asks for packages of 2020 and runs with today's; it comes

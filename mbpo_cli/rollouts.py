@@ -19,7 +19,7 @@ from mbpo_cli.options import Component, option
 from mbpo_cli.types import Policy, Transitions
 
 # So many rows and what the networks make of them stay in a CPU's cache; a GPU takes all at once.
-ROWS_AT_ONCE_ON_CPU = 2_000
+ROWS_AT_ONCE_ON_CPU = 4_000
 
 
 @dataclass

@@ -113,7 +113,10 @@ def test_chosen_members_answer_in_the_order_chosen(g: torch.Generator) -> None:
     mlp = BatchedMLP(4, (2, 8, 2), functional.silu, truncated_normal, g)
     inputs = torch.randn(2, 5, 2, generator=g)
     everyone = mlp(inputs[:1].expand(4, -1, -1))[3], mlp(inputs[1:].expand(4, -1, -1))[1]
-    torch.testing.assert_close(mlp(inputs, torch.tensor([3, 1])), torch.stack(everyone))
+    together = mlp(inputs, torch.tensor([3, 1]))
+    torch.testing.assert_close(together, torch.stack(everyone))
+    with torch.no_grad():  # one after the other
+        torch.testing.assert_close(mlp(inputs, torch.tensor([3, 1])), together)
 
 
 def test_members_start_different_and_truncated(g: torch.Generator) -> None:
