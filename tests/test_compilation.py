@@ -11,6 +11,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from mbpo_cli import compilation
 from mbpo_cli.build import (
+    accelerator,
     build_agent,
     build_model,
     compiles,
@@ -69,6 +70,16 @@ def test_several_steps_that_divide_those_of_an_environment_step_are_one_function
         f"agent.num_gradient_steps_per_update={per_step}",
     )
     assert updates_per_launch(config) == expected
+
+
+@pytest.mark.parametrize(("compile", "is_optional"), [("auto", True), ("true", False)])
+def test_a_compilation_that_was_asked_for_is_not_optional(
+    compile: str, is_optional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(compilation, "compiled", lambda step, **options: asked.append(options))
+    accelerator(make_config(f"compile={compile}"), "agent", 3)(lambda: {})
+    assert asked == [{"optional": is_optional, "per_launch": 3}]
 
 
 FITS = (
