@@ -76,5 +76,7 @@ def test_compiled_and_rounded_agents_have_the_learning_curves_of_the_plain_ones(
     assert plain[-1] > -3, "the curve is one of learning"
     assert compiled == pytest.approx(plain, rel=0.1, abs=0.1)
     assert rounded[-1] == pytest.approx(plain[-1], rel=0.1, abs=0.1)
-    # In the midst of learning what is rounded is a little before or behind.
-    assert rounded == pytest.approx(plain, rel=0.2, abs=0.2)
+    # In the midst of learning what is rounded is at most an evaluation before or behind.
+    for i, value in enumerate(rounded):
+        near = plain[max(i - 1, 0) : i + 2]
+        assert 1.1 * min(near) - 0.1 <= value <= 0.9 * max(near) + 0.1
