@@ -95,7 +95,5 @@ def test_values_are_those_of_the_paper(task: str) -> None:
 )
 def test_observations_have_the_paper_s_sizes(task: str, size: int) -> None:
     env = build_env(make_config(f"experiment=paper/{task}"))
-    try:
-        assert env.spaces.obs_size == size
-    finally:
-        env.close()
+    env.close()
+    assert env.spaces.obs_size == size
