@@ -17,7 +17,7 @@ import torch
 from benchmarks.ours import CPU, bench_config, random_transitions, spaces_of
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.build import build_agent, build_model
-from mbpo_cli.checkpoint import Checkpoints
+from mbpo_cli.storage.checkpoint import Checkpoints
 
 NEW_ROWS, ROUNDS = 1_000, 9
 

@@ -25,7 +25,7 @@ from benchmarks.sizes import (
     SPACES,
     UPDATE_SPACES,
 )
-from mbpo_cli.compose import make_config
+from mbpo_cli.config.compose import make_config
 from mbpo_cli.models.transition import TransitionOptions
 
 Product = tuple[int, int, int, int]  # members, rows, inner size, columns

@@ -26,14 +26,14 @@ from benchmarks.sizes import (
 from mbpo_cli import rollouts as room
 from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.build import build_agent, build_model, build_trainer
-from mbpo_cli.compilation import SEVERAL, compiled, one_by_one
-from mbpo_cli.compose import make_config
-from mbpo_cli.config import Config
-from mbpo_cli.logger import Logger
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.config.typed import Config
+from mbpo_cli.logs.logger import Logger
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.models.regression import Regression
-from mbpo_cli.networks import hidden_products_in
-from mbpo_cli.optimizers import Optimizer, OptimizerOptions
+from mbpo_cli.nn.compilation import SEVERAL, compiled, one_by_one
+from mbpo_cli.nn.networks import hidden_products_in
+from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.types import ActionSpec, ContinuousActions, DiscreteActions, SpaceSpec, Transitions
 
 CPU = torch.device("cpu")

@@ -14,11 +14,11 @@ __version__ = "0.1.0"
 
 # What a notebook or a script needs. Looked up when it is asked for, as torch takes seconds to import.
 _PLACES = {
-    "make_config": "mbpo_cli.compose.make_config",
+    "make_config": "mbpo_cli.config.compose.make_config",
     "train": "mbpo_cli.run.run",
-    "load": "mbpo_cli.use.trained.load",
-    "evaluation_of": "mbpo_cli.use.episodes.evaluation_of",
-    "LearnedVectorEnv": "mbpo_cli.use.learned_env.LearnedVectorEnv",
+    "load": "mbpo_cli.trained.load.load",
+    "evaluation_of": "mbpo_cli.trained.episodes.evaluation_of",
+    "LearnedVectorEnv": "mbpo_cli.trained.learned_env.LearnedVectorEnv",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m mbpo_cli` is `mbpo-train`."""
 
-from mbpo_cli.cli import main
+from mbpo_cli.commands.train import main
 
 main()

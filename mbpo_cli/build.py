@@ -16,22 +16,22 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from mbpo_cli import compilation
 from mbpo_cli.buffers import ReplayBuffer, num_real_of
-from mbpo_cli.config import Config, options_in
-from mbpo_cli.diagnostics import Diagnostics
+from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs import environment
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.envs.environment import BadWrapper, Environment
 from mbpo_cli.envs.spaces import UnsuitableSpace
-from mbpo_cli.evaluate import Evaluator
+from mbpo_cli.evaluation.diagnostics import Diagnostics
+from mbpo_cli.evaluation.evaluate import Evaluator
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
 from mbpo_cli.failures import ConfigError, one_line
-from mbpo_cli.logger import Logger
-from mbpo_cli.machine import has_bfloat16, num_cores
+from mbpo_cli.logs.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
-from mbpo_cli.networks import hidden_products_in
+from mbpo_cli.nn import compilation
+from mbpo_cli.nn.machine import has_bfloat16, num_cores
+from mbpo_cli.nn.networks import hidden_products_in
 from mbpo_cli.options import Component, resolve
 from mbpo_cli.seeding import episode_seed, generator
 from mbpo_cli.trainer import ModelBased, Trainer, TrainerOptions
@@ -267,7 +267,7 @@ def build_examiner(
         trainer.logger.log(found.metrics)
         if not picture_is_due(trainer.env_steps, config.trainer):
             return
-        from mbpo_cli import pictures  # half a second, which a run without pictures saves
+        from mbpo_cli.evaluation import pictures  # half a second, which a run without pictures saves
 
         trainer.logger.show(trainer.env_steps, {"diagnose/actions": found.actions})
         picture = pictures.of_model(found)

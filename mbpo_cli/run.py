@@ -19,14 +19,21 @@ from typing import Any
 import torch
 
 from mbpo_cli.build import build_trainer, num_threads
-from mbpo_cli.checkpoint import CheckpointOptions, Checkpoints
-from mbpo_cli.config import Config, options_in
-from mbpo_cli.failures import Busy, Interrupted, NoUsableCheckpoint, RunFailed, StorageFailed, one_line
-from mbpo_cli.interrupt import StopOnSignal
-from mbpo_cli.logger import Dispensable, JsonLines, Logger, Sink, TensorBoardEvents
-from mbpo_cli.progress import Progress
-from mbpo_cli.run_directory import RunDirectory
-from mbpo_cli.stored import EVENTS
+from mbpo_cli.config.typed import Config, options_in
+from mbpo_cli.failures import (
+    Busy,
+    Interrupted,
+    NoUsableCheckpoint,
+    RunFailed,
+    StopOnSignal,
+    StorageFailed,
+    one_line,
+)
+from mbpo_cli.logs.logger import Dispensable, JsonLines, Logger, Sink, TensorBoardEvents
+from mbpo_cli.logs.progress import Progress
+from mbpo_cli.storage.checkpoint import CheckpointOptions, Checkpoints
+from mbpo_cli.storage.directory import RunDirectory
+from mbpo_cli.storage.records import EVENTS
 from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)

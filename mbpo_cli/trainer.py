@@ -20,16 +20,16 @@ from mbpo_cli import rollouts
 from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.envs.collector import Collector
-from mbpo_cli.evaluate import Evaluation
+from mbpo_cli.evaluation.evaluate import Evaluation
 from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.failures import Diverged
-from mbpo_cli.logger import Logger
+from mbpo_cli.logs.logger import Logger
+from mbpo_cli.logs.stopwatch import Stopwatch
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter, Stopped
 from mbpo_cli.options import option
 from mbpo_cli.rollouts import ModelRolloutOptions
 from mbpo_cli.seeding import generator
-from mbpo_cli.stopwatch import Stopwatch
 from mbpo_cli.types import Agent, Metrics, Policy
 
 

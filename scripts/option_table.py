@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mbpo_cli.compose import make_config
-from mbpo_cli.config import Config, options_in
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.config.typed import Config, options_in
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"

@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from mbpo_cli.stored import evaluations, stored_config
+from mbpo_cli.storage.records import evaluations, stored_config
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "outputs" / "paper"

@@ -29,9 +29,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mbpo_cli.compose import make_config
-from mbpo_cli.config import options_in
-from mbpo_cli.stored import evaluations
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.config.typed import options_in
+from mbpo_cli.storage.records import evaluations
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "outputs" / "results"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mbpo_cli.compose import make_config
+from mbpo_cli.config.compose import make_config
 from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec, Transitions
 
 torch.set_num_threads(1)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mbpo_cli.build import build_trainer, num_threads
-from mbpo_cli.compose import make_config
-from mbpo_cli.logger import Logger
-from mbpo_cli.networks import BatchedMLP
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.logs.logger import Logger
+from mbpo_cli.nn.networks import BatchedMLP
 
 SMALL = ("agent.hidden_sizes=[64,64]", "model.transition.hidden_sizes=[64]", "model/reward=known")
 WIDE = "agent.hidden_sizes=[256,256]"

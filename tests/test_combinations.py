@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mbpo_cli.build import build_trainer
-from mbpo_cli.compose import make_config
-from mbpo_cli.logger import Logger
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.logs.logger import Logger
 from tests.conftest import TINY, gym_env
 
 AGENTS = (

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from hydra_plugins.mbpo import combinations, space_of
-from mbpo_cli.cli import with_directory
-from mbpo_cli.compose import make_config
-from mbpo_cli.report.cli import _parser as report_parser
-from mbpo_cli.use.evaluate_cli import _parser as evaluate_parser
-from mbpo_cli.use.export_cli import _parser as export_parser
-from mbpo_cli.use.model_cli import _parser as model_parser
+from hydra_plugins.mbpo.sweepers import combinations, space_of
+from mbpo_cli.commands.evaluate import _parser as evaluate_parser
+from mbpo_cli.commands.export import _parser as export_parser
+from mbpo_cli.commands.model import _parser as model_parser
+from mbpo_cli.commands.report import _parser as report_parser
+from mbpo_cli.commands.train import with_directory
+from mbpo_cli.config.compose import make_config
 from tests.conftest import CONF, TINY
 
 ROOT = CONF.parent

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.build import build_component, build_rollout_policy
-from mbpo_cli.compose import make_config
+from mbpo_cli.config.compose import make_config
 from mbpo_cli.exploration import (
     EpsilonGreedy,
     GaussianNoise,

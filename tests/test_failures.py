@@ -18,13 +18,13 @@ import pytest
 import torch
 
 from mbpo_cli.agents.sac import SAC
-from mbpo_cli.checkpoint import Checkpoints
-from mbpo_cli.compose import make_config
+from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import RunFailed
-from mbpo_cli.logger import TensorBoardEvents
+from mbpo_cli.logs.logger import TensorBoardEvents
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.regression import Regression
 from mbpo_cli.run import run
+from mbpo_cli.storage.checkpoint import Checkpoints
 from mbpo_cli.types import Transitions
 from tests.conftest import TINY, gym_env
 

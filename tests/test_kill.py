@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mbpo_cli.compose import make_config
-from mbpo_cli.config import Config
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.config.typed import Config
 from mbpo_cli.run import run
 from tests.conftest import TINY, gym_env
 from tests.test_resume import outcome

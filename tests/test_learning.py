@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mbpo_cli import compilation
+from mbpo_cli.nn import compilation
 from tests.conftest import TINY, gym_env
 
 Train = Callable[..., dict[str, Any]]

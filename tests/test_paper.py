@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mbpo_cli.build import build_env
-from mbpo_cli.compose import make_config
-from mbpo_cli.config import options_in
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.config.typed import options_in
 from mbpo_cli.rollouts import horizon_at
 from tests.conftest import CONF
 

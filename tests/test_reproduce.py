@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mbpo_cli.compose import make_config
+from mbpo_cli.config.compose import make_config
 from scripts import reproduce
 
 

@@ -19,12 +19,11 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mbpo_cli.buffers import ReplayBuffer
-from mbpo_cli.checkpoint import Checkpoints
-from mbpo_cli.compose import make_config
-from mbpo_cli.failures import ConfigError, Diverged, Interrupted, RunFailed
-from mbpo_cli.interrupt import StopOnSignal
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.failures import ConfigError, Diverged, Interrupted, RunFailed, StopOnSignal
 from mbpo_cli.run import Keeper, run
-from mbpo_cli.run_directory import RunDirectory
+from mbpo_cli.storage.checkpoint import Checkpoints
+from mbpo_cli.storage.directory import RunDirectory
 from mbpo_cli.trainer import Trainer
 from tests.conftest import TINY, gym_env, random_transitions, spaces
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli import rollouts
-from mbpo_cli.compose import make_config
+from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import Diverged
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.transition import LearnedTransition

@@ -20,10 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from mbpo_cli.compose import make_config
+from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import Busy, RunFailed
 from mbpo_cli.run import run
-from mbpo_cli.run_directory import RunDirectory
+from mbpo_cli.storage.directory import RunDirectory
 from mbpo_cli.trainer import PHASES
 from tests.conftest import TINY, gym_env
 

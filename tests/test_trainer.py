@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mbpo_cli import build, rollouts
 from mbpo_cli.buffers import ReplayBuffer
-from mbpo_cli.compose import make_config
+from mbpo_cli.config.compose import make_config
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.envs.environment import Environment
-from mbpo_cli.evaluate import Evaluation
+from mbpo_cli.evaluation.evaluate import Evaluation
 from mbpo_cli.exploration import RolloutPolicy
-from mbpo_cli.logger import Logger
+from mbpo_cli.logs.logger import Logger
 from mbpo_cli.seeding import episode_seed
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Accelerate, Metrics, Policy, Transitions

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.mbpo import VARIABLES, CommandLauncher
+from hydra_plugins.mbpo.launchers import VARIABLES, CommandLauncher
 from mbpo_cli.failures import Interrupted, one_line
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def wait_for(submitted: Sequence[Submitted], on_end: Callable[[int, str | None],
         Interrupted: There was a signal; all jobs have ended.
         KeyboardInterrupt: Ctrl-C was pressed twice.
     """
-    from mbpo_cli.interrupt import StopOnSignal
+    from mbpo_cli.failures import StopOnSignal
 
     waiting = dict(enumerate(submitted))
     with StopOnSignal() as signals:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mbpo_cli.agents.networks import Critics, DeterministicActor, smooth_update
 from mbpo_cli.agents.options import TargetNetworkOptions
-from mbpo_cli.compilation import one_by_one
 from mbpo_cli.exploration import Noise
-from mbpo_cli.optimizers import Optimizer, OptimizerOptions
+from mbpo_cli.nn.compilation import one_by_one
+from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
 from mbpo_cli.types import Accelerate, ContinuousActions, Metrics, SpaceSpec, Transitions
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mbpo_cli.networks import BatchedMLP, uniform
+from mbpo_cli.nn.networks import BatchedMLP, uniform
 from mbpo_cli.types import DiscreteActions, SpaceSpec
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Source: Haarnoja et al. 2018, public code

@@ -23,8 +23,8 @@ from mbpo_cli.agents.networks import (
     smooth_update,
 )
 from mbpo_cli.agents.options import TargetNetworkOptions
-from mbpo_cli.compilation import one_by_one
-from mbpo_cli.optimizers import Optimizer, OptimizerOptions
+from mbpo_cli.nn.compilation import one_by_one
+from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import Accelerate, ContinuousActions, Metrics, SpaceSpec, Transitions
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mbpo_cli.compilation import one_by_one
-from mbpo_cli.networks import BatchedMLP
-from mbpo_cli.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
+from mbpo_cli.nn.compilation import one_by_one
+from mbpo_cli.nn.networks import BatchedMLP
+from mbpo_cli.nn.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
 from mbpo_cli.types import Accelerate, GradientSteps, SpaceSpec, Transitions
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from mbpo_cli.models.function import LearnedFunction, Network, OutcomeOptions
 from mbpo_cli.models.losses import is_done_loss
 from mbpo_cli.models.regression import Normalizer
-from mbpo_cli.networks import BatchedMLP, truncated_normal
+from mbpo_cli.nn.networks import BatchedMLP, truncated_normal
 from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec, Transitions
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from mbpo_cli.models.function import Network
 from mbpo_cli.models.losses import channel_weights, gaussian_loss, half_mean_loss
-from mbpo_cli.networks import BatchedMLP, truncated_normal
+from mbpo_cli.nn.networks import BatchedMLP, truncated_normal
 
 Distribution = Literal["deterministic", "gaussian"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mbpo_cli.models.function import LearnedFunction, LearnedOptions
 from mbpo_cli.models.regression import Distribution, Regression
-from mbpo_cli.optimizers import MemberOptimizerOptions
+from mbpo_cli.nn.optimizers import MemberOptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec, Transitions
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from mbpo_cli.failures import one_line
 from mbpo_cli.report.runs import UNKNOWN, Run
-from mbpo_cli.stored import HARMLESS
+from mbpo_cli.storage.records import HARMLESS
 
 log = logging.getLogger(__name__)
 

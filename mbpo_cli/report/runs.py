@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mbpo_cli.failures import ConfigError, one_line
-from mbpo_cli.stored import CONFIG, EVALUATION, LOCK, METRICS, SUMMARY, leaves, stored_config
+from mbpo_cli.storage.records import CONFIG, EVALUATION, LOCK, METRICS, SUMMARY, leaves, stored_config
 
 log = logging.getLogger(__name__)
 

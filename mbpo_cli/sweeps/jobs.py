@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mbpo_cli.config import Config
+from mbpo_cli.config.typed import Config
 from mbpo_cli.failures import Busy, RunFailed, one_line
-from mbpo_cli.files import write_whole
-from mbpo_cli.run_directory import check_free, check_same
-from mbpo_cli.stored import SUMMARY
+from mbpo_cli.storage.directory import check_free, check_same
+from mbpo_cli.storage.files import write_whole
+from mbpo_cli.storage.records import SUMMARY
 
 MAX_NAME = 150
 

@@ -17,8 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from mbpo_cli.failures import Interrupted, one_line
-from mbpo_cli.interrupt import SIGNALS, StopOnSignal
+from mbpo_cli.failures import SIGNALS, Interrupted, StopOnSignal, one_line
 
 POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1

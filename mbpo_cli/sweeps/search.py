@@ -21,9 +21,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from mbpo_cli.failures import Busy, ConfigError
-from mbpo_cli.files import lock, unlock, write_whole
 from mbpo_cli.seeding import sequence
-from mbpo_cli.stored import STOP, evaluations
+from mbpo_cli.storage.files import lock, unlock, write_whole
+from mbpo_cli.storage.records import STOP, evaluations
 from mbpo_cli.sweeps.jobs import Job
 
 log = logging.getLogger(__name__)

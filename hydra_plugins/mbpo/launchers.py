@@ -1,0 +1,126 @@
+"""Who runs the jobs of a sweep: each as a command of its own, here as processes of this machine."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from hydra_plugins.mbpo.jobs import job_of
+from mbpo_cli.failures import ConfigError, RunFailed
+
+if TYPE_CHECKING:
+    from mbpo_cli.sweeps.jobs import Job
+
+log = logging.getLogger(__name__)
+
+# Parts of Hydra's own configuration that a single job is not to inherit from its sweep.
+OF_A_SWEEP = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+
+# This process wants exceptions from Hydra; a job is to end with one line.
+VARIABLES = {"HYDRA_FULL_ERROR": "0"}
+
+
+class CommandLauncher(Launcher):
+    """Runs each job as a command of its own, so that none takes another along."""
+
+    hydra_context: HydraContext
+    config: DictConfig
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra has composed."""
+        self.hydra_context = hydra_context
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs; return how each ended."""
+        from mbpo_cli.sweeps.jobs import summary_in
+
+        setup_globals()
+        jobs = [
+            job_of(self.hydra_context, self.config, overrides, initial_job_idx + number)
+            for number, overrides in enumerate(job_overrides)
+        ]
+        returns = [JobReturn(overrides=job.overrides) for job in jobs]
+        num_ended = 0
+
+        def on_end(index: int, failure: str | None) -> None:
+            nonlocal num_ended
+            num_ended += 1
+            summary = summary_in(jobs[index].path) or {}
+            if failure is None:
+                returns[index].status, returns[index].return_value = JobStatus.COMPLETED, summary["score"]
+                text = f"score {summary['score']:.1f} after {summary['wall_seconds']:.0f} s"
+            else:
+                error = summary.get("error") or failure
+                returns[index].status, returns[index].return_value = JobStatus.FAILED, RunFailed(error)
+                text = f"{summary.get('status', 'failed')}: {error}"
+            log.info("%d of %d: %s: %s", num_ended, len(jobs), jobs[index].name, text)
+
+        self._run(jobs, [self._command(job) for job in jobs], on_end)
+        return returns
+
+    @abstractmethod
+    def _run(
+        self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: Callable[[int, str | None], None]
+    ) -> None:
+        """Run the jobs' commands; when one has ended, say its index, and None or how it failed."""
+
+    def _command(self, job: Job) -> list[str]:
+        """Return the command of a single run that is this job."""
+        # Where the user's modules are found, as in this process.
+        flags = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]
+        sources = self.config.hydra.runtime.config_sources
+        folders = [source.path for source in sources if source.provider == "command-line"]
+        mains = [source for source in sources if source.provider == "main"]
+        own_main = [each.path if each.schema == "file" else f"pkg://{each.path}" for each in mains]
+        inherited = [item for item in self.config.hydra.overrides.hydra if not item.startswith(OF_A_SWEEP)]
+        own = [item for item in job.overrides if not item.startswith("hydra.sweep")]
+        threads = ["threads=1"] if job.config.threads == "auto" else []
+        path = str(job.path).replace("'", "\\'")
+        return [
+            *(sys.executable, *flags, "-m", "mbpo_cli"),
+            *itertools.chain.from_iterable(("--config-path", folder) for folder in own_main),
+            *itertools.chain.from_iterable(("--config-dir", folder) for folder in folders),
+            *("--config-name", str(self.config.hydra.job.config_name)),
+            *(*own, *threads, *inherited, "hydra.mode=RUN", f"hydra.run.dir='{path}'"),
+        ]
+
+
+class ProcessLauncher(CommandLauncher):
+    """Runs the jobs on this machine, some at a time."""
+
+    def __init__(self, n_jobs: int | str) -> None:
+        """Run so many jobs at a time; auto = as many as there are cores, or GPUs if jobs use them.
+
+        Raises:
+            ConfigError: The number of jobs is none.
+        """
+        if n_jobs != "auto" and not (isinstance(n_jobs, int) and n_jobs > 0):
+            raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: must be a whole number from 1, or auto")
+        self.n_jobs = n_jobs
+
+    def _run(
+        self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: Callable[[int, str | None], None]
+    ) -> None:
+        from mbpo_cli.nn.machine import num_cores, visible_gpus
+        from mbpo_cli.sweeps.processes import run_commands, slots_of
+
+        slots = slots_of(
+            None if self.n_jobs == "auto" else int(self.n_jobs),
+            max(1 if job.config.threads == "auto" else job.config.threads for job in jobs),
+            {job.config.device for job in jobs},
+            visible_gpus(),
+            num_cores(),
+        )
+        log.info("%d at a time, each in a process of its own", min(len(slots), len(jobs)))
+        run_commands(commands, [{**slot, **VARIABLES} for slot in slots], on_end)

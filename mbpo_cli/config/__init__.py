@@ -1,0 +1,1 @@
+"""Composing, typing and checking the configuration of a run, new or stored."""

@@ -1,0 +1,1 @@
+"""Greedy evaluation, diagnostics of agent and model, and their pictures."""

@@ -1,0 +1,1 @@
+"""Batched networks, optimisers, compilation, and what the machine can do."""

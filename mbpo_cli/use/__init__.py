@@ -1,1 +1,0 @@
-"""What runs have trained, put to use: policies that are played or exported, and models to train in."""

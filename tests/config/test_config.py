@@ -1,0 +1,271 @@
+"""Every choice composes and becomes typed; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mbpo_cli.agents.sac import SACOptions
+from mbpo_cli.build import uses_model
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.config.typed import options_in, suggest, typed
+from mbpo_cli.failures import ConfigError
+from mbpo_cli.models.transition import TransitionOptions
+from scripts.option_table import with_table
+from tests.conftest import CONF
+
+GROUPS = (
+    "agent",
+    "agent/exploration",
+    "env",
+    "model/transition",
+    "model/reward",
+    "model/is_done",
+    "model/training",
+    "mbpo",
+    "mbpo/model_rollout_options/noise_options",
+    "trainer",
+    "experiment",
+    "hparams_search",
+)
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def test_all_groups_are_listed_here() -> None:
+    # Those of the paper are tried in a test of their own.
+    folders = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"experiment/paper"}
+    assert {f for f in folders if not f.startswith("hydra")} - {"."} == set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_becomes_typed(group: str, choice: str) -> None:
+    needs = ["env.id=Pendulum-v1"] if choice in ("gym", "dmc") else []
+    if group == "agent/exploration":
+        needs = ["agent=td3"]
+    config = make_config(f"{group}={choice}", *needs)
+    assert all(value != "???" for _, _, _, value in options_in(config))
+
+
+@pytest.mark.parametrize("transition", ["gaussian", "deterministic"])
+@pytest.mark.parametrize("env", ["pendulum", "gym"])
+def test_choices_combine(env: str, transition: str) -> None:
+    rewards = ["gaussian", "deterministic"] + (["known"] if env == "pendulum" else [])
+    dones = ["learned", "never"] + (["known"] if env == "pendulum" else [])
+    for reward, is_done, mbpo in itertools.product(rewards, dones, ("on", "off")):
+        make_config(
+            f"env={env}",
+            "env.id=Pendulum-v1",
+            f"model/transition={transition}",
+            f"model/reward={reward}",
+            f"model/is_done={is_done}",
+            f"mbpo={mbpo}",
+        )
+
+
+def test_components_get_the_options_of_their_class() -> None:
+    config = make_config()
+    assert isinstance(config.agent, SACOptions)
+    assert isinstance(config.model.transition, TransitionOptions)
+
+
+def test_the_environment_chooses_known_functions_and_the_command_line_wins() -> None:
+    assert make_config().model.reward._target_.endswith("models.known.Known")
+    learned = make_config("model/reward=gaussian").model.reward
+    assert learned._target_.endswith("LearnedReward")
+
+
+@pytest.mark.parametrize("env", ["pendulum", "cartpole"])  # the second sets a real ratio of its own
+def test_mbpo_off_uses_no_model_whatever_an_environment_tunes(env: str) -> None:
+    agent = "sac" if env == "pendulum" else "dqn"
+    assert uses_model(make_config(f"env={env}", f"agent={agent}"))
+    assert not uses_model(make_config(f"env={env}", f"agent={agent}", "mbpo=off"))
+
+
+def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
+    assert make_config("agent.mini_batch_size=77").mbpo.mini_batch_size == 77
+    assert make_config("agent.mini_batch_size=77", "mbpo.mini_batch_size=5").mbpo.mini_batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=1.5", "seed=1.5: must be a whole number"),
+        ("seed=-1", "seed=-1: must be a number from 0"),
+        ("seed=null", "seed=null: must be a whole number"),
+        ("seed=abc", "seed=abc: must be a whole number"),
+        ("seed=true", "seed=True: must be a whole number"),
+        ("threads=0", "threads=0: must be a number from 1"),
+        ("mbpo.real_ratio=1.5", "mbpo.real_ratio=1.5: must be a number from 0 to 1"),
+        ("mbpo.real_ratio=-0.1", "mbpo.real_ratio=-0.1: must be a number from 0 to 1"),
+        ("mbpo.real_ratio=nan", "mbpo.real_ratio=nan: must be a number from 0 to 1"),
+        ("mbpo.mini_batch_size=0", "mbpo.mini_batch_size=0: must be a number from 1"),
+        ("mbpo.model_rollout_options.horizon=0", "mbpo.model_rollout_options.horizon=0: must be"),
+        ("mbpo.model_rollout_options.num_rollout=0", "mbpo.model_rollout_options.num_rollout=0: must be"),
+        (
+            "mbpo.model_rollout_options.horizon_update_schedule=cubic",
+            "horizon_update_schedule=cubic: must be none or piecewise or linear",
+        ),
+        ("mbpo.generate_every=0", "mbpo.generate_every=0: must be"),
+        ("mbpo.generate_every=often", "mbpo.generate_every=often: must be a whole number or episode"),
+        ("agent.actor_optimizer.learn_rate=-1e-3", "agent.actor_optimizer.learn_rate=-0.001: must be"),
+        ("agent.actor_optimizer.learn_rate=inf", "agent.actor_optimizer.learn_rate=inf: must be"),
+        ("agent.actor_optimizer.learn_rate=fast", "agent.actor_optimizer.learn_rate=fast: must be a number"),
+        ("agent.entropy_weight_options=3", "agent.entropy_weight_options=3: must be a group of options"),
+        ("agent.hidden_sizes=64", "agent.hidden_sizes=64: must be a list such as [64, 64]"),
+        ("agent.hidden_sizes=[]", "agent.hidden_sizes=[]: must be a list"),
+        ("agent.hidden_sizes=[64,0]", "agent.hidden_sizes=0: must be a number from 1"),
+        ("+agent.lrr=1", "agent.lrr=1: no such option"),
+        ("+agent.mini_batch_sise=1", "did you mean agent.mini_batch_size?"),
+        ("+sed=1", "did you mean seed?"),
+        ("~seed", "seed: needs a value"),
+        ("env=gym", "env.id=null: must be text (Gymnasium id, such as Pendulum-v1)"),
+        ("env.kwargs=5", "env.kwargs=5: must be a mapping such as {key: value} or null"),
+        ("model.transition.num_elites=8", "model.transition.num_elites=8: must be at most num_networks"),
+        ("model.training.holdout_ratio=0", "model.transition.num_elites="),
+        ("env.reward_function=null", "model.reward.function=null: not known for this environment"),
+        ("env.reward_function=math.nothing", "model.reward.function=math.nothing: module 'math' has no"),
+        ("env.reward_function=nothing.at_all", "model.reward.function=nothing.at_all: No module named"),
+        ("env.reward_function=math.pi", "model.reward.function=math.pi: is not a function"),
+        ("agent._target_=mbpo_cli.agents.sac.SACC", "agent._target_=mbpo_cli.agents.sac.SACC: module"),
+        ("agent._target_=math.sqrt", "has no dataclass 'Options'"),
+        ("agent._target_=mbpo_cli.models.reward.LearnedReward", "must derive from AgentOptions"),
+    ],
+)
+def test_wrong_values_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(override)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    assert make_config("trainer.num_env_steps=1e4").trainer.num_env_steps == 10_000
+    learn_rate = make_config("agent.actor_optimizer.learn_rate=1").agent
+    assert isinstance(learn_rate, SACOptions)
+    assert isinstance(learn_rate.actor_optimizer.learn_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("mbpo.RealRatio", "mbpo.real_ratio"),
+        ("mbpo.RealSampleRatio", "mbpo.real_ratio"),
+        ("RealRatio", "mbpo.real_ratio"),
+        ("mbpo.MiniBatchSize", "mbpo.mini_batch_size"),
+        ("agent.MiniBatchSize", "agent.mini_batch_size"),
+        ("model.training.MiniBatchSize", "model.training.mini_batch_size"),
+        ("mbpo.ModelRolloutOptions.NumRollout", "mbpo.model_rollout_options.num_rollout"),
+        ("mbpo.num_rollout", "mbpo.model_rollout_options.num_rollout"),
+        ("agent.actor_optimizer.LearnRate", "agent.actor_optimizer.learn_rate"),
+        ("model.transition.optimizer.learning_rate", "model.transition.optimizer.learn_rate"),
+        ("trainer.num_env_step", "trainer.num_env_steps"),
+        ("num_env_steps", "trainer.num_env_steps"),
+        ("agent.discount", "agent.discount_factor"),
+        ("agent.EntropyWeightOptions", "agent.entropy_weight_options"),
+        ("mbpo.TransitionOptimizerOptions", "model.transition.optimizer"),
+        ("mbpo.NoiseOptions", "mbpo.model_rollout_options.noise_options"),
+        ("sed", "seed"),
+        ("bananas", None),
+    ],
+)
+def test_near_misses_and_matlab_names_are_understood(typed: str, meant: str | None) -> None:
+    assert suggest(typed, make_config()) == meant
+
+
+def test_every_option_of_matlab_in_the_specification_is_known() -> None:
+    names = {name for _, _, meaning, _ in options_in(make_config()) for name in meaning.matlab}
+    assert names >= {
+        "NumEpochForTrainingModel",
+        "MiniBatchSize",
+        "RealRatio",
+        "RealSampleRatio",
+        "ModelExperienceBufferLength",
+        "NumRollout",
+        "Horizon",
+        "HorizonUpdateSchedule",
+        "HorizonUpdateFrequency",
+        "HorizonUpdateStartEpoch",
+        "HorizonMax",
+        "NumMiniBatches",
+        "LearnRate",
+        "GradientThreshold",
+        "L2RegularizationFactor",
+        "NumGradientStepsPerUpdate",
+    }
+
+
+def test_every_option_has_a_meaning() -> None:
+    assert all(meaning.text for _, _, meaning, _ in options_in(make_config()))
+
+
+def test_no_yaml_is_left_out_of_the_package() -> None:
+    assert all(path.suffix in (".yaml", ".py", ".pyc") for path in Path(CONF).rglob("*") if path.is_file())
+
+
+def test_the_table_in_the_readme_is_that_of_the_fields() -> None:
+    text = (CONF.parent / "README.md").read_text()
+    assert text == with_table(text), "run python scripts/option_table.py"
+
+
+def test_no_option_takes_what_it_must_not() -> None:
+    """Every option with values of other types, out of range and not finite: hundreds of mistakes."""
+    good = asdict(make_config("model/reward=gaussian", "mbpo/model_rollout_options/noise_options=gaussian"))
+    mistakes = 0
+    for key, hint, meaning, value in options_in(typed(good)):
+        wrong: list[Any] = [float("nan"), float("inf"), -float("inf"), {"a": 1}, [[1]], object()]
+        if value is not None and not isinstance(value, str):
+            wrong += ["abc", "1; import os", "\x00", ""]
+        if isinstance(value, str):
+            wrong += ["a\nb", "\x1b[31mred", "\x00"]
+        if isinstance(value, bool | str):
+            wrong.append(12345.5)
+        if meaning.low is not None:
+            wrong.append(meaning.low - 1)
+        if meaning.high is not None:
+            wrong.append(meaning.high * 10 + 1)
+        if "None" not in str(hint):
+            wrong.append(None)
+        for bad in wrong:
+            if key == "env.kwargs" and isinstance(bad, dict):
+                continue  # whatever the environment takes
+            changed = copy.deepcopy(good)
+            place = changed
+            for part in key.split(".")[:-1]:
+                place = place[part]
+            place[key.rpartition(".")[2]] = bad
+            with pytest.raises(ConfigError) as error:
+                typed(changed)
+            assert "\n" not in str(error.value)
+            assert key.rpartition(".")[2] in str(error.value)
+            mistakes += 1
+    assert mistakes > 500
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env.name=${oc.env:HOME}", "env.name=${oc.env:HOME}: only a whole value can be a reference"),
+        ("env.name=a${env.id}", "only a whole value can be a reference"),
+        ("env.name=${env.nothing}", "env.name: refers to 'env.nothing', which is not there"),
+        ("env.name=${env.name}", "env.name: refers to itself"),
+        ("env.kwargs={a: '${env.kwargs}'}", "which holds references itself"),
+        (
+            "env.kwargs={b0: [1, 1], b1: ['${env.kwargs.b0}', '${env.kwargs.b0}'], b2: '${env.kwargs.b1}'}",
+            "which holds references itself",
+        ),
+    ],
+)
+def test_references_are_to_single_options_of_the_configuration(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_config(override)
+
+
+def test_an_option_can_refer_to_another() -> None:
+    config = make_config("agent.hidden_sizes=[7,8]", "model.transition.hidden_sizes=${agent.hidden_sizes}")
+    assert vars(config.model.transition)["hidden_sizes"] == [7, 8]

@@ -1,0 +1,34 @@
+"""Every environment of the group trains, with an agent for each kind of actions that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mbpo_cli.build import build_env
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.types import DiscreteActions
+from tests.conftest import CONF, TINY
+
+ENVS = sorted(path.stem for path in (CONF / "env").glob("*.yaml"))
+NEEDS_ID = {"gym": "env.id=MountainCar-v0", "dmc": "env.id=dm_control/walker-walk-v0"}
+
+
+@pytest.mark.filterwarnings("ignore:.*GLFW")  # dm_control looks for a display
+@pytest.mark.parametrize("name", ENVS)
+def test_every_environment_trains(name: str, train_in: Callable[..., dict[str, Any]]) -> None:
+    chosen = [f"env={name}", *([NEEDS_ID[name]] if name in NEEDS_ID else [])]
+    env = build_env(make_config(*chosen))
+    agents = ["dqn", "sac"] if isinstance(env.spaces.actions, DiscreteActions) else ["ddpg", "td3", "sac"]
+    env.close()
+    brief = ("trainer.num_env_steps=12", "trainer.evaluate_every_steps=100", "trainer.num_eval_episodes=1")
+    horizon = "mbpo.model_rollout_options.horizon"
+    for agent in agents:
+        run = train_in(
+            *chosen, *TINY, *brief, f"agent={agent}", "mbpo.generate_every=4", f"{horizon}=2", name=agent
+        )
+        assert run["summary"]["status"] == "done"
+        assert run["summary"]["gradient_steps"] == 7
+        assert run["metrics"][-1]["buffer/model_size"] > 0

@@ -1,0 +1,42 @@
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from mbpo_cli.envs.environment import Environment
+from mbpo_cli.evaluation.evaluate import Evaluator
+from tests.conftest import CountingEnv
+
+
+class Batches:
+    """A policy that remembers the observations it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[list[float]]] = []
+
+    def __call__(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+        assert explore is None, "evaluation is greedy"
+        self.seen.append(obs.tolist())
+        return torch.zeros(len(obs), 1)
+
+
+def test_returns_and_lengths_of_each_episode() -> None:
+    lengths = iter((3, 5))
+    policy = Batches()
+    evaluation = Evaluator(lambda: Environment(CountingEnv(next(lengths))), 2, seed=0)(policy)
+    assert evaluation.returns == (6.0, 15.0)
+    assert evaluation.lengths == (3, 5)
+    assert (evaluation.return_mean, evaluation.return_std) == (10.5, 4.5)
+    assert [len(batch) for batch in policy.seen] == [2, 2, 2, 1, 1], "finished episodes are left alone"
+
+
+def test_evaluations_start_from_the_same_seeds_and_other_seeds_differ() -> None:
+    def returns(seed: int, times: int) -> list[Any]:
+        evaluator = Evaluator(lambda: Environment(gym.make("Pendulum-v1")), 3, seed)
+        return [evaluator(Batches()).returns for _ in range(times)]
+
+    first, second = returns(0, 2)
+    assert first == second
+    assert len(set(first)) == 3
+    assert returns(1, 1) != [first]

@@ -1,0 +1,311 @@
+"""Checkpoints alone: whole or not there, believed only if they are what was written, and never executed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mbpo_cli.buffers import ReplayBuffer
+from mbpo_cli.failures import NoUsableCheckpoint
+from mbpo_cli.storage import files
+from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints, signed
+from tests.conftest import random_transitions, spaces
+
+SPACE = spaces()
+NAMES = ("manifest.json", "state.json", "tensors.safetensors", "real-")
+
+
+def buffers() -> dict[str, ReplayBuffer]:
+    return {"real": ReplayBuffer(50, SPACE), "generated": ReplayBuffer(20, SPACE)}
+
+
+def state_at(step: int) -> dict[str, Any]:
+    tensors = [torch.full((3,), float(step)), torch.arange(4, dtype=torch.uint8)]
+    return {"step": step, "nested": {"tensors": tensors, "none": None}, "ratio": 0.1 + step, "empty": []}
+
+
+def fill(path: Path, steps: tuple[int, ...] = (1, 2, 3)) -> None:
+    """Make checkpoints at these steps, each with ten more rows of experience."""
+    path.mkdir()
+    checkpoints, experience = Checkpoints(path, keep=2), buffers()
+    for step in steps:
+        for buffer in experience.values():
+            buffer.add(random_transitions(10, SPACE, seed=step))
+        checkpoints.save(step, state_at(step), experience, {"metrics.jsonl": step})
+
+
+def load(path: Path) -> tuple[Checkpoint | None, dict[str, ReplayBuffer]]:
+    experience = buffers()
+    return Checkpoints(path, keep=2).load(experience), experience
+
+
+def check_whole(restored: Checkpoint, experience: dict[str, ReplayBuffer]) -> None:
+    """Check that exactly what was saved at that step came back."""
+    step = restored.step
+    expected = state_at(step)
+    tensors = restored.state["nested"].pop("tensors")
+    for tensor, saved in zip(tensors, expected["nested"].pop("tensors"), strict=True):
+        assert tensor.dtype == saved.dtype
+        assert torch.equal(tensor, saved)
+    assert restored.state == expected
+    assert restored.logs == {"metrics.jsonl": step}
+    for buffer in experience.values():
+        assert buffer.total_added == 10 * step
+        last = random_transitions(10, SPACE, seed=step)
+        assert torch.equal(buffer.unpack(buffer.rows(10 * step - 10, 10 * step)).obs, last.obs)
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    fill(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_what_was_saved_comes_back(filled: Path) -> None:
+    restored, experience = load(filled)
+    assert restored is not None
+    assert restored.step == 3
+    check_whole(restored, experience)
+
+
+def test_nothing_is_restored_where_nothing_was_saved(tmp_path: Path) -> None:
+    assert load(tmp_path)[0] is None
+
+
+def test_500_kinds_of_damage_are_noticed(filled: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    for _ in range(500):
+        damaged = tmp_path / "damaged"
+        shutil.copytree(filled, damaged)
+        newest = [path for path in damaged.rglob("*") if path.is_file() and is_of_newest(path)]
+        path = chance.choice(sorted(newest))
+        data = path.read_bytes()
+        where = chance.randrange(len(data))
+        kind = chance.choice(["truncate", "flip", "empty", "remove", "lengthen"])
+        if kind == "remove":
+            path.unlink()
+        else:
+            flipped = data[:where] + bytes([data[where] ^ (1 << chance.randrange(8))]) + data[where + 1 :]
+            path.write_bytes(
+                {"truncate": data[:where], "flip": flipped, "empty": b"", "lengthen": data + b"\n"}[kind]
+            )
+        restored, experience = load(damaged)
+        assert restored is not None
+        # A manifest that says the same in other bytes is as good.
+        assert restored.step == 2 or path.name == "manifest.json", (path, kind)
+        check_whole(restored, experience)
+        shutil.rmtree(damaged)
+
+
+def is_of_newest(path: Path) -> bool:
+    """Tell whether only the newest checkpoint needs a file."""
+    return "000000000003" in str(path) or path.name.endswith(f"-{30:012d}.safetensors")
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def faulty(fault: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the operation number `at` that makes something durable fail."""
+    count = 0
+
+    def wrap(function: Callable[..., Any], is_write: bool) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                if is_write and fault == "half":
+                    path, data = args
+                    path.write_bytes(data[: len(data) // 2])
+                if fault == "no_space":
+                    raise OSError(28, "No space left on device")
+                raise Killed
+            if count > at and fault != "no_space":
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(files, "write", wrap(files.write, True))
+    monkeypatch.setattr(files, "sync", wrap(files.sync, False))
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, wrap(getattr(os, name), False))
+
+
+@pytest.mark.parametrize("fault", ["kill", "half", "no_space"])
+def test_a_fault_at_any_operation_loses_nothing(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faults in the second and third checkpoint, until both get through."""
+    for at in range(1, 100):
+        path = tmp_path / str(at)
+        fill(path, (1,))
+        checkpoints, experience = Checkpoints(path, keep=2), buffers()
+        checkpoints.load(experience)
+        faulty(fault, at, monkeypatch)
+        failed = False
+        try:
+            for step in (2, 3):
+                for buffer in experience.values():
+                    buffer.add(random_transitions(10, SPACE, seed=step))
+                checkpoints.save(step, state_at(step), experience, {"metrics.jsonl": step})
+        except (Killed, OSError):
+            failed = True
+        monkeypatch.undo()
+        restored, found = load(path)
+        assert restored is not None
+        check_whole(restored, found)
+        if not failed:
+            assert restored.step == 3
+            assert at > 24, "at least a dozen operations each"
+            return
+        # The run goes on from there, over what the fault left behind.
+        checkpoints, experience = Checkpoints(path, keep=2), buffers()
+        again = checkpoints.load(experience)
+        assert again is not None
+        for step in range(again.step + 1, 5):
+            for buffer in experience.values():
+                buffer.add(random_transitions(10, SPACE, seed=step))
+            checkpoints.save(step, state_at(step), experience, {"metrics.jsonl": step})
+        restored, found = load(path)
+        assert restored is not None
+        assert restored.step == 4
+        check_whole(restored, found)
+        assert not [left for left in path.rglob("*") if left.name.startswith(".") or left.suffix == ".tmp"]
+    pytest.fail("the faults never ended")
+
+
+class Payload:
+    """Executes something when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("executed",)
+
+
+def payloads() -> Iterator[tuple[str, bytes]]:
+    yield "pickle", pickle.dumps(Payload())
+    torch_file = io.BytesIO()
+    torch.save({"x": Payload()}, torch_file)
+    yield "torch", torch_file.getvalue()
+    yield "python", b"__import__('os').mkdir('executed')"
+    yield "yaml", b"!!python/object/apply:os.mkdir ['executed']"
+    yield "json", b'{"__reduce__": ["os.mkdir", "executed"], "_target_": "os.mkdir"}'
+    yield "deep", b"[" * 100_000
+    yield "huge_header", (2**62).to_bytes(8, "little") + b"{}"
+    yield "numbers", b'{"format": 1e999, "step": NaN}'
+    yield "null", b"null"
+
+
+STRANGE_NAMES = ["../../secret", "/etc/passwd", "..", "", "a/b", "x\x00y", ".hidden", "a\nb", None, 3, ["x"]]
+EXECUTION = ("os.mkdir", "exec", "import", "subprocess.Popen", "os.system", "pickle.find_class")
+events: list[str] = []
+listening = False
+
+
+def listen(event: str, arguments: tuple[Any, ...]) -> None:
+    if listening and event in EXECUTION:
+        events.append(f"{event} {arguments[:1]}")
+
+
+sys.addaudithook(listen)
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("kind", "payload"), list(payloads()), ids=[kind for kind, _ in payloads()])
+def test_a_hostile_file_is_refused_and_not_executed(
+    kind: str, payload: bytes, name: str, is_signed: bool, filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    global listening
+    monkeypatch.chdir(filled)
+    newest = filled / "checkpoints" / f"{3:012d}"
+    path = next(p for p in filled.rglob(f"{name}*") if is_of_newest(p))
+    path.write_bytes(payload)
+    if is_signed and name != "manifest.json":  # by somebody who can compute checksums
+        manifest = json.loads((newest / "manifest.json").read_text())
+        entries = [*manifest["files"], *(f["file"] for f in manifest["experience"]["real"]["files"])]
+        entry = next(entry for entry in entries if entry["name"] == path.name)
+        entry |= {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
+        manifest.pop("sha256")
+        (newest / "manifest.json").write_bytes(signed(manifest))
+    load(filled)  # once, so that whatever is imported lazily is there
+    events.clear()
+    listening = True
+    try:
+        restored, experience = load(filled)
+    finally:
+        listening = False
+    assert events == []
+    assert not (filled / "executed").exists()
+    assert restored is not None
+    if not (is_signed and name == "state.json" and kind in ("json", "null")):  # which are plain values
+        assert restored.step == 2
+        check_whole(restored, experience)
+
+
+@pytest.mark.parametrize("strange", STRANGE_NAMES, ids=repr)
+@pytest.mark.parametrize("place", ["file", "experience", "log", "best"])
+def test_names_cannot_leave_the_run_directory(strange: Any, place: str, filled: Path) -> None:
+    path = filled / "checkpoints" / f"{3:012d}" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    if place == "file":
+        manifest["files"][0]["name"] = strange
+    elif place == "experience":
+        manifest["experience"]["real"]["files"][0]["file"]["name"] = strange
+    elif place == "best":
+        manifest["best"] = str(strange)
+    else:
+        manifest["logs"] = {str(strange): 1}
+        if strange in (3,):
+            return  # as text, a good name
+        if strange in (None, ["x"]) and str(strange).isidentifier():
+            return
+    manifest.pop("sha256")
+    path.write_bytes(signed(manifest))
+    restored, experience = load(filled)
+    assert restored is not None
+    assert restored.step == 2
+    check_whole(restored, experience)
+
+
+def test_a_reason_is_given_for_every_checkpoint_that_is_not_used(filled: Path) -> None:
+    for path in filled.glob("checkpoints/*/state.json"):
+        path.write_bytes(b"")
+    with pytest.raises(NoUsableCheckpoint, match=r"000000000003: state.json has 0 bytes.*; 000000000002: "):
+        load(filled)
+
+
+def test_a_look_takes_the_newest_or_the_best_and_changes_nothing(tmp_path: Path) -> None:
+    looker = Checkpoints(tmp_path, keep=2)
+    assert looker.look() is None
+    checkpoints, experience = Checkpoints(tmp_path, keep=2), {"real": ReplayBuffer(15, SPACE)}
+    for step in range(1, 6):
+        experience["real"].add(random_transitions(10, SPACE, seed=step))
+        checkpoints.save(step, state_at(step), experience, {}, is_best=step == 2)
+        if step == 1:
+            assert looker.look(best=True) is None, "there was no evaluation yet"
+    before = sorted(path for path in tmp_path.rglob("*"))
+    newest, best = looker.look(), looker.look(best=True)
+    assert newest is not None
+    assert best is not None
+    assert (newest.step, best.step, newest.best) == (5, 2, 2)
+    assert best.state["step"] == 2
+    kept = torch.cat([experience["real"].rows(start, start + 5) for start in (35, 40, 45)])
+    assert torch.equal(looker.experience(5, "real"), kept), "oldest first"
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    (tmp_path / "checkpoints" / f"{2:012d}" / "manifest.json").unlink()
+    with pytest.raises(NoUsableCheckpoint, match="000000000002"):
+        looker.look(best=True)

@@ -1,0 +1,111 @@
+"""Who runs the jobs of a sweep: what all launchers share. tests/cluster/ has those that need a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hydra_plugins.mbpo.clusters import wait_for
+from hydra_plugins.mbpo.jobs import MODULES
+from mbpo_cli.failures import Interrupted
+from mbpo_cli.sweeps.processes import run_command
+
+
+@dataclass
+class Countdown:
+    """A job that ends after it was looked at so many times, or when it is stopped."""
+
+    looks: int
+    says: str | None = None
+    stops: int = 0
+
+    def has_ended(self) -> bool:
+        self.looks -= 1
+        return self.looks <= 0
+
+    def failure(self) -> str | None:
+        return self.says
+
+    def stop(self) -> None:
+        self.stops += 1
+        self.looks = 0
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    # By its own name: where Hydra finds the plugins itself, their package does not know it.
+    monkeypatch.setattr(sys.modules["hydra_plugins.mbpo.clusters"], "POLL_SECONDS", 0.001)
+
+
+WITHOUT = """
+import sys
+sys.modules[sys.argv.pop(1)] = None
+from mbpo_cli.commands.train import main
+main()
+"""
+
+
+@pytest.mark.parametrize("choice", MODULES)
+def test_a_missing_extra_is_named(choice: str, tmp_path: Path) -> None:
+    # In a process of its own, whose streams are not pytest's.
+    command = [sys.executable, "-c", WITHOUT, MODULES[choice], "-m", "seed=0,1", f"hydra/launcher={choice}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    expected = f"mbpo-train: error: hydra/launcher={choice}: needs pip install 'mbpo-cli[{choice}]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_are_told_of_as_they_end() -> None:
+    ended: list[tuple[int, str | None]] = []
+    wait_for(
+        [Countdown(3), Countdown(1, "lost"), Countdown(2)], lambda index, says: ended.append((index, says))
+    )
+    assert ended == [(1, "lost"), (2, None), (0, None)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_jobs_that_have_not_ended(number: signal.Signals, code: int) -> None:
+    jobs = [Countdown(1), Countdown(10**9), Countdown(10**9)]
+    ended: list[int] = []
+
+    def on_end(index: int, says: str | None) -> None:
+        ended.append(index)
+        if index == 0:
+            signal.raise_signal(number)
+
+    with pytest.raises(Interrupted) as caught:
+        wait_for(jobs, on_end)
+    assert caught.value.exit_code == code
+    assert sorted(ended) == [0, 1, 2]
+    assert [job.stops for job in jobs] == [0, 1, 1]
+
+
+def test_a_command_runs_in_a_folder_with_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path.cwd())  # and back at the end
+    assert run_command(str(tmp_path), ["sh", "-c", 'echo "$WORD" > here'], {"WORD": "one"}) is None
+    assert (tmp_path / "here").read_text() == "one\n"
+    assert run_command(str(tmp_path), ["sh", "-c", "echo gone >&2; exit 3"], {}) == "gone"
+
+
+def test_the_command_ends_before_the_signal_is_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path.cwd())
+    kept: list[bool] = []
+    previous = signal.signal(signal.SIGUSR2, lambda *_: kept.append((tmp_path / "kept").exists()))
+    # The command asks for the signal to this process, gets it, and takes its time.
+    script = (
+        f"trap 'sleep 0.3; touch kept; exit 0' USR2; kill -USR2 {os.getpid()}; while :; do sleep 0.1; done"
+    )
+    try:
+        with pytest.raises(Interrupted):
+            run_command(str(tmp_path), ["bash", "-c", script], {})
+    finally:
+        signal.signal(signal.SIGUSR2, previous)
+    assert kept == [True]

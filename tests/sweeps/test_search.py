@@ -1,0 +1,340 @@
+"""Searches: what is asked for, pruned and counted, and that a search goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from hydra_plugins.mbpo.sweepers import SearchSweeper, ends_of, space_of, tried
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.config.typed import options_in
+from mbpo_cli.failures import ConfigError
+from mbpo_cli.sweeps import search as search_module
+from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.sweeps.search import Search
+from tests.conftest import CONF, TINY
+from tests.sweeps.test_sweeps import COMMAND, FRAGILE
+
+SPACE = {"x": FloatDistribution(0, 1), "n": IntDistribution(1, 4)}
+CONFIG = make_config(*TINY)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "WATCH_SECONDS", 0.01)
+
+
+def open_search(path: Path, **changes: Any) -> Search:
+    values: dict[str, Any] = {
+        "storage": f"sqlite:///{path}/study.db",
+        "study_name": "s",
+        "space": SPACE,
+        "constants": ["env=pendulum"],
+        "sampler_seed": 0,
+        "num_unpruned_steps": 5,
+        **changes,
+    }
+    return Search(path, **values)
+
+
+def jobs_in(path: Path) -> Callable[[str, Mapping[str, Any]], list[Job]]:
+    def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
+        overrides = tuple(f"{key}={value}" for key, value in values.items())
+        return [
+            Job(f"{name}/{seed}", overrides, path / name / str(seed), replace(CONFIG, seed=seed))
+            for seed in (0, 1)
+        ]
+
+    return jobs_of
+
+
+def value_of(job: Job) -> float:
+    """The score of a pretended run: the greater x the better, and one seed is better than the other."""
+    return float(job.overrides[0].partition("=")[2]) + job.config.seed
+
+
+def finish(job: Job, status: str = "done") -> None:
+    job.path.mkdir(parents=True, exist_ok=True)
+    summary = {"status": status, "env_steps": 20, "score": value_of(job)}
+    (job.path / "summary.json").write_text(json.dumps(summary))
+
+
+def finish_all(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        finish(job)
+
+
+def states(search: Search) -> list[str]:
+    return [trial.state.name for trial in search.study.get_trials()]
+
+
+def test_what_is_searched_is_said_in_hydras_words() -> None:
+    constants, space = space_of(
+        [
+            "agent=sac",
+            "a=interval(0,1)",
+            "b=tag(log,interval(1e-4,1e-2))",
+            "c=int(interval(1,10))",
+            "d=range(1,11)",
+            "e=range(0,8,3)",
+            "h=range(0.5,1.5,0.25)",
+            "f=choice(1,[2,3],z)",
+            "g=x,y",
+            "a=interval(0,2)",
+            "d=5",
+        ]
+    )
+    assert constants == ["agent=sac", "d=5"]
+    assert space == {
+        "a": FloatDistribution(0, 2),
+        "b": FloatDistribution(1e-4, 1e-2, log=True),
+        "c": IntDistribution(1, 10),
+        "e": IntDistribution(0, 6, step=3),
+        "h": FloatDistribution(0.5, 1.25, step=0.25),
+        "f": CategoricalDistribution(["1", "[2,3]", "z"]),
+        "g": CategoricalDistribution(["x", "y"]),
+    }
+    assert ends_of(space["c"]) == [1, 10]
+    assert ends_of(space["g"]) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=0,1", "seed=0,1: a search takes hydra.sweeper.seeds"),
+        ("a=interval(1,0)", r"a=interval\(1,0\): "),
+        ("a=range(3,3)", r"a=range\(3,3\): "),
+        ("a=tag(log,interval(0,1))", r"a=tag\(log,interval\(0,1\)\): "),
+    ],
+)
+def test_what_makes_no_sense_in_a_search_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        space_of([override])
+
+
+@pytest.mark.parametrize(
+    ("agent", "task"),
+    [
+        ("sac", "env=pendulum"),
+        ("td3", "env=hopper"),
+        ("ddpg", "env=humanoid"),
+        ("dqn", "env=cartpole"),
+        ("sac", "experiment=paper/ant"),
+    ],
+)
+def test_every_agent_has_a_search_space_of_options_that_it_has(agent: str, task: str) -> None:
+    text = (CONF / "hparams_search" / f"{agent}.yaml").read_text()
+    params = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
+    known = {key for key, _, _, _ in options_in(make_config(f"agent={agent}", task))}
+    assert len(params) >= 5
+    assert set(params) <= known
+    constants, space = space_of([f"{key}={value}" for key, value in params.items()])
+    for end in (0, -1):
+        ends = [f"{key}={ends_of(distribution)[end]}" for key, distribution in space.items()]
+        make_config(f"agent={agent}", task, *constants, *ends)
+
+
+def test_a_score_is_the_mean_over_seeds_and_the_best_is_written(tmp_path: Path) -> None:
+    search = open_search(tmp_path)
+    search.run(6, 2, jobs_in(tmp_path), finish_all, prune=False)
+    trials = search.study.get_trials()
+    assert [trial.value for trial in trials] == pytest.approx([trial.params["x"] + 0.5 for trial in trials])
+    best = search.best()
+    assert best is not None
+    assert best.score == max(float(trial.value or 0) for trial in trials)
+    stored = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert stored == {"score": best.score, "path": str(best.path), "values": best.values}
+
+
+def test_a_failed_run_fails_its_trial_which_counts(tmp_path: Path) -> None:
+    def launch(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            finish(job, "failed" if "trial_0001/1" in str(job.path) else "done")
+
+    search = open_search(tmp_path)
+    search.run(3, 1, jobs_in(tmp_path), launch, prune=False)
+    assert states(search) == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_values_that_do_not_go_together_fail_their_trial_alone(tmp_path: Path) -> None:
+    def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
+        if name == "trial_0001":
+            raise ConfigError("num_elites=5: must be at most num_networks=3")
+        return jobs_in(tmp_path)(name, values)
+
+    search = open_search(tmp_path)
+    search.run(3, 2, jobs_of, finish_all, prune=True)
+    assert states(search) == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_a_trial_that_had_begun_with_other_values_is_not_given_up(tmp_path: Path) -> None:
+    def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
+        (tmp_path / name / "seed=0").mkdir()
+        (tmp_path / name / "seed=0" / "config.yaml").touch()
+        raise ConfigError("holds a run already, of other values")
+
+    search = open_search(tmp_path)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        search.run(1, 1, jobs_of, finish_all, prune=False)
+    assert states(search) == ["RUNNING"]
+
+
+def test_every_choice_is_tried_beforehand_but_not_every_combination() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def job(values: Mapping[str, Any]) -> Job:
+        if values["a"] == "bad" or (values["a"], values["n"]) == ("x", 3):
+            raise ConfigError(f"a={values['a']}")
+        seen.append(dict(values))
+        return Job("j", (), Path(), CONFIG)
+
+    numbers = IntDistribution(1, 3)
+    tried({"a": CategoricalDistribution(["x", "y", "z"]), "n": numbers}, job)
+    assert {"a": "y", "n": 1} in seen
+    with pytest.raises(ConfigError, match="a=bad"):
+        tried({"a": CategoricalDistribution(["x", "bad", "z"]), "n": numbers}, job)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("n_trials", 0, "n_trials=0: must be a whole number, 1 or more"),
+        ("sampler_seed", -1, "sampler_seed=-1: must be a whole number, 0 or more"),
+        ("prune", "no", "prune=no: must be true or false"),
+        ("storage", "study.db", "storage=study.db: must be a database, as in sqlite:///study.db"),
+        ("seeds", [1, 1], "must be one seed or more, each once"),
+    ],
+)
+def test_options_of_a_search_are_checked(option: str, value: Any, message: str) -> None:
+    options: dict[str, Any] = {"n_trials": 1, "n_jobs": 1, "seeds": [0], "prune": True, "sampler_seed": 0}
+    options |= {"storage": "sqlite:///study.db", "study_name": "s", "params": {}, option: value}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        SearchSweeper(**options).check_options()
+
+
+def test_a_storage_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.storage=/no/such/x\.journal: FileNotFoundError"):
+        open_search(tmp_path, storage="/no/such/x.journal")
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///{}/study.db", "{}/study.journal"])
+def test_a_search_that_was_interrupted_tries_the_same_values_again(tmp_path: Path, storage: str) -> None:
+    def interrupted(jobs: Sequence[Job]) -> None:
+        if "trial_0002" in str(jobs[0].path):
+            finish(jobs[0])
+            raise KeyboardInterrupt
+        finish_all(jobs)
+
+    with_storage = {"storage": storage.format(tmp_path)}
+    with pytest.raises(KeyboardInterrupt):
+        open_search(tmp_path, **with_storage).run(4, 1, jobs_in(tmp_path), interrupted, prune=False)
+    launched: list[Path] = []
+
+    def launch(jobs: Sequence[Job]) -> None:
+        launched.extend(job.path for job in jobs)
+        finish_all(jobs)
+
+    again = open_search(tmp_path, **with_storage)
+    again.run(4, 1, jobs_in(tmp_path), launch, prune=False)
+    assert states(again) == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    trials = again.study.get_trials()
+    assert trials[3].params == trials[2].params
+    assert again.num_trials == 4
+    # What had been done of it is not done again.
+    assert launched[0] == tmp_path / "trial_0002" / "1"
+    assert tmp_path / "trial_0002" / "0" not in launched
+
+    whole = tmp_path / "whole"
+    uninterrupted = open_search(whole)
+    uninterrupted.run(4, 1, jobs_in(whole), finish_all, prune=False)
+    expected = [trial.params for trial in uninterrupted.study.get_trials()]
+    assert [trial.params for trial in trials if trial.state == TrialState.COMPLETE] == expected
+
+
+def test_trials_of_a_living_worker_are_left_to_it_and_counted(tmp_path: Path) -> None:
+    other = open_search(tmp_path)
+
+    def launch(jobs: Sequence[Job]) -> None:
+        if "trial_0000" in str(jobs[0].path):  # while this trial runs, another worker does the rest
+            other.run(3, 1, jobs_in(tmp_path), finish_all, prune=False)
+        finish_all(jobs)
+
+    search = open_search(tmp_path)
+    search.run(3, 1, jobs_in(tmp_path), launch, prune=False)
+    assert states(search) == ["COMPLETE"] * 3
+
+
+def test_a_trial_worse_than_the_median_is_told_to_stop(tmp_path: Path) -> None:
+    def launch(jobs: Sequence[Job]) -> None:
+        is_bad = "trial_0005" in str(jobs[0].path)
+        for job in jobs:
+            job.path.mkdir(parents=True)
+            rows = [{"step": step, "eval/return_mean": -100.0 if is_bad else 1.0} for step in (5, 10)]
+            (job.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        deadline = time.monotonic() + 10
+        while is_bad and not all((job.path / "stop").exists() for job in jobs):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.1)
+        for job in jobs:
+            finish(job, "interrupted" if is_bad else "done")
+
+    search = open_search(tmp_path)
+    search.run(6, 1, jobs_in(tmp_path), launch, prune=True)
+    assert states(search) == ["COMPLETE"] * 5 + ["PRUNED"]
+    assert search.study.get_trials()[0].intermediate_values == {5: 1.0, 10: 1.0}
+
+
+def test_a_directory_holds_one_search_only(tmp_path: Path) -> None:
+    open_search(tmp_path)
+    with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=.*not env=pendulum, env=cartpole"):
+        open_search(tmp_path, constants=["env=cartpole"])
+    with pytest.raises(ConfigError, match=r"holds a search over other values"):
+        open_search(tmp_path, space={"x": FloatDistribution(0, 2)})
+
+
+@pytest.mark.slow
+def test_twelve_trials_interrupted_after_five(tmp_path: Path) -> None:
+    search = ("agent.discount_factor=interval(0.9,0.99)", "agent.critic_optimizer.learn_rate=1e-3,1e-4")
+    command = [
+        *COMMAND,
+        *("-m", *FRAGILE, "env.kwargs={number: 0}", *search, "hydra/sweeper=optuna"),
+        *("hydra.sweeper.n_trials=12", "hydra.sweeper.seeds=[0,1]", "hydra.sweep.dir=search"),
+    ]
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    first = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    num_ended = 0
+    for line in first.stdout:
+        num_ended += bool(re.match(r"trial \d+: score", line))
+        if num_ended == 5:
+            first.send_signal(signal.SIGINT)
+            break
+    rest = first.communicate()[0]
+    assert first.returncode == 130, rest
+    study = optuna.load_study(study_name="mbpo", storage=f"sqlite:///{tmp_path}/search/study.db")
+    before = [trial for trial in study.get_trials() if trial.state == TrialState.COMPLETE]
+    assert len(before) in (5, 6)  # the sixth had begun, and may have been quicker than the signal
+
+    second = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    after = [trial for trial in study.get_trials() if trial.state == TrialState.COMPLETE]
+    assert len(after) == 12
+    assert [trial.value for trial in after[: len(before)]] == [trial.value for trial in before]
+    best = yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())
+    assert best["score"] == max(trial.value or 0.0 for trial in after if trial.value is not None)
+    assert f"best score {best['score']:.1f} in search/trial_" in second.stdout
