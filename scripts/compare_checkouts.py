@@ -69,7 +69,9 @@ def main() -> None:
             old = metrics(arguments.before.absolute(), name, Path(before))
             new = metrics(arguments.after.absolute(), name, Path(after))
         num_different += old != new
-        print(f"{name:<24} {'equal' if old == new else 'DIFFERENT'}, {sum(map(len, old))} numbers", flush=True)
+        print(
+            f"{name:<24} {'equal' if old == new else 'DIFFERENT'}, {sum(map(len, old))} numbers", flush=True
+        )
     sys.exit(num_different > 0)
 
 

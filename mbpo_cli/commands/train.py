@@ -123,7 +123,7 @@ def checked_config(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: Something is wrong with it.
     """
-    from mbpo_cli.config.check import check
+    from mbpo_cli.commands.check import check
 
     try:
         config = config_of(cfg, overrides)

@@ -1,0 +1,71 @@
+"""A run that version 0.1.0 made resumes, evaluates and exports with the numbers that 0.1.0 gave."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+RUN = Path(__file__).with_name("run_of_0_1")
+EXPECTED = json.loads(Path(__file__).with_name("run_of_0_1_expected.json").read_text())
+
+# Matrix libraries choose their code by the processor, and round differently; so told, they do not.
+SAME_ON_EVERY_PROCESSOR = {
+    "MKL_CBWR": "COMPATIBLE",
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+}
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(RUN, tmp_path / "run"))
+
+
+def run_module(module: str, *arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        check=True,
+        capture_output=True,
+        env={**os.environ, **SAME_ON_EVERY_PROCESSOR},
+    )
+
+
+def test_it_resumes(old_run: Path) -> None:
+    run_module("mbpo_cli", f"resume={old_run}", "trainer.num_env_steps=80")
+    rows = [json.loads(line) for line in (old_run / "metrics.jsonl").read_text().splitlines()]
+    resumed = [without_times(row) for row in rows if row["step"] > 40]
+    assert resumed == EXPECTED["metrics_after_resuming"]
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    return {tag: value for tag, value in row.items() if not tag.startswith("time/")}
+
+
+def test_it_is_evaluated(old_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "evaluation.json"
+    run_module("mbpo_cli.commands.evaluate", str(old_run), "--episodes", "3", "--output", str(output))
+    assert json.loads(output.read_text())["real"]["episodes"] == EXPECTED["evaluation"]
+
+
+def test_it_is_exported(old_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "policy.pt2"
+    run_module("mbpo_cli.commands.export", str(old_run), "--output", str(output))
+    program = (
+        "import json, sys, torch\n"
+        "policy = torch.export.load(sys.argv[1]).module()\n"
+        "print(json.dumps(policy(torch.tensor(json.loads(sys.argv[2]))).tolist()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, str(output), json.dumps(EXPECTED["obs"])],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **SAME_ON_EVERY_PROCESSOR},
+    )
+    assert torch.equal(torch.tensor(json.loads(done.stdout)), torch.tensor(EXPECTED["exported_actions"]))
