@@ -1,21 +1,20 @@
-"""How a run may end before its time: signals that ask it to stop, what is raised, and exit codes."""
+"""How a run can end early: by an error of a kind that has its own exit code, or by a request to stop."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 
 class ConfigError(ValueError):
-    """A configuration is wrong; the message is one line that names key, value and what would be right."""
+    """The configuration is wrong; the message is one line with the key, the value and the reason."""
 
     exit_code = 2
 
     def __init__(self, message: object) -> None:
-        """Say what is wrong."""
         super().__init__(one_line(message))
 
 
@@ -26,19 +25,19 @@ class RunFailed(RuntimeError):
 
 
 class EnvironmentFailed(RunFailed):
-    """An environment cannot go on; the message names it, the step and the reason."""
+    """The environment cannot continue; the message names it, the step and the reason."""
 
     exit_code = 3
 
 
 class Diverged(RunFailed):
-    """A number of the training is not finite, or far beyond what it can be; the message names it."""
+    """A training quantity, named in the message, is not finite or impossibly large."""
 
     exit_code = 4
 
 
 class NoUsableCheckpoint(RunFailed):
-    """There are checkpoints, or were, and none can be used; the message says what is wrong with each."""
+    """The run has made checkpoints, but none can be used; the message gives a reason for each."""
 
     exit_code = 5
 
@@ -50,27 +49,29 @@ class StorageFailed(RunFailed):
 
 
 class Busy(RunFailed):
-    """Another process works in the run directory; the message says which."""
+    """Another process, named in the message, is using the run directory."""
 
     exit_code = 75
 
 
+def one_line(error: object) -> str:
+    """Return a message without line breaks and control characters, which a terminal would interpret."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+
+
 class Interrupted(KeyboardInterrupt):
-    """A run was told to stop, and has kept its state.
+    """A run stopped on request, with its state saved.
+
+    Args:
+        received: The signal that requested the stop; None for the time limit or a stop file.
 
     Attributes:
-        exit_code: 130 after Ctrl-C, 143 after any other signal or the time limit.
+        exit_code: 130 after Ctrl-C, otherwise 143.
     """
 
-    def __init__(self, by_keyboard: bool) -> None:
-        """Tell Ctrl-C from all else."""
+    def __init__(self, received: signal.Signals | None) -> None:
         super().__init__()
-        self.exit_code = 130 if by_keyboard else 143
-
-
-def one_line(error: object) -> str:
-    """Return a message without line breaks, or whatever else a terminal would not print but obey."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+        self.exit_code = 130 if received == signal.SIGINT else 143
 
 
 # Ctrl-C, and what cluster managers and closing terminals send.
@@ -78,41 +79,38 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 
 
 class StopOnSignal:
-    """Within the `with` block a signal asks to stop; a second Ctrl-C interrupts at once.
+    """Context manager in which a signal requests a stop; a second Ctrl-C raises `KeyboardInterrupt`.
 
     Attributes:
-        received: The last signal, or None.
+        received: The latest signal, or None.
     """
 
     def __init__(self) -> None:
-        """Start without a wish to stop."""
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._owner = os.getpid()
 
     @property
     def requested(self) -> bool:
-        """Whether there was a signal."""
+        """True once a signal has arrived."""
         return self.received is not None
 
     def __enter__(self) -> StopOnSignal:
-        """Take over the signals, which only the main thread may do."""
+        """Install the signal handlers, which only the main thread may do."""
         if threading.current_thread() is threading.main_thread():
-            heeded = set(SIGNALS)
+            handled = set(SIGNALS)
             if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup, to outlive the terminal
-                heeded.remove(signal.SIGHUP)
-            self._previous = {number: signal.signal(number, self._on_signal) for number in heeded}
+                handled.remove(signal.SIGHUP)
+            self._previous = {number: signal.signal(number, self._on_signal) for number in handled}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give the signals back."""
+    def __exit__(self, *exception: object) -> None:
+        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def hand_on(self) -> None:
-        """After the block, hand the signal on to whoever handled it before: it may queue the job again."""
+    def pass_on(self) -> None:
+        """After the block, raise the signal again for the previous handler, which may requeue the job."""
         if self.received is None:
             return
         previous = self._previous.get(self.received)

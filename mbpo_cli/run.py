@@ -9,7 +9,6 @@ import errno
 import logging
 import math
 import shutil
-import signal
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -74,7 +73,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
         log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
     keeper = Keeper(config.checkpoint, directory)
     trainer: Trainer | None = None
-    status, error, by_keyboard = "failed", None, False
+    status, error = "failed", None
     try:
         with ExitStack() as stack, StopOnSignal() as signals:
             hours = config.trainer.max_hours
@@ -92,7 +91,6 @@ def _run(config: Config, directory: RunDirectory) -> float:
             keeper.keep(trainer)
             directory.save_policy(trainer.agent.policy_state())
             status = "done" if is_done else "interrupted"
-            by_keyboard = signals.received == signal.SIGINT
     except KeyboardInterrupt:
         status = "interrupted"
         raise
@@ -113,8 +111,8 @@ def _run(config: Config, directory: RunDirectory) -> float:
             log.error("no summary: %s", caught)
     log.info("%s", closing_table(summary, directory.path))
     if status == "interrupted":
-        signals.hand_on()
-        raise Interrupted(by_keyboard)
+        signals.pass_on()
+        raise Interrupted(signals.received)
     return float(summary["score"])
 
 

@@ -64,7 +64,7 @@ def wait_for(submitted: Sequence[Submitted], on_end: Callable[[int, str | None],
                 on_end(index, waiting.pop(index).failure())
             time.sleep(POLL_SECONDS)
     if signals.received is not None:
-        raise Interrupted(signals.received == signal.SIGINT)
+        raise Interrupted(signals.received)
 
 
 class RayLauncher(CommandLauncher):

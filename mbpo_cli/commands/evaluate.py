@@ -20,7 +20,7 @@ from mbpo_cli.storage.files import write_whole
 
 if TYPE_CHECKING:
     from mbpo_cli.config.typed import Config
-    from mbpo_cli.evaluation.evaluate import Played
+    from mbpo_cli.evaluation.evaluate import Outcome
     from mbpo_cli.trained.load import Trained
 
 PROG = "mbpo-evaluate"
@@ -128,7 +128,7 @@ def _changed(trained: Trained, kwargs: dict[str, Any]) -> tuple[Config, int | No
 
 def _play(
     config: Config, trained: Trained, seeds: Sequence[int], options: argparse.Namespace
-) -> list[Played]:
+) -> list[Outcome]:
     """Play the episodes: on the screen, or on film as far as they are wanted there, or unseen."""
     from mbpo_cli.build import build_env
     from mbpo_cli.evaluation.evaluate import play
@@ -163,7 +163,7 @@ def _drawn(config: Config, argument: str, mode: str) -> Any:
     return build_env(config, mode)
 
 
-def _table(real: Sequence[Played], modelled: Sequence[Played] | None) -> str:
+def _table(real: Sequence[Outcome], modelled: Sequence[Outcome] | None) -> str:
     """Return the episodes as text: the real ones, and beside them those in the model."""
     from mbpo_cli.evaluation.evaluate import Evaluation
 
@@ -186,13 +186,13 @@ def _table(real: Sequence[Played], modelled: Sequence[Played] | None) -> str:
 
 
 def _stored(
-    trained: Trained, config: Config, seed: int, real: Sequence[Played], modelled: Sequence[Played] | None
+    trained: Trained, config: Config, seed: int, real: Sequence[Outcome], modelled: Sequence[Outcome] | None
 ) -> dict[str, Any]:
     """Return what is stored; a number that is not finite is null there."""
     from mbpo_cli.evaluation.evaluate import Evaluation
     from mbpo_cli.storage.directory import versions
 
-    def told(episodes: Sequence[Played]) -> dict[str, Any]:
+    def told(episodes: Sequence[Outcome]) -> dict[str, Any]:
         evaluation = Evaluation.of(episodes)
         return {
             "return_mean": _finite(evaluation.return_mean),

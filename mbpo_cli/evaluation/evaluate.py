@@ -23,7 +23,7 @@ class Evaluation:
     lengths: tuple[int, ...]
 
     @classmethod
-    def of(cls, episodes: Sequence[Played]) -> Evaluation:
+    def of(cls, episodes: Sequence[Outcome]) -> Evaluation:
         """Return what is to be told of episodes."""
         return cls(tuple(e.total_reward for e in episodes), tuple(e.length for e in episodes))
 
@@ -48,7 +48,7 @@ class Evaluation:
         return float(np.std(self.lengths))
 
 
-class Played(NamedTuple):
+class Outcome(NamedTuple):
     """What became of an episode.
 
     Attributes:
@@ -87,9 +87,9 @@ class Episode:
         return Episode(obs, action, reward, self.terminated)
 
     @property
-    def outcome(self) -> Played:
+    def outcome(self) -> Outcome:
         """What became of it."""
-        return Played(self.obs[0], sum(self.reward.tolist()), len(self))
+        return Outcome(self.obs[0], sum(self.reward.tolist()), len(self))
 
     @property
     def transitions(self) -> Transitions:

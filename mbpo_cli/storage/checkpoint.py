@@ -185,7 +185,7 @@ class Checkpoints:
         """
         return self._newest(lambda step: self._read(step, buffers))
 
-    def look(self, best: bool = False) -> Checkpoint | None:
+    def read(self, best: bool = False) -> Checkpoint | None:
         """Return the newest usable checkpoint, or that of the best evaluation, without its experience.
 
         Nothing is changed, and another process may be at work on the run.

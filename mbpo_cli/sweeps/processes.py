@@ -73,8 +73,8 @@ def run_commands(
                 on_end(each.index, _failure(each))
             time.sleep(POLL_SECONDS)
     if signals.received is not None:
-        signals.hand_on()
-        raise Interrupted(signals.received == signal.SIGINT)
+        signals.pass_on()
+        raise Interrupted(signals.received)
 
 
 def run_command(folder: str, command: Sequence[str], variables: Mapping[str, str]) -> str | None:

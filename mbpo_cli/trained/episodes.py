@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mbpo_cli.build import build_env
 from mbpo_cli.envs.environment import Environment, Step
-from mbpo_cli.evaluation.evaluate import Episode, Evaluation, Played, play
+from mbpo_cli.evaluation.evaluate import Episode, Evaluation, Outcome, play
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.seeding import episode_seeds
 from mbpo_cli.trained.load import Trained
@@ -27,7 +27,7 @@ AT_ONCE = 50
 
 def play_real(
     make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy, at_once: int = AT_ONCE
-) -> list[Played]:
+) -> list[Outcome]:
     """Play an episode for each seed, `at_once` of them side by side."""
     return [episode.outcome for episode in real_episodes(make_env, seeds, policy, at_once)]
 
@@ -80,10 +80,10 @@ class Filmed:
 def play_in_model(
     model: EnvironmentModel,
     policy: Policy,
-    real: Sequence[Played],
+    real: Sequence[Outcome],
     max_steps: int | None,
     generator: torch.Generator,
-) -> list[Played]:
+) -> list[Outcome]:
     """Play an episode in the model from where each real one began.
 
     An episode ends where the model predicts its end, at the time limit, or where a prediction is not
@@ -109,4 +109,4 @@ def play_in_model(
             returns[running] += torch.where(finite, step.reward.double(), torch.nan)
             goes_on = finite & (step.terminated == 0) & (lengths[running] < limits[running])
             running, obs = running[goes_on], step.next_obs[goes_on]
-    return list(map(Played, [episode.start for episode in real], returns.tolist(), lengths.tolist()))
+    return list(map(Outcome, [episode.start for episode in real], returns.tolist(), lengths.tolist()))

@@ -159,7 +159,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
 def _checkpoint(path: Path, best: bool) -> Checkpoint | None:
     """Return the checkpoint to use, or None where the stored policy is to be used."""
     try:
-        checkpoint = Checkpoints(path, keep=2).look(best)
+        checkpoint = Checkpoints(path, keep=2).read(best)
     except NoUsableCheckpoint as error:
         if best or not (path / POLICY).exists():
             raise

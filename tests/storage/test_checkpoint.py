@@ -289,23 +289,23 @@ def test_a_reason_is_given_for_every_checkpoint_that_is_not_used(filled: Path) -
 
 
 def test_a_look_takes_the_newest_or_the_best_and_changes_nothing(tmp_path: Path) -> None:
-    looker = Checkpoints(tmp_path, keep=2)
-    assert looker.look() is None
+    reader = Checkpoints(tmp_path, keep=2)
+    assert reader.read() is None
     checkpoints, experience = Checkpoints(tmp_path, keep=2), {"real": ReplayBuffer(15, SPACE)}
     for step in range(1, 6):
         experience["real"].add(random_transitions(10, SPACE, seed=step))
         checkpoints.save(step, state_at(step), experience, {}, is_best=step == 2)
         if step == 1:
-            assert looker.look(best=True) is None, "there was no evaluation yet"
+            assert reader.read(best=True) is None, "there was no evaluation yet"
     before = sorted(path for path in tmp_path.rglob("*"))
-    newest, best = looker.look(), looker.look(best=True)
+    newest, best = reader.read(), reader.read(best=True)
     assert newest is not None
     assert best is not None
     assert (newest.step, best.step, newest.best) == (5, 2, 2)
     assert best.state["step"] == 2
     kept = torch.cat([experience["real"].rows(start, start + 5) for start in (35, 40, 45)])
-    assert torch.equal(looker.experience(5, "real"), kept), "oldest first"
+    assert torch.equal(reader.experience(5, "real"), kept), "oldest first"
     assert sorted(path for path in tmp_path.rglob("*")) == before
     (tmp_path / "checkpoints" / f"{2:012d}" / "manifest.json").unlink()
     with pytest.raises(NoUsableCheckpoint, match="000000000002"):
-        looker.look(best=True)
+        reader.read(best=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from mbpo_cli.commands import evaluate as evaluate_cli
 from mbpo_cli.commands.arguments import running
 from mbpo_cli.config.compose import make_config
-from mbpo_cli.evaluation.evaluate import Played
+from mbpo_cli.evaluation.evaluate import Outcome
 from mbpo_cli.failures import ConfigError, EnvironmentFailed, NoUsableCheckpoint
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.run import run
@@ -239,7 +239,7 @@ class Counting(EnvironmentModel):
 def test_episodes_in_the_model_end_where_it_says_at_the_limit_or_beyond_all_numbers(
     g: torch.Generator,
 ) -> None:
-    real = [Played(torch.tensor([start]), 0.0, 4) for start in (0.0, 1.0, 10.0, 99.0)]
+    real = [Outcome(torch.tensor([start]), 0.0, 4) for start in (0.0, 1.0, 10.0, 99.0)]
 
     def policy(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         assert explore is None, "evaluation is greedy"
