@@ -141,16 +141,16 @@ def test_a_policy_of_another_network_is_refused(pendulum: Path, tmp_path: Path) 
 def test_a_run_of_a_gpu_is_loaded_on_a_cpu(pendulum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints
 
-    look = Checkpoints.look
+    read = Checkpoints.read
 
     def on_gpu(self: Checkpoints, best: bool = False) -> Checkpoint | None:
-        checkpoint = look(self, best)
+        checkpoint = read(self, best)
         assert checkpoint is not None
         checkpoint.state["agent"]["generator"] = torch.zeros(16, dtype=torch.uint8)  # as CUDA's are
         return checkpoint
 
     expected = load(pendulum).agent.act(torch.ones(1, 3))
-    monkeypatch.setattr(Checkpoints, "look", on_gpu)
+    monkeypatch.setattr(Checkpoints, "read", on_gpu)
     assert torch.equal(load(pendulum).agent.act(torch.ones(1, 3)), expected)
 
 
