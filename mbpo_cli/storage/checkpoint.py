@@ -1,17 +1,13 @@
-"""Checkpoints: the state of a run as files that are whole, or not there at all.
+"""The checkpoints of a run: each complete, or not there at all.
 
-A checkpoint is a directory that appears by a single rename and names its files with their sizes and
-checksums. Stored experience lies beside, in files that are written once and never changed, so that a
-checkpoint costs what is new. Knows trees of tensors and plain values; does not know what they mean, and
-reads nothing that could be executed.
+A checkpoint is a directory that appears by a single rename. Experience is stored beside it, in files that are
+written once and never changed, so that a checkpoint costs only what is new. Knows trees of tensors and replay
+buffers; does not know what they mean.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -26,73 +22,54 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mbpo_cli.buffers import ReplayBuffer
-from mbpo_cli.failures import Diverged, NoUsableCheckpoint, one_line
+from mbpo_cli.failures import NoUsableCheckpoint, one_line
 from mbpo_cli.options import option
-from mbpo_cli.storage import files
+from mbpo_cli.storage import files, tensor_tree
+from mbpo_cli.storage.manifest import (
+    MANIFEST,
+    STATE,
+    TENSORS,
+    BadCheckpoint,
+    Manifest,
+    RowFile,
+    StoredRows,
+    describe,
+    read_file,
+    signed,
+)
 from mbpo_cli.storage.records import CHECKPOINTS, EXPERIENCE
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FORMAT = 1
-TENSOR = "tensor:"  # stands for a tensor in the tree of plain values
-STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
+# What reading a checkpoint may raise if it is not what was written.
+UNUSABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass
 class CheckpointOptions:
-    """When the state of a run is kept, and how much of it."""
+    """When the state of a run is saved, and how many checkpoints are kept."""
 
     every_steps: int | None = option(
-        "environment steps between two checkpoints; null = not by steps", low=1, high=10**12
+        "environment steps between two checkpoints; null = no limit in steps", low=1, high=10**12
     )
     every_minutes: float | None = option(
-        "minutes between two checkpoints; null = not by time", above=0, high=10**6
+        "minutes between two checkpoints; null = no limit in time", above=0, high=10**6
     )
-    keep: int = option("latest checkpoints to keep, beside that of the best evaluation", low=2, high=1000)
-
-
-class BadCheckpoint(ValueError):
-    """A checkpoint is not what its manifest says."""
-
-
-# What reading a checkpoint may raise that is not what was written.
-UNUSABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError)
-
-
-@dataclass(frozen=True)
-class File:
-    """A file as the manifest knows it.
-
-    Attributes:
-        name: Its name within its directory.
-        bytes: Its size.
-        sha256: Its checksum.
-    """
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A file of experience: the rows of a buffer from number `start` to `end`, counted from its first."""
-
-    start: int
-    end: int
-    file: File
+    keep: int = option(
+        "number of latest checkpoints to keep, besides that of the best evaluation", low=2, high=1000
+    )
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was restored.
+    """A checkpoint that was read.
 
     Attributes:
         step: Environment steps when it was made.
         state: The tree that was saved.
-        logs: Bytes of each log file that belong to it, by name.
+        logs: The number of bytes of each log file that belong to it, by name.
         best: Environment steps at the best evaluation so far, or None before the first.
     """
 
@@ -103,14 +80,21 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run: `checkpoints/STEP/`, and `experience/` beside."""
+    """The checkpoints of one run: `checkpoints/STEP/`, with the experience in `experience/`.
+
+    Args:
+        directory: The run directory.
+        keep: The number of latest checkpoints to keep, at least 2.
+
+    Attributes:
+        last_step: Environment steps at the checkpoint that was saved or loaded last, or None.
+    """
 
     def __init__(self, directory: Path, keep: int) -> None:
-        """Keep the last `keep`, at least 2, within a run's directory."""
         self._checkpoints = directory / CHECKPOINTS
         self._experience = directory / EXPERIENCE
         self._keep = keep
-        self._rows: dict[str, list[Rows]] = {}
+        self._stored: dict[str, StoredRows] = {}
         self._best: int | None = None
         self.last_step: int | None = None
 
@@ -122,104 +106,76 @@ class Checkpoints:
         logs: Mapping[str, int],
         is_best: bool = False,
     ) -> None:
-        """Make a checkpoint durable, then drop old ones.
+        """Make a checkpoint durable, then remove old ones.
 
         Args:
-            step: Environment steps, by which it is named.
+            step: Environment steps, which name the checkpoint.
             state: Mappings and lists of tensors and plain values.
             buffers: Experience, of which only new rows are written.
-            logs: Bytes of each log file that belong to it, durable already.
-            is_best: Keep it until a better one comes.
+            logs: The number of bytes of each log file that belong to the checkpoint, already durable.
+            is_best: Keep the checkpoint until there is a better one.
 
         Raises:
-            OSError: It cannot be written; earlier checkpoints are as they were.
+            OSError: It cannot be written; earlier checkpoints are unchanged.
             Diverged: A number is not finite.
         """
         if step == self.last_step:
             return
-        plain, tensors = _taken_apart(state)
-        rows = {name: self._add_rows(name, buffer) for name, buffer in buffers.items()}
+        plain, tensors = tensor_tree.encode(state)
+        stored = {name: self._store_new_rows(name, buffer) for name, buffer in buffers.items()}
         best = step if is_best else self._best
-        files.make_directory(self._checkpoints)
-        temporary = self._checkpoints / f".new-{step:012d}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        contents = {
-            TENSORS: safetensors.torch.save(tensors),
-            STATE: json.dumps(plain, allow_nan=False).encode(),
-        }
-        for name, data in contents.items():
-            files.write(temporary / name, data)
-        described = [_described(name, data) for name, data in contents.items()]
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "best": best,
-            "files": [asdict(file) for file in described],
-            "experience": {
-                name: {
-                    "total_added": buffers[name].total_added,
-                    "size": buffers[name].size,
-                    "files": [asdict(part) for part in parts],
-                }
-                for name, parts in rows.items()
-            },
-            "logs": dict(logs),
-        }
-        files.write(temporary / MANIFEST, signed(manifest))
-        files.sync(temporary)
-        final = self._path(step)
-        if final.exists():  # left by a run that went on from an earlier one
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        files.sync(self._checkpoints)
-        self._rows, self._best, self.last_step = rows, best, step
-        _verified(final, described)
-        self._prune()
+        contents = {TENSORS: tensors, STATE: plain}
+        described = [describe(name, data) for name, data in contents.items()]
+        manifest = Manifest(step=step, best=best, files=described, experience=stored, logs=dict(logs))
+        contents[MANIFEST] = signed(asdict(manifest))
+        self._publish(step, contents)
+        self._stored, self._best, self.last_step = stored, best, step
+        for file in described:
+            read_file(self._path(step), file)
+        self._remove_unneeded(step)
 
     def load(self, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint | None:
         """Restore the newest usable checkpoint, buffers included; None if none was ever made.
 
         Raises:
-            NoUsableCheckpoint: There are some, but none can be used.
+            NoUsableCheckpoint: None of the existing ones can be used.
         """
-        return self._newest(lambda step: self._read(step, buffers))
+        return self._newest(lambda step: self._load(step, buffers))
 
     def read(self, best: bool = False) -> Checkpoint | None:
         """Return the newest usable checkpoint, or that of the best evaluation, without its experience.
 
-        Nothing is changed, and another process may be at work on the run.
+        Changes nothing; another process may be working on the run.
 
         Returns:
             The checkpoint; None if none was ever made, or if there was no evaluation yet.
 
         Raises:
-            NoUsableCheckpoint: There are some, but none can be used.
+            NoUsableCheckpoint: None of the existing ones can be used.
         """
-        newest = self._newest(self._state)
+        newest = self._newest(self._read)
         if newest is None or not best or newest.best == newest.step:
             return newest
-        wanted = newest.best
-        return None if wanted is None else self._newest(self._state, [wanted])
+        return None if newest.best is None else self._newest(self._read, [newest.best])
 
     def experience(self, step: int, name: str) -> Tensor:
-        """Return the packed rows that a buffer had at a checkpoint, oldest first.
+        """Return the packed rows of a buffer at a checkpoint, oldest first.
 
         Raises:
             NoUsableCheckpoint: They cannot be read.
         """
 
         def rows(step: int) -> Tensor:
-            stored = self._manifest(step)["experience"][name]
-            contents = self._rows_of(_parts(stored))
-            return contents[len(contents) - stored["size"] :]
+            stored = self._manifest(step).experience[name]
+            contents = self._rows(stored)
+            return contents[len(contents) - stored.size :]
 
         found = self._newest(rows, [step])
         assert found is not None
         return found
 
     def _newest(self, read: Callable[[int], T], steps: Iterable[int] | None = None) -> T | None:
-        """Return what the newest usable checkpoint, of all or of some, is read as; None if there is none."""
+        """Read the newest usable checkpoint, of all or of those at `steps`; None if there are none."""
         reasons = []
         for step in sorted(self._steps() if steps is None else steps, reverse=True):
             try:
@@ -232,66 +188,63 @@ class Checkpoints:
             raise NoUsableCheckpoint("; ".join(reasons))
         return None
 
-    def _add_rows(self, name: str, buffer: ReplayBuffer) -> list[Rows]:
+    def _store_new_rows(self, name: str, buffer: ReplayBuffer) -> StoredRows:
         """Write what was added to a buffer since the last checkpoint; return all files that it needs."""
         oldest = buffer.total_added - buffer.size
-        parts = [part for part in self._rows.get(name, []) if part.end > oldest]
-        start = max(parts[-1].end if parts else 0, oldest)
+        stored = self._stored[name].files if name in self._stored else []
+        needed = [part for part in stored if part.end > oldest]
+        start = max(needed[-1].end if needed else 0, oldest)
         if start < buffer.total_added:
             files.make_directory(self._experience)
-            name = f"{name}-{start:012d}-{buffer.total_added:012d}.safetensors"
+            file_name = f"{name}-{start:012d}-{buffer.total_added:012d}.safetensors"
             data = safetensors.torch.save({"rows": buffer.rows(start, buffer.total_added).cpu()})
-            files.write_whole(self._experience / name, data)
-            parts.append(Rows(start, buffer.total_added, _described(name, data)))
-        return parts
+            files.write_whole(self._experience / file_name, data)
+            needed.append(RowFile(start, buffer.total_added, describe(file_name, data)))
+        return StoredRows(buffer.total_added, buffer.size, needed)
 
-    def _read(self, step: int, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint:
-        checkpoint = self._state(step)
-        experience = self._manifest(step)["experience"]
+    def _publish(self, step: int, contents: Mapping[str, bytes]) -> None:
+        """Write the files of a checkpoint; its directory appears when all of them are durable."""
+        files.make_directory(self._checkpoints)
+        temporary = self._checkpoints / f".new-{step:012d}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        for name, data in contents.items():
+            files.write(temporary / name, data)
+        files.sync(temporary)
+        final = self._path(step)
+        if final.exists():  # left by a run that resumed from an earlier one
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        files.sync(self._checkpoints)
+
+    def _load(self, step: int, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint:
+        checkpoint = self._read(step)
+        experience = self._manifest(step).experience
         if set(experience) != set(buffers):
-            raise BadCheckpoint(f"it has experience of {sorted(experience)}, needed is {sorted(buffers)}")
-        parts, contents = {}, {}
+            raise BadCheckpoint(f"it has experience of {sorted(experience)} instead of {sorted(buffers)}")
+        contents = {name: self._rows(stored) for name, stored in experience.items()}
         for name, stored in experience.items():
-            parts[name] = _parts(stored)
-            contents[name] = self._rows_of(parts[name])
-        for name, rows in contents.items():
-            buffers[name].restore(rows, experience[name]["total_added"], experience[name]["size"])
-        self._rows, self._best, self.last_step = parts, checkpoint.best, step
+            buffers[name].restore(contents[name], stored.total_added, stored.size)
+        self._stored, self._best, self.last_step = experience, checkpoint.best, step
         return checkpoint
 
-    def _state(self, step: int) -> Checkpoint:
-        path = self._path(step)
+    def _read(self, step: int) -> Checkpoint:
         manifest = self._manifest(step)
-        if manifest["format"] != FORMAT or manifest["step"] != step:
-            raise BadCheckpoint(f"the manifest is of format {manifest['format']}, step {manifest['step']}")
-        described = [File(**file) for file in manifest["files"]]
-        if [file.name for file in described] != [TENSORS, STATE]:
-            raise BadCheckpoint("the manifest names other files")
-        tensors, plain = _verified(path, described)
-        state = _put_together(_parsed(plain), safetensors.torch.load(tensors))
-        logs = {str(name): int(size) for name, size in manifest["logs"].items()}
-        if not all(_is_plain_name(name) for name in logs):
-            raise BadCheckpoint("a log file has a strange name")
-        best = manifest["best"]
-        if not isinstance(best, int | None):
-            raise BadCheckpoint("the best checkpoint has a strange name")
-        return Checkpoint(step, state, logs, best)
+        tensors, plain = (read_file(self._path(step), file) for file in manifest.files)
+        return Checkpoint(step, tensor_tree.decode(plain, tensors), manifest.logs, manifest.best)
 
-    def _rows_of(self, parts: list[Rows]) -> Tensor:
+    def _rows(self, stored: StoredRows) -> Tensor:
         pieces = []
-        for part in parts:
-            (data,) = _verified(self._experience, [part.file])
-            pieces.append(safetensors.torch.load(data)["rows"])
+        for part in stored.files:
+            pieces.append(safetensors.torch.load(read_file(self._experience, part.file))["rows"])
             if len(pieces[-1]) != part.end - part.start:
                 raise BadCheckpoint(f"{part.file.name} has {len(pieces[-1])} rows")
         return torch.cat(pieces) if pieces else torch.empty(0, 0)
 
-    def _prune(self) -> None:
-        """Drop what no kept checkpoint needs; a failure costs room and nothing else."""
+    def _remove_unneeded(self, last: int) -> None:
+        """Remove what no kept checkpoint up to step `last` needs; a failure only costs disk space."""
         steps = sorted(self._steps())
-        assert self.last_step is not None
-        past = [step for step in steps if step <= self.last_step]
-        kept = set(past[-self._keep :])
+        kept = set([step for step in steps if step <= last][-self._keep :])
         if self._best is not None:
             kept.add(self._best)
         for step in steps:
@@ -300,8 +253,8 @@ class Checkpoints:
         needed = set()
         for step in kept.intersection(steps):
             try:
-                for stored in self._manifest(step)["experience"].values():
-                    needed |= {part["file"]["name"] for part in stored["files"]}
+                experience = self._manifest(step).experience.values()
+                needed |= {part.file.name for stored in experience for part in stored.files}
             except UNUSABLE:
                 continue  # it needs nothing
         if self._experience.exists():
@@ -314,103 +267,15 @@ class Checkpoints:
             return []
         return [int(path.name) for path in self._checkpoints.iterdir() if re.fullmatch(r"\d{12,}", path.name)]
 
-    def _manifest(self, step: int) -> dict[str, Any]:
-        manifest = _parsed((self._path(step) / MANIFEST).read_bytes())
-        if not isinstance(manifest, dict) or manifest.pop("sha256") != _checksum(
-            json.dumps(manifest).encode()
-        ):
-            raise BadCheckpoint(f"{MANIFEST} is not what was written")
-        return manifest
+    def _manifest(self, step: int) -> Manifest:
+        return Manifest.read(self._path(step))
 
     def _path(self, step: int) -> Path:
         return self._checkpoints / f"{step:012d}"
 
 
-def _taken_apart(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Split a tree into plain values and named tensors, each of which must be finite."""
-    tensors: dict[str, Tensor] = {}
-
-    def walk(node: Any, path: str) -> Any:
-        if isinstance(node, Tensor):
-            if node.is_floating_point() and not bool(torch.isfinite(node).all()):
-                raise Diverged(f"{path} is not finite")
-            tensors[path] = node.detach().cpu().contiguous()
-            return TENSOR + path
-        if isinstance(node, Mapping):
-            return {
-                str(key): walk(value, f"{path}/{key}" if path else str(key)) for key, value in node.items()
-            }
-        if isinstance(node, list | tuple):
-            return [walk(value, f"{path}/{index}") for index, value in enumerate(node)]
-        if isinstance(node, float) and not math.isfinite(node):
-            raise Diverged(f"{path} is {node}")
-        return node
-
-    return walk(tree, ""), tensors
-
-
-def _put_together(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(plain, str) and plain.startswith(TENSOR):
-        return tensors[plain.removeprefix(TENSOR)]
-    if isinstance(plain, dict):
-        return {key: _put_together(value, tensors) for key, value in plain.items()}
-    if isinstance(plain, list):
-        return [_put_together(value, tensors) for value in plain]
-    return plain
-
-
-def _parsed(data: bytes) -> Any:
-    """Read JSON, in which every number must be finite."""
-
-    def finite(text: str) -> float:
-        number = float(text)
-        if not math.isfinite(number):
-            raise BadCheckpoint(f"{text} is not a finite number")
-        return number
-
-    return json.loads(data, parse_float=finite, parse_constant=finite)
-
-
-def signed(manifest: Mapping[str, Any]) -> bytes:
-    """Return a manifest with its own checksum, as its file holds it."""
-    checksum = _checksum(json.dumps(manifest).encode())
-    return json.dumps({**manifest, "sha256": checksum}, indent=1).encode()
-
-
-def _checksum(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _described(name: str, data: bytes) -> File:
-    return File(name, len(data), _checksum(data))
-
-
-def _verified(directory: Path, described: list[File]) -> list[bytes]:
-    """Return the contents of files, which must be as the manifest says."""
-    contents = []
-    for file in described:
-        if not _is_plain_name(file.name):
-            raise BadCheckpoint("a file has a strange name")
-        data = (directory / file.name).read_bytes()
-        if len(data) != file.bytes:
-            raise BadCheckpoint(f"{file.name} has {len(data):,} bytes instead of {file.bytes:,}")
-        if _checksum(data) != file.sha256:
-            raise BadCheckpoint(f"{file.name} is not what was written")
-        contents.append(data)
-    return contents
-
-
-def _parts(stored: Mapping[str, Any]) -> list[Rows]:
-    """Return the files of a buffer's experience, as the manifest has them."""
-    return [Rows(part["start"], part["end"], File(**part["file"])) for part in stored["files"]]
-
-
-def _is_plain_name(name: Any) -> bool:
-    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None
-
-
 def _remove(path: Path) -> None:
-    """Remove what is no longer needed: a file, or a directory, which is renamed first."""
+    """Remove a file or a directory, which is renamed first so that no checkpoint is left incomplete."""
     try:
         if not path.is_dir():
             path.unlink()
@@ -420,4 +285,4 @@ def _remove(path: Path) -> None:
         os.rename(path, doomed)
         shutil.rmtree(doomed)
     except OSError as error:
-        log.warning("what is no longer needed stays: %s", error)
+        log.warning("cannot remove %s, which is no longer needed: %s", path, error)

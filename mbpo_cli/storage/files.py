@@ -1,6 +1,6 @@
-"""Files that survive a crash, with their names; and locks, which end with the process that has them.
+"""Files and directories that survive a crash, and file locks that end with their process.
 
-Knows bytes and paths; does not know what they hold.
+Knows bytes and paths; does not know what they mean.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mbpo_cli.failures import Busy
 
-LOOK_SECONDS = 0.01
+LOCK_ATTEMPTS = 6
+LOCK_PAUSE_SECONDS = 0.01
 
 
 def write(path: Path, data: bytes) -> None:
@@ -24,7 +25,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there with all its contents, or as it was before."""
+    """Replace a file atomically: after a crash it has either the new contents or the old ones."""
     temporary = path.with_name(path.name + ".tmp")
     write(temporary, data)
     os.replace(temporary, path)
@@ -32,7 +33,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory, durably, unless it is there."""
+    """Make a directory durably, unless it exists."""
     if not path.exists():
         path.mkdir()
         sync(path.parent)
@@ -48,18 +49,18 @@ def sync(directory: Path) -> None:
 
 
 def lock(path: Path, wait: bool = False) -> int:
-    """Lock a file for as long as the descriptor that is returned lives; its owner may write its name into it.
+    """Lock a file until the returned descriptor is closed; the owner may write its name into the file.
 
     Raises:
-        Busy: Another process has it, and `wait` is false.
+        Busy: Another process has locked it, and `wait` is false.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    # Who only looks whether a lock is free has it for an instant.
-    for patience in (*([LOOK_SECONDS] * 5), 0.0):
+    # A process that only checks whether the lock is free holds it for an instant.
+    for _ in range(LOCK_ATTEMPTS):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            time.sleep(patience)
+            time.sleep(LOCK_PAUSE_SECONDS)
         except OSError:  # a file system without locks
             os.close(descriptor)
             raise
@@ -71,5 +72,5 @@ def lock(path: Path, wait: bool = False) -> int:
 
 
 def unlock(descriptor: int) -> None:
-    """Give back what `lock` returned."""
+    """Release a lock."""
     os.close(descriptor)

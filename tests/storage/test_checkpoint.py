@@ -20,7 +20,8 @@ import torch
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.failures import NoUsableCheckpoint
 from mbpo_cli.storage import files
-from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints, signed
+from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints
+from mbpo_cli.storage.manifest import signed
 from tests.conftest import random_transitions, spaces
 
 SPACE = spaces()
