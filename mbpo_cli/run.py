@@ -1,6 +1,6 @@
-"""One run from its directory to its summary, whatever way it ends.
+"""One run, from its directory to its summary, however it ends.
 
-Knows the order of a run's life; the algorithm is the trainer's.
+Knows the order of a run's life; does not know the algorithm.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 import time
+import uuid
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ from mbpo_cli.logs.logger import Dispensable, JsonLines, Logger, Sink, TensorBoa
 from mbpo_cli.logs.progress import Progress
 from mbpo_cli.storage.checkpoint import CheckpointOptions, Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
-from mbpo_cli.storage.records import EVENTS
+from mbpo_cli.storage.records import EVENTS, METRICS
 from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -41,22 +42,27 @@ STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def run(config: Config, path: Path, in_sweep: bool = False) -> float:
-    """Train as configured, writing into the directory `path`; beside other jobs, if in a sweep.
+    """Train with a configuration, writing into the directory `path`.
 
-    Where that directory holds a run of the same configuration, it goes on from its last checkpoint, as
-    if it had never stopped.
+    If the directory holds a run with the same configuration, the run resumes from its last checkpoint, with
+    the same results as if it had never stopped.
+
+    Args:
+        config: The configuration.
+        path: The run directory.
+        in_sweep: Whether other jobs run at the same time.
 
     Returns:
         The score: the mean return of the last evaluations.
 
     Raises:
-        ConfigError: The directory holds a run of another configuration.
-        RunFailed: Anything else went wrong; the log tells it.
-        Interrupted: The run was told to stop; checkpoint, summary and policy are written.
-        KeyboardInterrupt: Ctrl-C was pressed twice; the last checkpoint stays.
+        ConfigError: The directory holds a run with another configuration.
+        RunFailed: Any other failure; it has been logged.
+        Interrupted: The run stopped on request; checkpoint, summary and policy are written.
+        KeyboardInterrupt: Ctrl-C was pressed twice; the last checkpoint remains.
     """
     torch.set_num_threads(num_threads(config, in_sweep))
-    # Moments of Adam decay into denormal numbers, which are slow and too small to matter.
+    # Adam's moments decay to denormal numbers, which are slow to compute with and too small to matter.
     torch.set_flush_denormal(True)
     try:
         directory = RunDirectory(path, asdict(config))
@@ -71,7 +77,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
     start = time.monotonic()
     if config.trainer.num_env_steps <= config.agent.num_warm_start_steps:
         log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
-    keeper = Keeper(config.checkpoint, directory)
+    checkpointer = Checkpointer(config.checkpoint, directory)
     trainer: Trainer | None = None
     status, error = "failed", None
     try:
@@ -83,12 +89,12 @@ def _run(config: Config, directory: RunDirectory) -> float:
                 return signals.requested or directory.stop_requested or time.monotonic() >= deadline
 
             logger = stack.enter_context(Logger())
-            trainer = build_trainer(config, logger, stack, should_stop, keeper.keep_if_due)
-            logs = keeper.restore(trainer)
+            trainer = build_trainer(config, logger, stack, should_stop, checkpointer.save_if_due)
+            logs = checkpointer.restore(trainer)
             for sink in open_sinks(config, directory, logs, trainer.env_steps):
                 logger.add(sink)
             is_done = trainer.train()
-            keeper.keep(trainer)
+            checkpointer.save(trainer)
             directory.save_policy(trainer.agent.policy_state())
             status = "done" if is_done else "interrupted"
     except KeyboardInterrupt:
@@ -102,13 +108,13 @@ def _run(config: Config, directory: RunDirectory) -> float:
             raise
         raise failure from caught
     finally:
-        earlier = keeper.earlier_seconds
+        seconds = checkpointer.earlier_seconds + time.monotonic() - start
         score = directory.score(config.trainer.num_score_evaluations)
-        summary = summarize(config, trainer, status, earlier + time.monotonic() - start, error, score)
+        summary = summarize(config, trainer, status, seconds, error, score)
         try:
             directory.write_summary(summary)
         except OSError as caught:
-            log.error("no summary: %s", caught)
+            log.error("the summary cannot be written: %s", caught)
     log.info("%s", closing_table(summary, directory.path))
     if status == "interrupted":
         signals.pass_on()
@@ -117,7 +123,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
 
 
 def _failure(error: Exception, path: Path) -> RunFailed:
-    """Return what a run that writes into `path` fails with, where something raised an error."""
+    """Return the failure to report for an error in a run that writes into `path`."""
     if isinstance(error, RunFailed):
         return error
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
@@ -126,11 +132,14 @@ def _failure(error: Exception, path: Path) -> RunFailed:
     return RunFailed(f"{type(error).__name__}: {error}")
 
 
-class Keeper:
-    """Keeps the state of a run in its directory, and brings it back."""
+class Checkpointer:
+    """Saves a trainer to the checkpoints of its run, and restores it.
+
+    Attributes:
+        earlier_seconds: Wall-clock time of the run before it was resumed.
+    """
 
     def __init__(self, options: CheckpointOptions, directory: RunDirectory) -> None:
-        """Look for checkpoints in a run's directory."""
         self.earlier_seconds = 0.0
         self._options = options
         self._directory = directory
@@ -138,29 +147,32 @@ class Keeper:
         self._checkpoints = Checkpoints(directory.path, options.keep)
 
     def restore(self, trainer: Trainer) -> dict[str, int]:
-        """Bring a trainer to the last checkpoint; return the bytes of each log file that belong to it.
+        """Restore the newest checkpoint; return the number of bytes of each log file that belong to it.
 
         Raises:
-            NoUsableCheckpoint: The run has got somewhere, and there is no way back to it.
+            NoUsableCheckpoint: The run has made progress, but no checkpoint can be used.
         """
         checkpoint = self._checkpoints.load(trainer.buffers)
         if checkpoint is None:
             if self._directory.has_metrics:
                 raise NoUsableCheckpoint(f"{self._directory.path}: its checkpoints are gone")
             if not self._directory.is_new:
-                log.info("the run had not begun yet")
+                log.info("the run has no checkpoint yet: starting from step 0")
             return {}
         is_exact = trainer.load_state_dict(checkpoint.state)
         self.earlier_seconds = checkpoint.state["stopwatch"]["total_seconds"]
-        log.info("the run goes on from step %d", checkpoint.step)
+        log.info("resuming from step %d", checkpoint.step)
         if not is_exact:
-            log.warning("the environment does not repeat its episode: a new one begins, and the rest differs")
+            log.warning(
+                "the environment did not repeat its episode: a new one begins, so results will differ "
+                "from those of an uninterrupted run"
+            )
         return checkpoint.logs
 
-    def keep_if_due(self, trainer: Trainer) -> None:
-        """Make a checkpoint at the times that the options say, and after the best evaluation so far."""
+    def save_if_due(self, trainer: Trainer) -> None:
+        """Make a checkpoint at the configured intervals, and after the best evaluation so far."""
         if self._is_due(trainer.env_steps) or trainer.best_step == trainer.env_steps:
-            self.keep(trainer)
+            self.save(trainer)
 
     def _is_due(self, step: int) -> bool:
         last = self._checkpoints.last_step
@@ -171,7 +183,7 @@ class Keeper:
             minutes is not None and time.monotonic() - self._last_time >= 60 * minutes
         )
 
-    def keep(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
         """Make a checkpoint."""
         self._checkpoints.save(
             trainer.env_steps,
@@ -184,18 +196,19 @@ class Keeper:
 
 
 def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], step: int) -> list[Sink]:
-    """Open the logs, each cut to what the checkpoint knows of it."""
-    path = next((directory.path / name for name in logs if name.startswith(EVENTS)), directory.new_events())
-    events = TensorBoardEvents(path, logs.get(path.name, 0), hyperparameters(config))
+    """Open the logs, each truncated to the size recorded in the checkpoint."""
+    new_events = f"{EVENTS}0000000000.{uuid.uuid4().hex[:12]}"  # unique among all runs
+    name = next((name for name in logs if name.startswith(EVENTS)), new_events)
+    events = TensorBoardEvents(directory.path / name, logs.get(name, 0), hyperparameters(config))
     return [
-        JsonLines(directory.metrics, logs.get(directory.metrics.name, 0)),
+        JsonLines(directory.path / METRICS, logs.get(METRICS, 0)),
         events if config.trainer.events_required else Dispensable(events),
         Progress(config.trainer.num_env_steps, step),
     ]
 
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """Return the options that are set, by key, as values that TensorBoard's HParams can show."""
+    """Return the options that are not null, by key, as values that TensorBoard's HParams can show."""
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, _, _, value in options_in(config)
@@ -211,7 +224,7 @@ def summarize(
     error: str | None,
     score: float | None,
 ) -> dict[str, Any]:
-    """Return what one wants to know of a run afterwards."""
+    """Return the summary of a run; `trainer` is None if the run failed before it was built."""
     last = trainer.evaluation if trainer is not None else None
     best = trainer.best_evaluation if trainer is not None else None
     return {
@@ -225,7 +238,7 @@ def summarize(
         "episodes": trainer.collector.episodes if trainer is not None else 0,
         "gradient_steps": trainer.gradient_steps if trainer is not None else 0,
         "wall_seconds": wall_seconds,
-        "phase_seconds": trainer.phase_seconds if trainer is not None else {},
+        "phase_seconds": trainer.stopwatch.seconds if trainer is not None else {},
         "score": score,
         "eval_return_mean": last.return_mean if last is not None else None,
         "eval_return_std": last.return_std if last is not None else None,
@@ -235,26 +248,22 @@ def summarize(
 
 
 def closing_table(summary: dict[str, Any], path: Path) -> str:
-    """Return the table that ends a run, with the command that opens TensorBoard."""
-    rows = [
-        ("status", summary["status"]),
-        ("real steps", f"{summary['env_steps']:,} in {summary['episodes']:,} episodes"),
-        ("gradient steps", f"{summary['gradient_steps']:,}"),
-        ("wall time", f"{summary['wall_seconds']:.1f} s"),
-        (
-            "time by phase",
-            ", ".join(f"{name} {spent:.1f} s" for name, spent in summary["phase_seconds"].items()),
-        ),
-    ]
+    """Return the table that is logged at the end of a run."""
+    phases = summary["phase_seconds"].items()
+    rows = {
+        "status": summary["status"],
+        "real steps": f"{summary['env_steps']:,} in {summary['episodes']:,} episodes",
+        "gradient steps": f"{summary['gradient_steps']:,}",
+        "wall time": f"{summary['wall_seconds']:.1f} s",
+        "time by phase": ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases),
+    }
     if summary["eval_episodes"]:
-        mean, std, best = (
-            summary[k] for k in ("eval_return_mean", "eval_return_std", "best_eval_return_mean")
-        )
-        rows.append(("last evaluation", f"{mean:.1f} +- {std:.1f} over {summary['eval_episodes']} episodes"))
-        rows.append(("best evaluation", f"{best:.1f}"))
-        rows.append(("score", f"{summary['score']:.1f}"))
-    rows.append(("run directory", str(path)))
-    rows.append(("look at it", f"tensorboard --logdir {path}"))
-    width = max(len(name) for name, _ in rows)
+        last = f"{summary['eval_return_mean']:.1f} +- {summary['eval_return_std']:.1f}"
+        rows["last evaluation"] = f"{last} over {summary['eval_episodes']} episodes"
+        rows["best evaluation"] = f"{summary['best_eval_return_mean']:.1f}"
+        rows["score"] = f"{summary['score']:.1f}"
+    rows["run directory"] = str(path)
+    rows["TensorBoard"] = f"tensorboard --logdir {path}"
+    width = max(map(len, rows))
     title = f"{summary['agent']} on {summary['env']}, seed {summary['seed']}"
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])

@@ -72,19 +72,19 @@ MISBEHAVIOUR = {
     "nan_observation": (returning(obs=np.array([0, NAN])), "the observation is not finite"),
     "infinite_observation": (returning(obs=np.array([INF, 0])), "the observation is not finite"),
     "huge_observation": (returning(obs=np.array([1e300, 0])), "the observation is not finite"),
-    "short_observation": (returning(obs=np.zeros(1)), "has shape (1,), its space (2,)"),
-    "deep_observation": (returning(obs=np.zeros((2, 1))), "has shape (2, 1), its space (2,)"),
-    "scalar_observation": (returning(obs=0.0), "has shape (), its space (2,)"),
-    "no_observation": (returning(obs=None), "has shape (), its space (2,)"),
+    "short_observation": (returning(obs=np.zeros(1)), "has shape (1,), but its space (2,)"),
+    "deep_observation": (returning(obs=np.zeros((2, 1))), "has shape (2, 1), but its space (2,)"),
+    "scalar_observation": (returning(obs=0.0), "has shape (), but its space (2,)"),
+    "no_observation": (returning(obs=None), "has shape (), but its space (2,)"),
     "text_observation": (returning(obs=np.array(["a", "b"])), "could not convert string"),
-    "dict_observation": (returning(obs={"x": 1}), "has shape (), its space (2,)"),
+    "dict_observation": (returning(obs={"x": 1}), "has shape (), but its space (2,)"),
     "nan_reward": (returning(reward=NAN), "the reward is nan"),
     "infinite_reward": (returning(reward=-INF), "the reward is -inf"),
     "no_reward": (returning(reward=None), "the reward is None, not a number"),
     "many_rewards": (returning(reward=np.ones(2)), "the reward is array([1., 1.]), not a number"),
     "text_reward": (returning(reward="1"), "the reward is '1', not a number"),
-    "no_end": (returning(terminated=None), "the end of the episode is told by None"),
-    "many_ends": (returning(truncated=np.zeros(2, bool)), "the end of the episode is told by array"),
+    "no_end": (returning(terminated=None), "the end of the episode is None"),
+    "many_ends": (returning(truncated=np.zeros(2, bool)), "the end of the episode is array"),
     "old_api": (lambda: GOOD[:4], "expected 5, got 4"),
     "nothing": (lambda: None, "TypeError"),
     "raises": (raising(ZeroDivisionError("division by zero")), "ZeroDivisionError: division by zero"),
@@ -156,7 +156,7 @@ NUMBERS = [
         for name in ("next_obs", "reward", "terminated")
         for value in (NAN, INF, -INF)
     ],
-    *[(Regression, "losses", loss(value), "a loss in the model is not finite") for value in (NAN, INF, -INF)],
+    *[(Regression, "losses", loss(value), "a loss of the model is not finite") for value in (NAN, INF, -INF)],
 ]
 
 

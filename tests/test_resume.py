@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import ConfigError, Diverged, Interrupted, RunFailed, StopOnSignal
-from mbpo_cli.run import Keeper, run
+from mbpo_cli.run import Checkpointer, run
 from mbpo_cli.storage.checkpoint import Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
 from mbpo_cli.trainer import Trainer
@@ -109,11 +109,11 @@ def stop_at(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs stop after an environment step."""
     now = 0
 
-    def keep_if_due(self: Keeper, trainer: Trainer) -> None:
+    def save_if_due(self: Checkpointer, trainer: Trainer) -> None:
         nonlocal now
         now = trainer.env_steps
 
-    monkeypatch.setattr(Keeper, "keep_if_due", keep_if_due)
+    monkeypatch.setattr(Checkpointer, "save_if_due", save_if_due)
     monkeypatch.setattr(StopOnSignal, "requested", property(lambda self: now >= last))
 
 
@@ -170,7 +170,7 @@ def test_another_configuration_is_refused_with_what_differs(
 ) -> None:
     run(make_config(*TINY), tmp_path)
     before = files(tmp_path)
-    with pytest.raises(ConfigError, match=rf"holds a run already, of other values \({difference}"):
+    with pytest.raises(ConfigError, match=rf"already holds a run with other values \({difference}"):
         run(make_config(*TINY, other), tmp_path)
     assert files(tmp_path) == before
 

@@ -1,4 +1,4 @@
-"""Greedy evaluation on environments and seeds of its own; training never notices it."""
+"""Greedy evaluation in environments and on seeds of its own; it does not affect training."""
 
 from __future__ import annotations
 
@@ -15,26 +15,34 @@ from mbpo_cli.seeding import episode_seeds
 from mbpo_cli.types import Policy, Transitions
 
 
+class Outcome(NamedTuple):
+    """The first observation of an episode, shape (O,), its undiscounted return, and its number of steps."""
+
+    start: Tensor
+    total_reward: float
+    length: int
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns and lengths of finished episodes, in the order of their seeds."""
+    """Undiscounted returns and lengths of finished episodes, in the order of their seeds."""
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
 
     @classmethod
     def of(cls, episodes: Sequence[Outcome]) -> Evaluation:
-        """Return what is to be told of episodes."""
+        """Return the evaluation that these episodes make up."""
         return cls(tuple(e.total_reward for e in episodes), tuple(e.length for e in episodes))
 
     @property
     def return_mean(self) -> float:
-        """Mean undiscounted return."""
+        """Mean return."""
         return float(np.mean(self.returns))
 
     @property
     def return_std(self) -> float:
-        """Standard deviation of the returns over episodes."""
+        """Standard deviation of the returns."""
         return float(np.std(self.returns))
 
     @property
@@ -44,22 +52,8 @@ class Evaluation:
 
     @property
     def length_std(self) -> float:
-        """Standard deviation of the numbers of steps over episodes."""
+        """Standard deviation of the numbers of steps."""
         return float(np.std(self.lengths))
-
-
-class Outcome(NamedTuple):
-    """What became of an episode.
-
-    Attributes:
-        start: Its first observation, shape (O,).
-        total_reward: Its undiscounted return.
-        length: Its steps.
-    """
-
-    start: Tensor
-    total_reward: float
-    length: int
 
 
 @dataclass(frozen=True)
@@ -67,10 +61,10 @@ class Episode:
     """One episode of T steps.
 
     Attributes:
-        obs: Observations, the first and the last one included, shape (T + 1, O).
+        obs: Observations, including the first and the last, shape (T + 1, O).
         action: Actions, scaled to [-1, 1] or one-hot, shape (T, A).
         reward: Rewards, float64, shape (T,).
-        terminated: Whether it ended in a terminal state, and not at a time limit.
+        terminated: Whether it ended in a terminal state rather than at a time limit.
     """
 
     obs: Tensor
@@ -82,25 +76,24 @@ class Episode:
         return len(self.reward)
 
     def to(self, device: torch.device) -> Episode:
-        """Return it on a device."""
-        obs, action, reward = (tensor.to(device) for tensor in (self.obs, self.action, self.reward))
-        return Episode(obs, action, reward, self.terminated)
+        """Return the episode on a device."""
+        return Episode(self.obs.to(device), self.action.to(device), self.reward.to(device), self.terminated)
 
     @property
     def outcome(self) -> Outcome:
-        """What became of it."""
+        """The episode in three values."""
         return Outcome(self.obs[0], sum(self.reward.tolist()), len(self))
 
     @property
     def transitions(self) -> Transitions:
-        """Its steps."""
+        """The steps as training data."""
         ends = torch.zeros_like(self.obs[:-1, 0])
         ends[-1] = float(self.terminated)
         return Transitions(self.obs[:-1], self.action, self.reward.float(), self.obs[1:], ends)
 
 
 class Playable(Protocol):
-    """What episodes are played in."""
+    """An environment to play episodes in."""
 
     def reset(self, seed: int) -> Tensor:
         """Start an episode and return its first observation, shape (O,)."""
@@ -120,7 +113,7 @@ def play(
         envs: Environments, which are reset.
         seeds: A seed for each.
         policy: Chooses the actions.
-        device: Where the policy is.
+        device: The device of the policy.
     """
     obs = [[env.reset(seed)] for env, seed in zip(envs, seeds, strict=True)]
     actions_taken: list[list[Tensor]] = [[] for _ in envs]
@@ -146,12 +139,16 @@ def play(
 
 
 class Evaluator:
-    """Plays a fixed set of episodes with a greedy policy.
+    """Plays the same episodes at every evaluation, in parallel, with one environment each.
 
-    The episodes run side by side, one environment each, so that the policy sees one batch per step.
+    Args:
+        make_env: Makes one of the environments.
+        num_episodes: The number of episodes per evaluation.
+        seed: The seed that the episodes' seeds derive from.
+        device: The device of the policy.
 
     Attributes:
-        episodes: Those of the last evaluation.
+        episodes: The episodes of the last evaluation.
     """
 
     def __init__(
@@ -161,18 +158,17 @@ class Evaluator:
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Make one environment per episode; every evaluation starts from the same seeds."""
         self._envs: Sequence[Environment] = [make_env() for _ in range(num_episodes)]
         self._seeds = episode_seeds(seed, "evaluation", num_episodes)
         self._device = device
         self.episodes: list[Episode] = []
 
     def __call__(self, policy: Policy) -> Evaluation:
-        """Return what the greedy policy earns."""
+        """Evaluate a greedy policy."""
         self.episodes = play(self._envs, self._seeds, policy, self._device)
         return Evaluation.of([episode.outcome for episode in self.episodes])
 
     def close(self) -> None:
-        """Release the environments."""
+        """Close the environments."""
         for env in self._envs:
             env.close()

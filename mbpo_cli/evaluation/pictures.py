@@ -1,6 +1,6 @@
-"""Pictures of what diagnostics have found, as PNG.
+"""Plots of diagnostics, as PNG.
 
-Knows findings and how to draw; does not know runs, files or TensorBoard.
+Knows findings and matplotlib; does not know runs, files or TensorBoard.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -30,49 +30,44 @@ REAL, MODEL, IDEAL = "black", "tab:blue", "tab:gray"
 
 
 def of_model(found: Findings) -> bytes | None:
-    """Draw what the model is worth; None where there was none to look at.
+    """Plot the quality of the model; None if there is no fitted one.
 
-    Above: a few real stretches, with what each elite predicts from their starts under the real actions.
-    Below: how the error grows, whether a Gaussian model's intervals hold what they promise, which elements
-    are hard to predict, and where rollouts have been beside reality.
+    Top: some real trajectories, with each elite's predictions from their starts under the real actions.
+    Bottom: the growth of the error, the calibration of a Gaussian model, the error of each element, and the
+    distributions of real and generated observations.
     """
     if found.one_step is None or found.obs_generated is None:
         return None
     figure = Figure(figsize=(13, 6.5))
-    FigureCanvasAgg(figure)
-    # Placed by hand: to let matplotlib find places would take twice as long.
+    # The layout is fixed, as automatic layout takes twice as long.
     num_elements = min(NUM_ELEMENTS, found.obs_real.shape[1])
     upper, lower = ({**SIDES, "top": top, "bottom": top - 0.37} for top in (0.95, 0.45))
     fans = figure.subplots(1, num_elements, squeeze=False, gridspec_kw=upper)[0]
     for element, axes in enumerate(fans):
         if found.open_loop is None:
-            axes.text(0.5, 0.5, "episodes are too short", ha="center", color=IDEAL)
+            axes.text(0.5, 0.5, "the episodes are too short", ha="center", color=IDEAL)
         else:
             _fan(axes, found.open_loop, element)
-        axes.set(title=f"element {element} of the observation", xlabel="steps predicted ahead")
-    growth, calibration, elements, where = figure.subplots(1, 4, gridspec_kw=lower)
-    if found.open_loop is not None:
-        _growth(growth, found.open_loop)
-    _calibration(calibration, found.one_step)
-    _elements(elements, found.one_step)
-    _where(where, found.obs_real[:, 0].cpu().numpy(), found.obs_generated[:, 0].cpu().numpy())
-    for axes in (*fans, calibration):
-        axes.locator_params(axis="y", nbins=4)  # texts are what takes time
-    return _png(figure, (*fans, growth, calibration, elements, where))
+        axes.set(title=f"observation element {element}", xlabel="steps ahead")
+    panels = figure.subplots(1, 4, gridspec_kw=lower)
+    _errors(panels, found.one_step, found.open_loop)
+    _distribution(panels[3], found.obs_real[:, 0].cpu().numpy(), found.obs_generated[:, 0].cpu().numpy())
+    for axes in (*fans, panels[1]):
+        axes.locator_params(axis="y", nbins=4)  # text takes the most time
+    return _png(figure, (*fans, *panels))
 
 
 def of_predictions(rows: Transitions, one_step: OneStep, open_loop: OpenLoop | None) -> bytes:
-    """Draw predictions of one step against the truth by element, and where and how far they go wrong.
+    """Plot predicted against real changes of each element, and an overview of the errors.
 
     Args:
         rows: Real transitions.
-        one_step: What was predicted of each.
-        open_loop: What was predicted over many steps, if episodes are long enough.
+        one_step: Predictions of each.
+        open_loop: Predictions over many steps, if the episodes are long enough.
     """
     num_elements = min(MAX_SCATTERS, rows.obs.shape[1])
     num_rows = 1 + math.ceil(num_elements / SCATTERS_PER_ROW)
     figure = Figure(figsize=(13, 3.4 * num_rows), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(num_rows, SCATTERS_PER_ROW, squeeze=False)
     shown = torch.linspace(0, len(rows) - 1, min(MAX_DOTS, len(rows))).long()
     true = (rows.next_obs - rows.obs)[shown].cpu().numpy()
@@ -87,15 +82,19 @@ def of_predictions(rows: Transitions, one_step: OneStep, open_loop: OpenLoop | N
         axes.plot(limits, limits, color=IDEAL, linestyle=":")
         seen = predicted[:, element].clip(*limits)
         axes.plot(true[:, element], seen, ".", color=MODEL, alpha=0.3, markersize=3)
-        axes.set(title=f"change of element {element}", xlabel="true", ylabel="predicted")
+        axes.set(title=f"change of element {element}", xlabel="real", ylabel="predicted")
         axes.set(xlim=limits, ylim=limits)
-    growth, calibration, elements, where = grid[0]
-    if open_loop is not None:
-        _growth(growth, open_loop)
-    _calibration(calibration, one_step)
-    _elements(elements, one_step)
-    _map(where, rows.obs[shown].cpu().numpy(), one_step.error_B[shown].cpu().numpy())
+    _errors(grid[0], one_step, open_loop)
+    _map(grid[0, 3], rows.obs[shown].cpu().numpy(), one_step.error_B[shown].cpu().numpy())
     return _png(figure, grid.flat)
+
+
+def _errors(panels: NDArray[Any], one_step: OneStep, open_loop: OpenLoop | None) -> None:
+    """Plot growth, calibration and error by element into the first three panels."""
+    if open_loop is not None:
+        _growth(panels[0], open_loop)
+    _calibration(panels[1], one_step)
+    _elements(panels[2], one_step)
 
 
 def _png(figure: Figure, panels: Iterable[Axes]) -> bytes:
@@ -107,17 +106,17 @@ def _png(figure: Figure, panels: Iterable[Axes]) -> bytes:
 
 
 def _map(axes: Axes, obs: Array, error: Array) -> None:
-    # The worst come last, and lie on top.
+    # The largest errors are plotted last, on top.
     order = error.argsort()
     across, up = obs[order, 0], obs[order, min(1, obs.shape[1] - 1)]
     dots = axes.scatter(across, up, c=np.log10(error[order].clip(1e-6)), s=6, cmap="viridis")
-    axes.set(title="where it fails", xlabel="element 0", ylabel="element 1")
+    axes.set(title="error by observation", xlabel="element 0", ylabel="element 1")
     assert axes.figure is not None
-    axes.figure.colorbar(dots, ax=axes, label="log10 of the error")
+    axes.figure.colorbar(dots, ax=axes, label="log10(error)")
 
 
 def _fan(axes: Axes, found: OpenLoop, element: int) -> None:
-    # From the stretch with the most movement down to a rather quiet one.
+    # From the trajectory with the most movement to one with little.
     movement_S = found.real_SKO.std(1).sum(1)
     chosen = movement_S.argsort(descending=True)[:: max(len(movement_S) // NUM_FANS, 1)][:NUM_FANS]
     steps = np.arange(found.real_SKO.shape[1])
@@ -129,7 +128,7 @@ def _fan(axes: Axes, found: OpenLoop, element: int) -> None:
     real = found.real_SKO[chosen, :, element]
     low, high = float(real.min()), float(real.max())
     margin = max(high - low, 1e-3)
-    axes.set_ylim(low - margin, high + margin)  # a model that runs away leaves the picture
+    axes.set_ylim(low - margin, high + margin)  # predictions that diverge are cut off
     axes.set_xticks([number * (len(steps) + 3) for number in range(len(chosen))], ["start"] * len(chosen))
     axes.plot([], [], color=REAL, label="real")
     axes.plot([], [], color=MODEL, label="each elite")
@@ -140,13 +139,15 @@ def _growth(axes: Axes, found: OpenLoop) -> None:
     steps = np.arange(1, found.error_EK.shape[1] + 1)
     axes.plot(steps, found.error_EK.T.cpu().numpy(), color=MODEL, linewidth=1)
     axes.axhline(1, color=IDEAL, linestyle=":")
-    axes.annotate("spread of the observations", (steps[0], 1), color=IDEAL, fontsize=8, va="bottom")
-    axes.set(title="error of each elite", xlabel="steps predicted ahead")
+    axes.annotate(
+        "standard deviation of the observations", (steps[0], 1), color=IDEAL, fontsize=8, va="bottom"
+    )
+    axes.set(title="error of each elite", xlabel="steps ahead")
     _logarithmic(axes)
 
 
 def _calibration(axes: Axes, found: OneStep) -> None:
-    axes.set(title="calibration", xlabel="interval", ylabel="share of truths in it", xlim=(0, 1), ylim=(0, 1))
+    axes.set(title="calibration", xlabel="interval", ylabel="share of real values", xlim=(0, 1), ylim=(0, 1))
     axes.plot([0, 1], [0, 1], color=IDEAL, linestyle=":")
     if found.score_EBO is None:
         axes.text(0.5, 0.5, "deterministic", ha="center", color=IDEAL)
@@ -161,19 +162,19 @@ def _elements(axes: Axes, found: OneStep) -> None:
     axes.bar(np.arange(len(error_O)), error_O, color=MODEL)
     axes.axhline(1, color=IDEAL, linestyle=":")
     axes.annotate("mean change", (-0.4, 1), color=IDEAL, fontsize=8, va="bottom")
-    axes.set(title="error of one step", xlabel="element of the observation")
+    axes.set(title="one-step error", xlabel="observation element")
     _logarithmic(axes)
 
 
-def _where(axes: Axes, real: Array, generated: Array) -> None:
+def _distribution(axes: Axes, real: Array, generated: Array) -> None:
     bins = np.histogram_bin_edges(np.concatenate((real, generated)), 40).tolist()
     axes.hist(real, bins, density=True, color=REAL, histtype="step", label="real")
     axes.hist(generated, bins, density=True, color=MODEL, alpha=0.5, label="generated")
-    axes.set(title="element 0, where it has been", yticks=[])
+    axes.set(title="distribution of element 0", yticks=[])
     axes.legend(loc="upper right", frameon=False, fontsize=8)
 
 
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")  # powers of ten would be set as formulas, which is slow
+    axes.yaxis.set_major_formatter("{x:g}")  # rendering powers of ten as formulas is slow
     axes.yaxis.set_minor_formatter("")

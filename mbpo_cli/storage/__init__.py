@@ -1,1 +1,1 @@
-"""What a run keeps on disk: checkpoints, its directory, its records."""
+"""Everything that a run keeps on disk: checkpoints, its directory, its records."""

@@ -1,6 +1,6 @@
-"""What a run has left in its directory, read as plain data: configuration, what of it matters, and returns.
+"""The names of the files in a run directory, and its configuration and evaluation returns as plain data.
 
-Knows YAML and JSON; does not know types, torch, or what the options mean.
+Knows YAML and JSON; does not know types, torch or the meaning of options.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from typing import Any
 
 import yaml
 
-from mbpo_cli.failures import ConfigError, one_line
+from mbpo_cli.failures import ConfigError
 
-# What lies in the directory of a run.
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 LOCK, STOP = "run.lock", "stop"
 POLICY, LOG = "policy.pt", "train.log"
 CHECKPOINTS, EXPERIENCE = "checkpoints", "experience"
-EVENTS = "events.out.tfevents."  # how the name begins
+EVENTS = "events.out.tfevents."  # a prefix
 EVALUATION = "eval/return_mean"
 MAX_CONFIG_BYTES = 256_000
 MAX_CONFIG_DEPTH = 50
 
-# Another value changes when a run looks or stops, or how fast it is, and not what it computes.
+# Options that change when a run evaluates, logs or stops, or how fast it is, but not what it computes.
 HARMLESS = (
     "checkpoint.",
     "compile",
@@ -40,15 +39,15 @@ HARMLESS = (
     "trainer.num_score_evaluations",
 )
 
-# Values of options that older versions did not have, and with which their runs were made.
-OF_OLDER_VERSIONS = {"precision": "float32"}
+# Values for options that older versions did not have, equivalent to what those versions did.
+VALUES_OF_OLDER_VERSIONS = {"precision": "float32"}
 
-# The one in C is ten times as fast, and not everywhere.
+# The C loader is ten times as fast, but not available everywhere.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def stored_config(path: Path) -> dict[str, Any]:
-    """Return the configuration of the run in a directory, as plain data, with what older versions lack.
+    """Return the configuration stored in a run directory, with the options that older versions lack.
 
     Raises:
         ConfigError: There is none, or it cannot be read.
@@ -61,12 +60,12 @@ def stored_config(path: Path) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path / CONFIG}: cannot be read: {one_line(error)}") from error
-    return {**OF_OLDER_VERSIONS, **config}
+        raise ConfigError(f"{path / CONFIG}: cannot be read: {error}") from error
+    return {**VALUES_OF_OLDER_VERSIONS, **config}
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a text has neither aliases, which may grow without limit, nor depths that exhaust the stack."""
+    """Return True if YAML has no aliases, which can grow without limit, and does not exhaust the stack."""
     depth = 0
     for event in yaml.parse(text, Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -85,11 +84,11 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def evaluations(path: Path) -> dict[int, float]:
-    """Return the mean returns of the evaluations of the run in a directory by environment step, so far."""
+    """Return the mean evaluation returns of the run in a directory so far, by environment step."""
     metrics = path / METRICS
     if not metrics.exists():
         return {}
-    # What follows the last line break is half a line, of a run that still writes or that a full disk ended.
+    # The rest after the last line break is an incomplete line of a run that is still writing or was cut off.
     lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
     rows = [json.loads(line) for line in lines if EVALUATION in line]
     return {row["step"]: row[EVALUATION] for row in rows}

@@ -265,7 +265,7 @@ def test_a_job_that_slurm_preempts_goes_on(by: str, start_sweep: Any, whole: Pat
         subprocess.run(["sbatch", *urgent], check=True)
     output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, output
-    assert (there / "seed0" / "train.log").read_text().count("the run goes on from step") == 1
+    assert (there / "seed0" / "train.log").read_text().count("resuming from step") == 1
     assert outcome(there / "seed0") == outcome(whole)
     assert scores(there)["seed0"] == json.loads((whole / "summary.json").read_text())["score"]
 

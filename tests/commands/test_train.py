@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_by_its_directory_or_its_command(tmp_path: Path) ->
     length = f"trainer.num_env_steps={stopped_at + 5}"
     done = command("resume=mine", length, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"the run goes on from step {stopped_at}" in done.stdout
+    assert f"resuming from step {stopped_at}" in done.stdout
     again = command(*arguments, f"trainer.num_env_steps={stopped_at + 9}", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]

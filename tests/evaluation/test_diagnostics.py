@@ -107,7 +107,7 @@ def test_rewards_and_ends_are_compared_with_real_ones(g: torch.Generator) -> Non
     ends = torch.tensor([0.0, 1.0, 1.0, 0.0])
     rows = Transitions(zeros, zeros, torch.tensor([1.0, 3.0, 1.0, 3.0]), zeros, ends)
     reward, is_done = fixed([1.0, 3.0, 1.0, 5.0]), fixed([1.0, 1.0, 0.0, 1.0])
-    found = diagnostics.of_outcomes(model_of(Line([0.0]), reward=reward, is_done=is_done), rows, g)
+    found = diagnostics.outcome_metrics(model_of(Line([0.0]), reward=reward, is_done=is_done), rows, g)
     assert found == pytest.approx(
         {
             "diagnose/reward_error": 1.0,  # one of four misses by 2, and rewards deviate by 1
@@ -116,7 +116,7 @@ def test_rewards_and_ends_are_compared_with_real_ones(g: torch.Generator) -> Non
         }
     )
     never = model_of(Line([0.0]), reward=reward, is_done=fixed([0.0] * 4))
-    assert "diagnose/is_done_precision" not in diagnostics.of_outcomes(never, rows, g)
+    assert "diagnose/is_done_precision" not in diagnostics.outcome_metrics(never, rows, g)
 
 
 def test_returns_to_go_are_discounted_and_go_on_after_a_time_limit() -> None:

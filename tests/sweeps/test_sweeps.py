@@ -205,7 +205,7 @@ def test_a_job_is_done_when_it_is_as_long_as_asked(tmp_path: Path) -> None:
     longer = job_in(tmp_path / "job", "mbpo=off", "trainer.num_env_steps=40")
     assert longer.score is None
     longer.check()
-    with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=.*holds a run already.*seed: 0 -> 1"):
+    with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=.*already holds a run.*seed: 0 -> 1"):
         job_in(tmp_path / "job", "mbpo=off", "seed=1").check()
 
 
