@@ -28,7 +28,7 @@ WIDE = "agent.hidden_sizes=[256,256]"
         ((*SMALL, "threads=7"), True, 2, 7),
     ],
 )
-def test_auto_leaves_half_of_the_cores_to_other_jobs(
+def test_automatic_threads_leave_half_of_the_cores_free(
     overrides: tuple[str, ...],
     in_sweep: bool,
     num_cores: int,
@@ -42,7 +42,7 @@ def test_auto_leaves_half_of_the_cores_to_other_jobs(
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("instructions", ["avx2", "avx512_bf16"])
-def test_precision_reaches_all_networks_and_what_is_slower_is_told(
+def test_precision_reaches_all_networks_with_a_warning_where_it_is_slower(
     precision: str, instructions: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True})
@@ -61,5 +61,5 @@ def test_precision_reaches_all_networks_and_what_is_slower_is_told(
         ]
     assert len(networks) >= 5, "actor, critics, target critics, transition, is-done"
     assert {network.product_dtype for network in networks} == {getattr(torch, precision)}
-    told = [message for message in caplog.messages if "no instructions" in message]
-    assert len(told) == (precision == "bfloat16" and instructions == "avx2")
+    warnings = [message for message in caplog.messages if "no instructions" in message]
+    assert len(warnings) == (precision == "bfloat16" and instructions == "avx2")

@@ -1,4 +1,4 @@
-"""What cannot go on ends with one line that names it, an exit code of its own, and its checkpoint."""
+"""A run that fails ends with a one-line reason, an exit code for its kind, and its last checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Misbehaving(gym.Env[Any, Any]):
-    """Is well for 17 steps, and then does what the test says."""
+    """Behaves well for 17 steps, then does what the test sets."""
 
     misbehave: Callable[[], Any]
 
@@ -95,7 +95,7 @@ MISBEHAVIOUR = {
 
 
 @pytest.mark.parametrize("name", MISBEHAVIOUR)
-def test_a_misbehaving_environment_is_named_and_the_checkpoint_stays(
+def test_a_misbehaving_environment_is_named_and_the_run_can_be_resumed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     misbehave, words = MISBEHAVIOUR[name]
@@ -110,13 +110,13 @@ def test_a_misbehaving_environment_is_named_and_the_checkpoint_stays(
     assert words in line
     assert "\n" not in line
     assert json.loads((tmp_path / "summary.json").read_text())["error"] == line
-    # Once it is mended, the run goes on.
+    # Once the environment is fixed, the run resumes.
     monkeypatch.setattr(Misbehaving, "misbehave", staticmethod(lambda: GOOD))
     assert math.isfinite(run(config, tmp_path))
 
 
 def poisoned(function: Callable[..., Any], poison: Callable[[Any], Any], calls: int) -> Callable[..., Any]:
-    """The function, whose result is poisoned at one call and all later ones."""
+    """Return a function whose result is replaced by `poison` from call number `calls` on."""
     count = 0
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -164,7 +164,7 @@ NUMBERS = [
 @pytest.mark.parametrize(
     "case", NUMBERS, ids=[f"{kind.__name__}-{number}" for number, (kind, *_) in enumerate(NUMBERS)]
 )
-def test_a_number_that_cannot_be_ends_the_run_as_diverged(
+def test_an_impossible_number_ends_the_run_as_diverged(
     case: tuple[Any, ...], calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, method, poison, words = case
@@ -179,12 +179,14 @@ def test_a_number_that_cannot_be_ends_the_run_as_diverged(
         run(make_config(*TINY, "mbpo.generate_every=5", *options), tmp_path)
     assert error.value.exit_code == 4
     steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
-    assert steps, "a checkpoint from before is there"
+    assert steps, "there is an earlier checkpoint"
     for path in (tmp_path / "checkpoints").glob("*/state.json"):
         assert "NaN" not in path.read_text()
 
 
-def test_a_full_disk_ends_the_run_with_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_run_which_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved = Checkpoints.save
 
     def save(self: Checkpoints, step: int, *args: Any, **kwargs: Any) -> None:
@@ -201,7 +203,7 @@ def test_a_full_disk_ends_the_run_with_what_it_had(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("method", ["write", "commit", "close"])
-def test_events_that_cannot_be_written_end_the_run_only_if_required(
+def test_an_unwritable_event_file_ends_the_run_only_if_required(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     works = getattr(TensorBoardEvents, method)
@@ -232,7 +234,7 @@ def steps_of(path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("how", ["time.sleep(60)", "L.acquire(); L.acquire()"])
-def test_an_environment_that_hangs_is_told_with_its_stack(how: str, tmp_path: Path) -> None:
+def test_a_hanging_environment_is_reported_with_its_stack(how: str, tmp_path: Path) -> None:
     program = f"""
 import gymnasium as gym, threading, time
 from mbpo_cli.envs.environment import Environment

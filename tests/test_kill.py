@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, again and again, ends with the numbers of one that was not."""
+"""A run that is killed at random moments ends with the numbers of one that was not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mbpo_cli.run import run
 from tests.conftest import TINY, gym_env
 from tests.test_resume import outcome
 
-# Checkpoints, fits, rollouts and evaluations take about as long as everything else.
+# Checkpoints, fits, rollouts and evaluations each take a considerable share of the time.
 BUSY = (
     *TINY,
     "mbpo.generate_every=10",
@@ -36,7 +36,7 @@ KINDS = {
 
 
 def start(config: Config, path: Path) -> int:
-    """Run in a child process, which has all modules already; return its id."""
+    """Run in a forked child process, which need not import anything; return its id."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -48,7 +48,7 @@ def start(config: Config, path: Path) -> int:
 
 
 def kill_until_done(config: Config, path: Path, seconds: float, chance: random.Random) -> int:
-    """Kill a run at random moments until it gets through; return how often."""
+    """Kill a run at random moments until it finishes; return the number of kills."""
     kills = 0
     while True:
         child = start(config, path)
@@ -62,12 +62,12 @@ def kill_until_done(config: Config, path: Path, seconds: float, chance: random.R
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kills += 1
-        seconds *= 1.1  # or a machine that got slower would never let it through
+        seconds *= 1.1  # so that it finishes even if the machine becomes slower
 
 
 @pytest.mark.parametrize("num_kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_runs_end_like_those_that_were_not(kind: str, num_kills: int, tmp_path: Path) -> None:
+def test_a_killed_run_ends_like_an_uninterrupted_one(kind: str, num_kills: int, tmp_path: Path) -> None:
     config = make_config(*KINDS[kind])
     begin = time.monotonic()
     assert os.waitpid(start(config, tmp_path / "whole"), 0)[1] == 0
@@ -82,8 +82,8 @@ def test_killed_runs_end_like_those_that_were_not(kind: str, num_kills: int, tmp
 
 
 @pytest.mark.slow
-def test_a_signal_is_answered_within_two_seconds_and_costs_no_step(tmp_path: Path) -> None:
-    """100 signals at random moments of the default run."""
+def test_a_signal_ends_a_run_within_two_seconds_without_losing_a_step(tmp_path: Path) -> None:
+    """Send 100 signals at random moments of the default run."""
     config = make_config("trainer.num_env_steps=1_000")
     chance, number = random.Random(0), 0
     answers: list[float] = []
@@ -106,8 +106,8 @@ def test_a_signal_is_answered_within_two_seconds_and_costs_no_step(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mbpo", ["on", "off"])
-def test_memory_files_and_threads_stay_flat(mbpo: str, tmp_path: Path) -> None:
-    """From step 5,000 to 50,000, with full buffers."""
+def test_memory_open_files_and_threads_do_not_grow(mbpo: str, tmp_path: Path) -> None:
+    """Compare step 5,000 with step 50,000, with full buffers."""
     options = (
         *TINY,
         f"mbpo={mbpo}",
@@ -123,7 +123,7 @@ def test_memory_files_and_threads_stay_flat(mbpo: str, tmp_path: Path) -> None:
     while not os.waitpid(child, os.WNOHANG)[0]:
         time.sleep(0.2)
         steps = [int(p.name) for p in (tmp_path / "run" / "checkpoints").glob("0*")]
-        with contextlib.suppress(FileNotFoundError, ValueError):  # it has just ended
+        with contextlib.suppress(FileNotFoundError, ValueError):  # the process has just ended
             process = Path("/proc") / str(child)
             status = (process / "status").read_text().split()
             now = (

@@ -1,4 +1,4 @@
-"""A run that was stopped or killed anywhere goes on as if nothing had happened, bit for bit."""
+"""A run that was stopped or killed at any point resumes with bit-for-bit the same results."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ BRIEF = (
 
 
 def outcome(path: Path) -> dict[str, Any]:
-    """Everything that a run leaves behind, but for times."""
+    """Return everything that a run writes, except times."""
     lines = (path / "metrics.jsonl").read_text().splitlines()
     rows = [
         {tag: value for tag, value in json.loads(line).items() if not tag.startswith("time/")}
@@ -96,17 +96,17 @@ def digest(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
 
 
 def stop_after(patience: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs find that they are to stop when they have asked so often."""
-    questions = itertools.count()
+    """Make runs stop when they have checked for a stop request `patience` times."""
+    checks = itertools.count()
 
     def requested(self: StopOnSignal) -> bool:
-        return next(questions) >= patience
+        return next(checks) >= patience
 
     monkeypatch.setattr(StopOnSignal, "requested", property(requested))
 
 
 def stop_at(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs stop after an environment step."""
+    """Make runs stop after environment step `last`."""
     now = 0
 
     def save_if_due(self: Checkpointer, trainer: Trainer) -> None:
@@ -118,14 +118,14 @@ def stop_at(last: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+def test_a_stopped_run_resumes_with_the_results_of_an_uninterrupted_one(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(*TINY, *BRIEF, *KINDS[kind])
     run(config, tmp_path / "whole")
     expected = outcome(tmp_path / "whole")
     stops = 0
-    for patience in (3, 17, 31, 12, 25):  # questions whether to stop; fits ask before every mini-batch
+    for patience in (3, 17, 31, 12, 25):  # checks for a stop; fits check before every mini-batch
         stop_after(patience, monkeypatch)
         try:
             run(config, tmp_path / "stopped")
@@ -138,19 +138,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
 
 
 def files(path: Path) -> dict[str, bytes]:
-    """The contents of all files that training writes."""
+    """Return the contents of all files that training writes."""
     written = (file for file in path.rglob("*") if file.is_file())
     return {str(file.relative_to(path)): file.read_bytes() for file in written if file.name != "summary.json"}
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_changed(tmp_path: Path) -> None:
     score = run(make_config(*TINY), tmp_path)
     before = files(tmp_path)
     assert run(make_config(*TINY), tmp_path) == score
     assert files(tmp_path) == before
 
 
-def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
     run(make_config(*TINY), tmp_path)
     run(make_config(*TINY, "trainer.num_env_steps=30", "threads=1"), tmp_path)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -165,7 +165,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
         ("precision=bfloat16", "precision: float32 -> bfloat16"),
     ],
 )
-def test_another_configuration_is_refused_with_what_differs(
+def test_another_configuration_is_rejected_with_the_differences(
     other: str, difference: str, tmp_path: Path
 ) -> None:
     run(make_config(*TINY), tmp_path)
@@ -175,7 +175,7 @@ def test_another_configuration_is_refused_with_what_differs(
     assert files(tmp_path) == before
 
 
-def test_a_run_of_a_version_without_precision_goes_on(tmp_path: Path) -> None:
+def test_a_run_of_a_version_without_precision_can_be_resumed(tmp_path: Path) -> None:
     run(make_config(*TINY), tmp_path)
     path = tmp_path / "config.yaml"
     values = yaml.safe_load(path.read_text())
@@ -185,7 +185,7 @@ def test_a_run_of_a_version_without_precision_goes_on(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text())["env_steps"] == 30
 
 
-def test_a_second_process_is_told_who_has_the_directory(tmp_path: Path) -> None:
+def test_a_second_process_in_the_directory_is_rejected_with_the_name_of_the_first(tmp_path: Path) -> None:
     config = make_config(*TINY)
     busy = pytest.raises(RunFailed, match=f"in use by process {os.getpid()} on ")
     with RunDirectory(tmp_path, asdict(config)), busy as error:
@@ -195,7 +195,7 @@ def test_a_second_process_is_told_who_has_the_directory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "removed"])
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "tensors.safetensors", "experience"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(
     name: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(*TINY, *BRIEF)
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_logs_that_lost_something_are_put_aside(
+def test_incomplete_logs_are_put_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(*TINY, *BRIEF)
@@ -242,7 +242,7 @@ def test_logs_that_lost_something_are_put_aside(
     assert min(event.step for event in shown) > 20
 
 
-def test_without_a_usable_checkpoint_nothing_starts_anew(
+def test_a_run_without_a_usable_checkpoint_does_not_start_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(*TINY, *BRIEF)
@@ -262,7 +262,7 @@ def test_without_a_usable_checkpoint_nothing_starts_anew(
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_no_checkpoint_holds_what_is_not_finite(tmp_path: Path) -> None:
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for bad, words in ((torch.tensor([1.0, float("nan")]), "is not finite"), (float("inf"), "is inf")):
         with pytest.raises(Diverged, match=f"agent/weights {words}"):
@@ -270,30 +270,30 @@ def test_no_checkpoint_holds_what_is_not_finite(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("checkpoints/0*"))
 
 
-def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
+def test_the_latest_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     buffer = ReplayBuffer(3, spaces())
     for step in range(1, 7):
         buffer.add(random_transitions(1, spaces()))
         checkpoints.save(step, {"step": step}, {"real": buffer}, {}, is_best=step == 2)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
-    # The best one needs rows 0 and 1, the last two need rows from 2 on.
+    # The best one needs rows 0 and 1, the last two need the rows from 2 on.
     assert [path.name[5:17] for path in sorted((tmp_path / "experience").iterdir())] == [
         f"{start:012d}" for start in range(6)
     ]
 
 
-# What is not seen in the rest of a run, with the reason.
+# Parts of the state that do not affect the rest of a run.
 UNSEEN = (
     "stopwatch",  # seconds
-    "evaluation",  # told where a finished run is asked again; a run that goes on makes a new one
-    "best_evaluation",  # told in the summary
-    "best_step",  # which checkpoint is kept
+    "evaluation",  # reported if a finished run is started again; other runs make a new one
+    "best_evaluation",  # reported in the summary
+    "best_step",  # determines which checkpoint is kept
 )
 
 
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The paths of all items of a state."""
+    """Return the paths of all items of a state."""
     if isinstance(tree, dict | list) and tree:
         pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
         return [leaf for key, value in pairs for leaf in leaves(value, (*path, key))]
@@ -308,7 +308,7 @@ def at(tree: Any, path: tuple[Any, ...]) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sac", "dqn"])
-def test_an_item_that_is_not_restored_is_noticed(
+def test_every_item_of_the_state_affects_the_rest_of_the_run(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {
@@ -353,7 +353,7 @@ def test_an_item_that_is_not_restored_is_noticed(
             def lose(trainer: Trainer, state: dict[str, Any], path: tuple[Any, ...] = path) -> bool:
                 try:
                     fresh = at(copy.deepcopy(trainer.state_dict()), path)
-                except (KeyError, IndexError, TypeError):  # there is nothing yet of what was lost
+                except (KeyError, IndexError, TypeError):  # a fresh trainer has no such item
                     fresh = {"logger": torch.zeros(0), "collector": torch.zeros(0)}.get(path[0])
                 at(state, path[:-1])[path[-1]] = fresh
                 return restore(trainer, state)
@@ -365,7 +365,7 @@ def test_an_item_that_is_not_restored_is_noticed(
                 run(config, again)
                 if outcome(again) == expected:
                     missed.add(path)
-            except Exception:  # that is noticed, too
+            except Exception:  # which also counts as noticed
                 log.info("without %s the run fails", path)
             shutil.rmtree(again)
             monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, how they end, and that they repeat."""
+"""Whole runs: the files they write, how they end, and their reproducibility."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def same_policy(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(torch.equal(a["policy"][name], b["policy"][name]) for name in a["policy"])
 
 
-def test_a_run_leaves_everything_behind(train_in: Train) -> None:
+def test_a_run_writes_all_its_files(train_in: Train) -> None:
     result = train_in(*TINY, "mbpo.generate_every=5")
     names = sorted(path.name for path in result["path"].iterdir())
     assert [name for name in names if "tfevents" not in name] == [
@@ -78,7 +78,7 @@ def test_a_run_leaves_everything_behind(train_in: Train) -> None:
     assert config["mbpo"]["mini_batch_size"] == 16, "resolved"
 
 
-def test_the_scalars_that_users_look_for_are_logged(train_in: Train) -> None:
+def test_all_important_scalars_are_logged(train_in: Train) -> None:
     rows = train_in(*TINY, *gym_env("tests/Counting-v0"), "model/reward=gaussian", "mbpo.generate_every=5")[
         "metrics"
     ]
@@ -120,7 +120,7 @@ def test_tensorboard_shows_the_same_scalars(train_in: Train) -> None:
     assert all(np.float32(logged[key]) == np.float32(value) for key, value in shown.items())
 
 
-def test_hyperparameters_are_in_the_run_itself(train_in: Train) -> None:
+def test_hyperparameters_and_first_plots_are_in_the_event_file(train_in: Train) -> None:
     path = train_in(*TINY, "mbpo.generate_every=5")["path"]
     events = EventAccumulator(str(path)).Reload()
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
@@ -131,16 +131,16 @@ def test_hyperparameters_are_in_the_run_itself(train_in: Train) -> None:
     charts = layout_pb2.Layout.FromString(layout).category[0].chart
     shown = {tag.strip("^$") for chart in charts for tag in chart.multiline.tag}
     assert len(charts) == 6
-    # Pendulum's reward and end are known, and 20 steps end no episode.
+    # Pendulum's reward and is-done functions are known, and no episode ends within 20 steps.
     absent = {"train/episode_return", "model/reward_loss", "model/is_done_loss"}
     assert shown - absent <= set(events.Tags()["scalars"])
     assert {child.name for child in path.iterdir() if child.is_dir()} == {"checkpoints", "experience"}
 
 
-def test_a_seed_repeats_bit_for_bit_and_another_differs(train_in: Train) -> None:
+def test_a_run_repeats_bit_for_bit_with_its_seed_and_differs_with_another(train_in: Train) -> None:
     options = (*TINY, "mbpo.generate_every=5", "trainer.num_env_steps=30")
     first = train_in(*options, name="first")
-    # Whatever else draws random numbers in the process changes nothing.
+    # Other random numbers drawn in the process change nothing.
     torch.manual_seed(123)
     torch.rand(7)
     np.random.seed(5)  # noqa: NPY002
@@ -152,7 +152,7 @@ def test_a_seed_repeats_bit_for_bit_and_another_differs(train_in: Train) -> None
     assert not same_policy(first, other)
 
 
-def test_nothing_touches_the_global_random_state(train_in: Train) -> None:
+def test_a_run_leaves_the_global_random_state_unchanged(train_in: Train) -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
@@ -160,7 +160,7 @@ def test_nothing_touches_the_global_random_state(train_in: Train) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_evaluation_leaves_training_untouched(train_in: Train) -> None:
+def test_evaluation_does_not_affect_training(train_in: Train) -> None:
     often = train_in(*TINY, "trainer.evaluate_every_steps=3", name="often")
     rarely = train_in(*TINY, "trainer.evaluate_every_steps=20", "trainer.num_eval_episodes=1", name="rarely")
     assert same_policy(often, rarely)
@@ -199,21 +199,21 @@ def test_evaluation_leaves_training_untouched(train_in: Train) -> None:
         (*gym_env("MountainCarContinuous-v0"), "env.kwargs={goal_velocity: 0.1}"),
     ],
 )
-def test_every_kind_of_run_runs(choices: tuple[str, ...], train_in: Train) -> None:
+def test_runs_with_various_options_succeed(choices: tuple[str, ...], train_in: Train) -> None:
     result = train_in(*TINY, "mbpo.generate_every=5", *choices)
     assert result["summary"]["status"] == "done"
     assert np.isfinite(result["score"])
 
 
-def test_of_many_claims_at_once_one_wins(tmp_path: Path) -> None:
+def test_only_one_of_many_simultaneous_locks_succeeds(tmp_path: Path) -> None:
     barrier, won = threading.Barrier(16), []
 
-    def claim() -> None:
+    def lock() -> None:
         barrier.wait()
         with contextlib.suppress(Busy):
             won.append(RunDirectory(tmp_path / "run", {"a": 1}))
 
-    threads = [threading.Thread(target=claim) for _ in range(16)]
+    threads = [threading.Thread(target=lock) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -236,10 +236,10 @@ def test_ctrl_c_ends_with_a_summary_and_a_policy(tmp_path: Path) -> None:
     assert summary["status"] == "interrupted"
     assert 0 < summary["env_steps"] < 1_000_000
     assert (tmp_path / "policy.pt").exists()
-    assert signal.getsignal(signal.SIGINT) is handler, "the handler was given back"
+    assert signal.getsignal(signal.SIGINT) is handler, "the handler was restored"
 
 
-def test_a_failure_is_told_by_summary_and_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_in_the_summary_and_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = (*TINY, *gym_env("tests/Counting-v0"), "env.kwargs={episode_steps: null}")
     with pytest.raises(RunFailed):
         run(
@@ -255,7 +255,7 @@ def test_a_failure_is_told_by_summary_and_log(tmp_path: Path, caplog: pytest.Log
     assert "Traceback" in caplog.text
 
 
-def test_a_saved_policy_is_the_trained_one(train_in: Train) -> None:
+def test_a_saved_policy_can_be_loaded(train_in: Train) -> None:
     from mbpo_cli.build import build_agent, build_env
 
     result = train_in(*TINY)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbpo_cli.envs.environment import Environment, Step
+from mbpo_cli.envs.environment import Environment
 from mbpo_cli.seeding import episode_seeds
 from mbpo_cli.types import Policy, Transitions
 
@@ -92,20 +92,8 @@ class Episode:
         return Transitions(self.obs[:-1], self.action, self.reward.float(), self.obs[1:], ends)
 
 
-class Playable(Protocol):
-    """An environment to play episodes in."""
-
-    def reset(self, seed: int) -> Tensor:
-        """Start an episode and return its first observation, shape (O,)."""
-        ...
-
-    def step(self, action: Tensor) -> Step:
-        """Take an action, scaled to [-1, 1] or one-hot, shape (A,)."""
-        ...
-
-
 def play(
-    envs: Sequence[Playable], seeds: Sequence[int], policy: Policy, device: torch.device | str = "cpu"
+    envs: Sequence[Environment], seeds: Sequence[int], policy: Policy, device: torch.device | str = "cpu"
 ) -> list[Episode]:
     """Play an episode in each environment with a greedy policy, which sees one batch per step.
 

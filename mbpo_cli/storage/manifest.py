@@ -52,16 +52,7 @@ class StoredRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The contents of a manifest.
-
-    Attributes:
-        format: The version of the checkpoint format.
-        step: Environment steps when the checkpoint was made.
-        best: Environment steps at the best evaluation so far, or None before the first.
-        files: The files in the checkpoint's directory.
-        experience: The replay buffers, by name.
-        logs: The number of bytes of each log file that belong to the checkpoint, by name.
-    """
+    """The contents of a manifest: the format, the files, and the attributes of the `Checkpoint`."""
 
     format: int = FORMAT
     step: int

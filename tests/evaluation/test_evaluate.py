@@ -9,8 +9,8 @@ from mbpo_cli.evaluation.evaluate import Evaluator
 from tests.conftest import CountingEnv
 
 
-class Batches:
-    """A policy that remembers the observations it saw."""
+class RecordingPolicy:
+    """A policy that records the observations it receives."""
 
     def __init__(self) -> None:
         self.seen: list[list[list[float]]] = []
@@ -21,20 +21,20 @@ class Batches:
         return torch.zeros(len(obs), 1)
 
 
-def test_returns_and_lengths_of_each_episode() -> None:
+def test_an_evaluation_has_the_returns_and_lengths_of_its_episodes() -> None:
     lengths = iter((3, 5))
-    policy = Batches()
+    policy = RecordingPolicy()
     evaluation = Evaluator(lambda: Environment(CountingEnv(next(lengths))), 2, seed=0)(policy)
     assert evaluation.returns == (6.0, 15.0)
     assert evaluation.lengths == (3, 5)
     assert (evaluation.return_mean, evaluation.return_std) == (10.5, 4.5)
-    assert [len(batch) for batch in policy.seen] == [2, 2, 2, 1, 1], "finished episodes are left alone"
+    assert [len(batch) for batch in policy.seen] == [2, 2, 2, 1, 1], "finished episodes are not stepped again"
 
 
-def test_evaluations_start_from_the_same_seeds_and_other_seeds_differ() -> None:
+def test_evaluations_repeat_with_the_same_seed_and_differ_with_another() -> None:
     def returns(seed: int, times: int) -> list[Any]:
         evaluator = Evaluator(lambda: Environment(gym.make("Pendulum-v1")), 3, seed)
-        return [evaluator(Batches()).returns for _ in range(times)]
+        return [evaluator(RecordingPolicy()).returns for _ in range(times)]
 
     first, second = returns(0, 2)
     assert first == second

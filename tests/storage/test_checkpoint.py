@@ -1,4 +1,4 @@
-"""Checkpoints alone: whole or not there, believed only if they are what was written, and never executed."""
+"""Checkpoints on their own: complete or absent, accepted only if unchanged, and never executed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def state_at(step: int) -> dict[str, Any]:
 
 
 def fill(path: Path, steps: tuple[int, ...] = (1, 2, 3)) -> None:
-    """Make checkpoints at these steps, each with ten more rows of experience."""
+    """Make a checkpoint at each step, with ten new rows of experience."""
     path.mkdir()
     checkpoints, experience = Checkpoints(path, keep=2), buffers()
     for step in steps:
@@ -52,8 +52,8 @@ def load(path: Path) -> tuple[Checkpoint | None, dict[str, ReplayBuffer]]:
     return Checkpoints(path, keep=2).load(experience), experience
 
 
-def check_whole(restored: Checkpoint, experience: dict[str, ReplayBuffer]) -> None:
-    """Check that exactly what was saved at that step came back."""
+def check_restored(restored: Checkpoint, experience: dict[str, ReplayBuffer]) -> None:
+    """Check that a checkpoint and its buffers are exactly as they were saved."""
     step = restored.step
     expected = state_at(step)
     tensors = restored.state["nested"].pop("tensors")
@@ -74,18 +74,18 @@ def filled(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_what_was_saved_comes_back(filled: Path) -> None:
+def test_a_checkpoint_restores_what_was_saved(filled: Path) -> None:
     restored, experience = load(filled)
     assert restored is not None
     assert restored.step == 3
-    check_whole(restored, experience)
+    check_restored(restored, experience)
 
 
-def test_nothing_is_restored_where_nothing_was_saved(tmp_path: Path) -> None:
+def test_a_new_directory_has_no_checkpoint(tmp_path: Path) -> None:
     assert load(tmp_path)[0] is None
 
 
-def test_500_kinds_of_damage_are_noticed(filled: Path, tmp_path: Path) -> None:
+def test_500_random_damages_are_detected(filled: Path, tmp_path: Path) -> None:
     chance = random.Random(0)
     for _ in range(500):
         damaged = tmp_path / "damaged"
@@ -104,23 +104,23 @@ def test_500_kinds_of_damage_are_noticed(filled: Path, tmp_path: Path) -> None:
             )
         restored, experience = load(damaged)
         assert restored is not None
-        # A manifest that says the same in other bytes is as good.
+        # A manifest with other white space is still valid.
         assert restored.step == 2 or path.name == "manifest.json", (path, kind)
-        check_whole(restored, experience)
+        check_restored(restored, experience)
         shutil.rmtree(damaged)
 
 
 def is_of_newest(path: Path) -> bool:
-    """Tell whether only the newest checkpoint needs a file."""
+    """Return True for a file that only the newest checkpoint needs."""
     return "000000000003" in str(path) or path.name.endswith(f"-{30:012d}.safetensors")
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """Stands for the death of the process."""
 
 
 def faulty(fault: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the operation number `at` that makes something durable fail."""
+    """Make the operation number `at` of those that make something durable fail."""
     count = 0
 
     def wrap(function: Callable[..., Any], is_write: bool) -> Callable[..., Any]:
@@ -147,10 +147,10 @@ def faulty(fault: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", ["kill", "half", "no_space"])
-def test_a_fault_at_any_operation_loses_nothing(
+def test_a_fault_in_any_operation_loses_nothing(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Faults in the second and third checkpoint, until both get through."""
+    """Inject a fault into each operation of the second and third checkpoint in turn."""
     for at in range(1, 100):
         path = tmp_path / str(at)
         fill(path, (1,))
@@ -168,12 +168,12 @@ def test_a_fault_at_any_operation_loses_nothing(
         monkeypatch.undo()
         restored, found = load(path)
         assert restored is not None
-        check_whole(restored, found)
+        check_restored(restored, found)
         if not failed:
             assert restored.step == 3
             assert at > 24, "at least a dozen operations each"
             return
-        # The run goes on from there, over what the fault left behind.
+        # The run resumes, in spite of the files that the fault left behind.
         checkpoints, experience = Checkpoints(path, keep=2), buffers()
         again = checkpoints.load(experience)
         assert again is not None
@@ -184,7 +184,7 @@ def test_a_fault_at_any_operation_loses_nothing(
         restored, found = load(path)
         assert restored is not None
         assert restored.step == 4
-        check_whole(restored, found)
+        check_restored(restored, found)
         assert not [left for left in path.rglob("*") if left.name.startswith(".") or left.suffix == ".tmp"]
     pytest.fail("the faults never ended")
 
@@ -227,7 +227,7 @@ sys.addaudithook(listen)
 @pytest.mark.parametrize("is_signed", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("kind", "payload"), list(payloads()), ids=[kind for kind, _ in payloads()])
-def test_a_hostile_file_is_refused_and_not_executed(
+def test_a_malicious_file_is_rejected_and_not_executed(
     kind: str, payload: bytes, name: str, is_signed: bool, filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     global listening
@@ -235,14 +235,14 @@ def test_a_hostile_file_is_refused_and_not_executed(
     newest = filled / "checkpoints" / f"{3:012d}"
     path = next(p for p in filled.rglob(f"{name}*") if is_of_newest(p))
     path.write_bytes(payload)
-    if is_signed and name != "manifest.json":  # by somebody who can compute checksums
+    if is_signed and name != "manifest.json":  # by an attacker who computes checksums
         manifest = json.loads((newest / "manifest.json").read_text())
         entries = [*manifest["files"], *(f["file"] for f in manifest["experience"]["real"]["files"])]
         entry = next(entry for entry in entries if entry["name"] == path.name)
         entry |= {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
         manifest.pop("sha256")
         (newest / "manifest.json").write_bytes(signed(manifest))
-    load(filled)  # once, so that whatever is imported lazily is there
+    load(filled)  # completes lazy imports
     events.clear()
     listening = True
     try:
@@ -252,14 +252,14 @@ def test_a_hostile_file_is_refused_and_not_executed(
     assert events == []
     assert not (filled / "executed").exists()
     assert restored is not None
-    if not (is_signed and name == "state.json" and kind in ("json", "null")):  # which are plain values
+    if not (is_signed and name == "state.json" and kind in ("json", "null")):  # valid plain values
         assert restored.step == 2
-        check_whole(restored, experience)
+        check_restored(restored, experience)
 
 
 @pytest.mark.parametrize("strange", STRANGE_NAMES, ids=repr)
 @pytest.mark.parametrize("place", ["file", "experience", "log", "best"])
-def test_names_cannot_leave_the_run_directory(strange: Any, place: str, filled: Path) -> None:
+def test_names_in_a_manifest_cannot_leave_the_run_directory(strange: Any, place: str, filled: Path) -> None:
     path = filled / "checkpoints" / f"{3:012d}" / "manifest.json"
     manifest = json.loads(path.read_text())
     if place == "file":
@@ -271,7 +271,7 @@ def test_names_cannot_leave_the_run_directory(strange: Any, place: str, filled: 
     else:
         manifest["logs"] = {str(strange): 1}
         if strange in (3,):
-            return  # as text, a good name
+            return  # valid as text
         if strange in (None, ["x"]) and str(strange).isidentifier():
             return
     manifest.pop("sha256")
@@ -279,17 +279,17 @@ def test_names_cannot_leave_the_run_directory(strange: Any, place: str, filled: 
     restored, experience = load(filled)
     assert restored is not None
     assert restored.step == 2
-    check_whole(restored, experience)
+    check_restored(restored, experience)
 
 
-def test_a_reason_is_given_for_every_checkpoint_that_is_not_used(filled: Path) -> None:
+def test_the_error_gives_a_reason_for_every_unusable_checkpoint(filled: Path) -> None:
     for path in filled.glob("checkpoints/*/state.json"):
         path.write_bytes(b"")
     with pytest.raises(NoUsableCheckpoint, match=r"000000000003: state.json has 0 bytes.*; 000000000002: "):
         load(filled)
 
 
-def test_a_look_takes_the_newest_or_the_best_and_changes_nothing(tmp_path: Path) -> None:
+def test_reading_returns_the_newest_or_the_best_and_changes_nothing(tmp_path: Path) -> None:
     reader = Checkpoints(tmp_path, keep=2)
     assert reader.read() is None
     checkpoints, experience = Checkpoints(tmp_path, keep=2), {"real": ReplayBuffer(15, SPACE)}
@@ -297,7 +297,7 @@ def test_a_look_takes_the_newest_or_the_best_and_changes_nothing(tmp_path: Path)
         experience["real"].add(random_transitions(10, SPACE, seed=step))
         checkpoints.save(step, state_at(step), experience, {}, is_best=step == 2)
         if step == 1:
-            assert reader.read(best=True) is None, "there was no evaluation yet"
+            assert reader.read(best=True) is None, "no evaluation so far"
     before = sorted(path for path in tmp_path.rglob("*"))
     newest, best = reader.read(), reader.read(best=True)
     assert newest is not None

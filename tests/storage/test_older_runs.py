@@ -1,4 +1,4 @@
-"""A run that version 0.1.0 made resumes, evaluates and exports with the numbers that 0.1.0 gave."""
+"""A run of version 0.1.0 can be resumed, evaluated and exported, with the numbers that 0.1.0 gave."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import torch
 RUN = Path(__file__).with_name("run_of_0_1")
 EXPECTED = json.loads(Path(__file__).with_name("run_of_0_1_expected.json").read_text())
 
-# Matrix libraries choose their code by the processor, and round differently; so told, they do not.
+# Matrix libraries choose code that fits the processor, with different rounding, unless this is set.
 SAME_ON_EVERY_PROCESSOR = {
     "MKL_CBWR": "COMPATIBLE",
     "ATEN_CPU_CAPABILITY": "default",
