@@ -1,6 +1,6 @@
-"""Episodes of a greedy policy: in the real environment, before a camera, or in the learned model.
+"""Play episodes with a trained policy, in the real environment or in the learned model.
 
-Knows environments, a model and a policy; does not know where they come from or what becomes of the results.
+Knows environments, a model and a policy; does not know what the results are used for.
 """
 
 from __future__ import annotations
@@ -9,72 +9,48 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor
 
 from mbpo_cli.build import build_env
-from mbpo_cli.envs.environment import Environment, Step
+from mbpo_cli.envs.environment import Environment
 from mbpo_cli.evaluation.evaluate import Episode, Evaluation, Outcome, play
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.seeding import episode_seeds
 from mbpo_cli.trained.load import Trained
-from mbpo_cli.trained.video import Film
 from mbpo_cli.types import Policy
 
-# So many environments are open at a time. Evaluations within training that have no more episodes see the same
-# batches, and therefore give the same returns to the last bit.
-AT_ONCE = 50
-
-
-def play_real(
-    make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy, at_once: int = AT_ONCE
-) -> list[Outcome]:
-    """Play an episode for each seed, `at_once` of them side by side."""
-    return [episode.outcome for episode in real_episodes(make_env, seeds, policy, at_once)]
+# Environments open at a time. Evaluations during training with no more episodes use the same batches, and
+# therefore give the same returns to the last bit.
+NUM_ENVS = 50
 
 
 def real_episodes(
-    make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy, at_once: int = AT_ONCE
+    make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy, num_envs: int = NUM_ENVS
 ) -> list[Episode]:
-    """Play an episode for each seed, and return all that happened."""
+    """Play an episode per seed, up to `num_envs` of them side by side."""
     episodes: list[Episode] = []
     with ExitStack() as stack:
         envs = []
-        for _ in range(min(at_once, len(seeds))):
+        for _ in range(min(num_envs, len(seeds))):
             envs.append(make_env())
             stack.callback(envs[-1].close)
-        for start in range(0, len(seeds), at_once):
-            chosen = seeds[start : start + at_once]
-            episodes += play(envs[: len(chosen)], chosen, policy)
+        for start in range(0, len(seeds), num_envs):
+            chunk = seeds[start : start + num_envs]
+            episodes += play(envs[: len(chunk)], chunk, policy)
     return episodes
 
 
+def play_real(
+    make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy, num_envs: int = NUM_ENVS
+) -> list[Outcome]:
+    """Return only start, return and length of `real_episodes`."""
+    return [episode.outcome for episode in real_episodes(make_env, seeds, policy, num_envs)]
+
+
 def evaluation_of(trained: Trained, num_episodes: int = 20, seed: int | None = None) -> Evaluation:
-    """Return what a run's greedy policy earns; without a seed, in the episodes of the run's evaluations."""
+    """Evaluate a run's greedy policy; without a seed, on the episodes of the run's own evaluations."""
     config = trained.config
     seeds = episode_seeds(config.seed if seed is None else seed, "evaluation", num_episodes)
     return Evaluation.of(play_real(lambda: build_env(config), seeds, trained.agent.act))
-
-
-class Filmed:
-    """An environment before a camera."""
-
-    def __init__(self, env: Environment, film: Film) -> None:
-        """Film one step in `film.stride`, and how each episode ends."""
-        self._env, self._film, self._steps = env, film, 0
-
-    def reset(self, seed: int) -> Tensor:
-        """Start an episode and return its first observation, shape (O,)."""
-        obs, self._steps = self._env.reset(seed), 0
-        self._film.add(self._env.render())
-        return obs
-
-    def step(self, action: Tensor) -> Step:
-        """Take an action, scaled to [-1, 1] or one-hot, shape (A,)."""
-        step = self._env.step(action)
-        self._steps += 1
-        if self._steps % self._film.stride == 0 or step.terminated or step.truncated:
-            self._film.add(self._env.render())
-        return step
 
 
 def play_in_model(
@@ -84,17 +60,17 @@ def play_in_model(
     max_steps: int | None,
     generator: torch.Generator,
 ) -> list[Outcome]:
-    """Play an episode in the model from where each real one began.
+    """Play an episode in the model from the first observation of each real one.
 
-    An episode ends where the model predicts its end, at the time limit, or where a prediction is not
-    finite, which its return is not either then.
+    An episode ends where the model predicts termination, at the time limit, or at a prediction that is not
+    finite, which makes its return NaN.
 
     Args:
-        model: The model, of which each step takes a random elite, as rollouts do.
+        model: The model; each step uses a random elite, as rollouts do.
         policy: Chooses the actions.
         real: The real episodes.
-        max_steps: The time limit; None lets no episode be longer than its real one.
-        generator: Random stream of groups and predictions.
+        max_steps: The time limit; None limits each episode to the length of its real one.
+        generator: Random stream of elites and predictions.
     """
     returns = torch.zeros(len(real), dtype=torch.double)
     lengths = torch.zeros(len(real), dtype=torch.long)
@@ -107,6 +83,6 @@ def play_in_model(
             lengths[running] += 1
             finite = step.next_obs.isfinite().all(1) & step.reward.isfinite()
             returns[running] += torch.where(finite, step.reward.double(), torch.nan)
-            goes_on = finite & (step.terminated == 0) & (lengths[running] < limits[running])
-            running, obs = running[goes_on], step.next_obs[goes_on]
+            continues = finite & (step.terminated == 0) & (lengths[running] < limits[running])
+            running, obs = running[continues], step.next_obs[continues]
     return list(map(Outcome, [episode.start for episode in real], returns.tolist(), lengths.tolist()))

@@ -1,16 +1,17 @@
-"""A greedy policy as one file that needs nothing of this package, and the check that it is the same policy.
+"""Export a greedy policy as one file that does not need this package, and check that it is the same policy.
 
-Knows torch's and ONNX's formats; does not know where the policy comes from.
+Knows the formats of torch and ONNX; does not know where the policy comes from.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
-import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -18,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from mbpo_cli.failures import ConfigError
+from mbpo_cli.storage.files import write_whole
 from mbpo_cli.types import Agent, ContinuousActions, SpaceSpec
 
-# Suffix of each format.
-FORMATS = {"pt2": ".pt2", "torchscript": ".pt", "onnx": ".onnx"}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# The greatest difference to the original that rounding explains, with actions in [-1, 1].
+# The largest difference that rounding explains, with actions in [-1, 1].
 TOLERANCE = 1e-5
 CHECKED_BATCHES = (1, 2, 1000)
 
@@ -31,14 +31,18 @@ Function = Callable[[Tensor], Tensor]
 
 
 class GreedyPolicy(nn.Module):
-    """From raw observations to the environment's own actions."""
+    """Maps raw observations to the environment's own actions, with only the network that this needs.
+
+    Args:
+        agent: The agent; its policy network is no longer trained.
+        spaces: The spaces of the environment.
+        action_space: The environment's own action space.
+
+    Raises:
+        ConfigError: The agent's policy is not one network.
+    """
 
     def __init__(self, agent: Agent, spaces: SpaceSpec, action_space: gym.Space[object]) -> None:
-        """Take what chooses the agent's greedy actions, which is not trained on, and leave the rest behind.
-
-        Raises:
-            ConfigError: The agent has nothing that can be exported.
-        """
         super().__init__()
         self.network = _network_of(agent).requires_grad_(False)
         self.spaces = spaces
@@ -49,17 +53,17 @@ class GreedyPolicy(nn.Module):
         """Map observations to actions.
 
         Args:
-            obs: Flat, float32 of shape (B, O), as the environment shows them.
+            obs: Flat, float32 of shape (B, O), as the environment returns them.
 
         Returns:
-            Actions within the environment's bounds, float32 of shape (B, ...), or its numbers, int64 of
-            shape (B,).
+            Actions within the environment's bounds, float32 of shape (B, ...), or its action numbers, int64
+            of shape (B,).
         """
         return self.spaces.actions.to_env(self._act(obs)).reshape(-1, *self.shape)
 
 
 def _network_of(agent: Agent) -> nn.Module:
-    """Return the part of an agent whose weights are those of its greedy policy."""
+    """Return the network of an agent whose weights are those of its greedy policy."""
     weights = {name: tensor.data_ptr() for name, tensor in agent.policy_state().items()}
     for part in vars(agent).values():
         if isinstance(part, nn.Module):
@@ -70,134 +74,127 @@ def _network_of(agent: Agent) -> nn.Module:
     raise ConfigError(f"agent={name}: cannot be exported, as its policy_state is not that of one network")
 
 
-def check_available(form: str) -> None:
-    """Check that what writes a format is there.
+def format_of(path: Path, name: str | None) -> str:
+    """Return the name of a file's format, which its suffix determines, and check that it can be written.
 
     Raises:
-        ConfigError: It is not; the message names the extra.
+        ConfigError: The suffix is unknown or contradicts `name`, or the format needs a missing package.
     """
-    if form == "onnx" and not all(importlib.util.find_spec(name) for name in ONNX_PACKAGES):
+    found = next((known for known, form in FORMATS.items() if form.suffix == path.suffix), None)
+    if found is None or name not in (None, found):
+        suffixes = ", ".join(f"{form.suffix} for {known}" for known, form in FORMATS.items())
+        raise ConfigError(f"--output {path}: must end in {FORMATS[name].suffix if name else suffixes}")
+    if found == "onnx" and not all(importlib.util.find_spec(package) for package in ONNX_PACKAGES):
         raise ConfigError(
             "--format onnx: needs this package's extra: pip install 'mbpo-cli[onnx]'; pt2 needs none"
         )
+    return found
 
 
-def export(policy: GreedyPolicy, form: str, path: Path) -> float:
-    """Write a policy into a file, which is read again and compared before it takes the name `path`.
+def export(policy: GreedyPolicy, name: str, path: Path) -> float:
+    """Write a policy to a file in the format of that name, after comparing what the file holds.
 
     Returns:
-        How much its actions differ at most from the original's, as `greatest_difference` tells.
+        The `greatest_difference` between the exported actions and the original ones.
 
     Raises:
-        ConfigError: The difference is more than rounding; there is no file then.
+        ConfigError: The difference is more than rounding; nothing was written.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    write, read = {
-        "pt2": (_write_pt2, _read_pt2),
-        "torchscript": (_write_torchscript, _read_torchscript),
-        "onnx": (_write_onnx, _read_onnx),
-    }[form]
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            # TorchScript is deprecated, and says so at each call; ONNX's exporter uses what is deprecated.
-            warnings.simplefilter("ignore")
-            write(policy.eval(), temporary)
-            difference = greatest_difference(policy, read(temporary), policy.spaces)
-        if not difference <= TOLERANCE:
-            raise ConfigError(
-                f"--output {path}: not written, as its actions differ by {difference:.1e} from the run's; "
-                f"rounding would explain {TOLERANCE:.0e} of half their range"
-            )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        # TorchScript warns at each call that it is deprecated, and ONNX's exporter uses deprecated functions.
+        warnings.simplefilter("ignore")
+        exported = FORMATS[name].write(policy.eval(), torch.zeros(2, policy.spaces.obs_size))
+        difference = greatest_difference(policy, FORMATS[name].read(exported), policy.spaces)
+    if not difference <= TOLERANCE:
+        raise ConfigError(
+            f"--output {path}: not written, as its actions differ by {difference:.1e} from the run's; "
+            f"rounding would explain {TOLERANCE:.0e} of half their range"
+        )
+    write_whole(path, exported)
     return difference
 
 
 def greatest_difference(original: Function, exported: Function, spaces: SpaceSpec) -> float:
-    """Return the greatest difference of two policies' actions on random observations.
+    """Return the greatest difference between two policies' actions on random observations.
 
-    Observations are normal, of deviations from a thousandth to three, in batches of several lengths.
+    Observations are normal with standard deviations from 0.001 to 3, in batches of several sizes.
 
     Returns:
-        For a Box, in units of half the distance of its bounds; for Discrete actions, the share of
-        observations whose actions differ. NaN if something is not a number.
+        For a Box, in units of half the distance between its bounds; for Discrete actions, the share of
+        observations with different actions. NaN if an action is NaN.
     """
     stream = torch.Generator().manual_seed(0)
     differences = []
     for batch in CHECKED_BATCHES:
         size = 10 ** (3.5 * torch.rand(batch, 1, generator=stream) - 3)
         obs = size * torch.randn(batch, spaces.obs_size, generator=stream)
-        expected, got = original(obs), exported(obs)
-        if got.shape != expected.shape or got.dtype != expected.dtype:
+        expected, actual = original(obs), exported(obs)
+        if actual.shape != expected.shape or actual.dtype != expected.dtype:
             return torch.inf
         if isinstance(spaces.actions, ContinuousActions):
             low, high = torch.tensor(spaces.actions.low), torch.tensor(spaces.actions.high)
             half = torch.where(high > low, high - low, 1.0) / 2
-            differences.append(((got - expected).reshape(batch, -1) / half).abs().max())
+            differences.append(((actual - expected).reshape(batch, -1) / half).abs().max())
         else:
-            differences.append((got != expected).float().mean())
+            differences.append((actual != expected).float().mean())
     return float(torch.stack(differences).max())
 
 
-def _example(policy: GreedyPolicy) -> Tensor:
-    return torch.zeros(2, policy.spaces.obs_size)
-
-
-def _write_pt2(policy: GreedyPolicy, path: Path) -> None:
+def _write_pt2(policy: GreedyPolicy, example: Tensor) -> bytes:
+    file = io.BytesIO()
     dynamic = {"obs": {0: torch.export.Dim("batch")}}
-    torch.export.save(torch.export.export(policy, (_example(policy),), dynamic_shapes=dynamic), path)
+    torch.export.save(torch.export.export(policy, (example,), dynamic_shapes=dynamic), file)
+    return file.getvalue()
 
 
-def _read_pt2(path: Path) -> Function:
-    return torch.export.load(path).module()
+def _read_pt2(data: bytes) -> Function:
+    return torch.export.load(io.BytesIO(data)).module()
 
 
-def _write_torchscript(policy: GreedyPolicy, path: Path) -> None:
-    traced = torch.jit.trace(policy, (_example(policy),), check_trace=False)  # type: ignore[no-untyped-call]
-    traced.save(str(path))
+def _write_torchscript(policy: GreedyPolicy, example: Tensor) -> bytes:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(policy, (example,), check_trace=False), file)  # type: ignore[no-untyped-call]
+    return file.getvalue()
 
 
-def _read_torchscript(path: Path) -> Function:
-    loaded: Function = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+def _read_torchscript(data: bytes) -> Function:
+    loaded: Function = torch.jit.load(io.BytesIO(data))  # type: ignore[no-untyped-call]
     return loaded
 
 
-def _write_onnx(policy: GreedyPolicy, path: Path) -> None:
+def _write_onnx(policy: GreedyPolicy, example: Tensor) -> bytes:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed
-    torch.onnx.export(
+    program = torch.onnx.export(
         policy,
-        (_example(policy),),
-        path,
+        (example,),
         input_names=["obs"],
         output_names=["action"],
         dynamic_shapes={"obs": {0: torch.export.Dim("batch")}},
         dynamo=True,
-        external_data=False,  # one file
         verbose=False,
     )
+    assert program is not None
+    data: bytes = program.model_proto.SerializeToString()
+    return data
 
 
-def _read_onnx(path: Path) -> Function:
+def _read_onnx(data: bytes) -> Function:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def act(obs: Tensor) -> Tensor:
-        (action,) = session.run(None, {"obs": obs.numpy()})
-        return torch.from_numpy(np.asarray(action))
-
-    return act
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return lambda obs: torch.from_numpy(np.asarray(session.run(None, {"obs": obs.numpy()})[0]))
 
 
-def form_of(path: Path, form: str | None) -> str:
-    """Return the format of a file, which its name tells where nothing else does.
+class Format(NamedTuple):
+    """The suffix of a file format, and functions that encode a policy, given an example, and decode it."""
 
-    Raises:
-        ConfigError: The two do not fit together.
-    """
-    told: Sequence[str] = [name for name, suffix in FORMATS.items() if suffix == path.suffix]
-    if not told or form not in (None, *told):
-        suffixes = ", ".join(f"{suffix} for {name}" for name, suffix in FORMATS.items())
-        raise ConfigError(f"--output {path}: must end in {FORMATS[form] if form else suffixes}")
-    return told[0]
+    suffix: str
+    write: Callable[[GreedyPolicy, Tensor], bytes]
+    read: Callable[[bytes], Function]
+
+
+FORMATS = {
+    "pt2": Format(".pt2", _write_pt2, _read_pt2),
+    "torchscript": Format(".pt", _write_torchscript, _read_torchscript),
+    "onnx": Format(".onnx", _write_onnx, _read_onnx),
+}

@@ -1,7 +1,7 @@
-"""The learned model of a run as a vector environment of Gymnasium: MATLAB's rlNeuralNetworkEnvironment.
+"""The learned model of a run as a Gymnasium vector environment: MATLAB's rlNeuralNetworkEnvironment.
 
-Any program that trains in vector environments can train in it. Knows a model and where episodes begin; does
-not know who acts.
+Any program that trains in vector environments can train in it. Knows a model and where episodes start; does
+not know the agent.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 from mbpo_cli.build import build_env
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.rollouts import PlausibleRange
+from mbpo_cli.rollouts import PlausibleRange, plausible_range
 from mbpo_cli.seeding import torch_seed
-from mbpo_cli.trained.load import Trained, load
+from mbpo_cli.trained.load import load
 from mbpo_cli.types import SpaceSpec, Transitions
 
 Starts = Callable[[int, torch.Generator], Tensor]
@@ -32,16 +32,30 @@ Observations = NDArray[np.float32]
 
 
 class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
-    """Environments side by side whose steps the learned model predicts, all in one batch.
+    """Environments side by side whose steps are predicted by the learned model, all in one batch.
 
-    Observations are flat, float32 of shape (num_envs, O), and not held to the bounds that the real
-    environment's have; actions are the real environment's own. An episode ends where the model says so
-    (terminated), at the time limit (truncated), or where a prediction is not plausible: that one is dropped,
-    the last observation stays with a reward of 0, and the episode is truncated, which
-    `infos["implausible"]` tells. `reset(options={"obs": ...})` begins episodes with chosen observations,
+    Observations are flat, float32 of shape (num_envs, O), and not limited to the bounds of the real
+    environment; actions are the real environment's own. An episode ends when the model predicts termination
+    (terminated), at the time limit (truncated), or at a prediction that is not plausible. Such a prediction
+    is discarded: the observation stays the same, the reward is 0, the episode is truncated, and
+    `infos["implausible"]` is true. `reset(options={"obs": ...})` starts episodes from given observations,
     shape (num_envs, O).
 
-    All three autoreset modes of Gymnasium work as they do in its SyncVectorEnv.
+    All three autoreset modes behave as in Gymnasium's SyncVectorEnv.
+
+    Args:
+        model: The model, on the CPU. With `member`, its elites are replaced by that member.
+        spaces: The spaces of the real environment.
+        action_space: The action space of the real environment.
+        starts: Draws the given number n of first observations, shape (n, O), from a random stream.
+        num_envs: The number of environments.
+        member: The transition function that predicts; None uses a random elite at each step, as rollouts do.
+        max_steps: The time limit; None sets none.
+        plausible: The range of plausible predictions; None allows every finite one.
+        autoreset_mode: When the next episode starts after one has ended.
+
+    Raises:
+        ConfigError: There is no such member.
     """
 
     def __init__(
@@ -57,23 +71,6 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         plausible: PlausibleRange | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
-        """Make environments of a model.
-
-        Args:
-            model: The model, on the CPU; its elites become the chosen member.
-            spaces: The spaces of the real environment.
-            action_space: The real environment's space of actions.
-            starts: Draws so many first observations, shape (n, O), from a random stream.
-            num_envs: How many environments there are.
-            member: The transition function that predicts; None takes a random elite at each step, as
-                rollouts do.
-            max_steps: The time limit; None for none.
-            plausible: What a prediction may be; None allows every finite one.
-            autoreset_mode: What happens to an episode that has ended.
-
-        Raises:
-            ConfigError: There is no such member.
-        """
         num_members = model.transition.network.num_members
         if member is not None:
             if not 0 <= member < num_members:
@@ -107,36 +104,39 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         max_steps: int | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> LearnedVectorEnv:
-        """Make environments of what a run has learned, finished or not.
+        """Make environments of the model of a run, which may still be in progress.
 
-        Predictions are plausible as in the run's rollouts (`max_departure`).
+        Predictions must be plausible as in the run's rollouts (`max_departure`).
 
         Args:
-            path: The run's directory.
-            num_envs: How many environments there are.
-            best: Take the checkpoint of the best evaluation instead of the newest.
-            trust: Packages outside of this one from which the run's configuration may name things.
-            member: The transition function that predicts; None takes a random elite at each step.
-            starts: Where episodes begin: where the run's own episodes did, as far as its experience tells,
-                or where the real environment does, which is reset for each of them.
-            max_steps: The time limit; None for the real environment's.
-            autoreset_mode: What happens to an episode that has ended.
+            path: The run directory.
+            num_envs: The number of environments.
+            best: Load the checkpoint of the best evaluation instead of the newest.
+            trust: Packages outside this one from which the run's configuration may import.
+            member: The transition function that predicts; None uses a random elite at each step.
+            starts: Where episodes start: where the run's own did, as far as its replay buffer goes back, or
+                where the real environment starts them; it is then reset for each episode.
+            max_steps: The time limit; None uses that of the real environment.
+            autoreset_mode: When the next episode starts after one has ended.
 
         Raises:
-            ConfigError: There is no such run, it has no model, or no episode begins in its experience.
-            NoUsableCheckpoint: What it has kept cannot be used.
+            ConfigError: There is no such run, it has no model, or no episode starts in its replay buffer.
+            NoUsableCheckpoint: Nothing that it has saved is usable.
         """
         trained = load(Path(path), best, trust)
         model, experience = trained.model(), trained.experience()
+        assert trained.checkpoint is not None
         env = build_env(trained.config)
-        plausible, departure = None, trained.config.mbpo.model_rollout_options.max_departure
-        if departure is not None:
-            plausible = PlausibleRange(experience, departure, model.knows_reward)
-
         if starts == "experience":
             env.close()
+            is_complete = len(experience) == trained.checkpoint.step
+            first = first_observations(experience, trained.config.env.num_envs, is_complete)
+            if len(first) == 0:
+                raise ConfigError(f"{path}: no episode starts in its replay buffer; use starts='resets'")
 
-        def reset(count: int, stream: torch.Generator) -> Tensor:
+        def draw(count: int, stream: torch.Generator) -> Tensor:
+            if starts == "experience":
+                return first[torch.randint(len(first), (count,), generator=stream)]
             seeds = torch.randint(2**31, (count,), generator=stream)
             return torch.stack([env.reset(int(seed)) for seed in seeds])
 
@@ -144,18 +144,20 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             model,
             trained.spaces,
             env.action_space,
-            reset if starts == "resets" else _drawn_from(_own_starts(trained, experience)),
+            draw,
             num_envs,
             member=member,
             max_steps=env.max_steps if max_steps is None else max_steps,
-            plausible=plausible,
+            plausible=plausible_range(
+                trained.config.mbpo.model_rollout_options, experience, model.knows_reward
+            ),
             autoreset_mode=autoreset_mode,
         )
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
-        """Begin an episode in each environment, or in those of `options["reset_mask"]`; see the class."""
+        """Start an episode in each environment, or in those of `options["reset_mask"]`; see the class."""
         entropy = [number for number in np.ravel(np.asarray(seed, dtype=object)) if number is not None]
         if entropy:  # one stream serves all environments
             self._stream.manual_seed(torch_seed(np.random.SeedSequence(entropy)))
@@ -163,12 +165,12 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         mask = torch.ones(self.num_envs, dtype=torch.bool)
         if "reset_mask" in options:
             mask = torch.from_numpy(np.asarray(options["reset_mask"], dtype=np.bool_))
-        self._begin(mask)
+        self._start(mask)
         self._was_reset = True
         if "obs" in options:
             chosen = torch.as_tensor(np.asarray(options["obs"], dtype=np.float32)).reshape(self._obs.shape)
             self._obs[mask] = chosen[mask]
-        return self._shown(), {}
+        return self._copy_of_obs(), {}
 
     def step(
         self, actions: NDArray[Any]
@@ -176,49 +178,48 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """Predict one step of each environment, from the real environment's own actions.
 
         Raises:
-            ResetNeeded: An episode has not begun, and this mode begins none by itself.
+            ResetNeeded: An episode has not started, and the autoreset mode does not start it.
         """
-        begins = torch.zeros_like(self._ended)
+        starting = torch.zeros_like(self._ended)
         if self._mode == AutoresetMode.NEXT_STEP:
-            begins = self._ended.clone()
-        if not self._was_reset or bool((self._ended & ~begins).any()):
-            raise gym.error.ResetNeeded("an episode has not begun: call reset first, for all that have ended")
+            starting = self._ended.clone()
+        if not self._was_reset or bool((self._ended & ~starting).any()):
+            raise gym.error.ResetNeeded("call reset before the first step, and for episodes that have ended")
         with torch.no_grad():
             predicted = self._model.step(self._obs, self._scaled(actions), self._stream)
         kept = self._is_plausible(predicted)
         self._obs = torch.where(kept[:, None], predicted.next_obs, self._obs)
         self._steps += 1
-        terminated = kept & (predicted.terminated > 0) & ~begins
-        at_limit = self._steps >= self._max_steps if self._max_steps is not None else begins
-        truncated = (~kept | at_limit) & ~begins
-        reward = torch.where(kept & ~begins, predicted.reward, 0.0)
+        terminated = kept & (predicted.terminated > 0) & ~starting
+        at_limit = self._steps >= self._max_steps if self._max_steps is not None else starting
+        truncated = (~kept | at_limit) & ~starting
+        reward = torch.where(kept & ~starting, predicted.reward, 0.0)
         infos: dict[str, Any] = {
-            "implausible": (~kept & ~begins).numpy(),
+            "implausible": (~kept & ~starting).numpy(),
             "_implausible": np.ones(self.num_envs, np.bool_),
         }
-        self._begin(begins)
+        self._start(starting)
         self._ended = terminated | truncated
         if self._mode == AutoresetMode.SAME_STEP and bool(self._ended.any()):
             ended = self._ended.numpy().copy()
-            shown, final = self._shown(), np.full(self.num_envs, None, dtype=object)  # as in Gymnasium's own
+            last, final = self._copy_of_obs(), np.full(self.num_envs, None, dtype=object)  # as in Gymnasium
             for row in np.flatnonzero(ended):
-                final[row] = shown[row]
+                final[row] = last[row]
             infos |= {"final_obs": final, "_final_obs": ended, "final_info": {}, "_final_info": ended}
-            self._begin(self._ended.clone())
+            self._start(self._ended.clone())
         rewards = reward.double().numpy()
-        return self._shown(), rewards, terminated.numpy(), truncated.numpy(), infos
+        return self._copy_of_obs(), rewards, terminated.numpy(), truncated.numpy(), infos
 
-    def _begin(self, mask: Tensor) -> None:
+    def _start(self, mask: Tensor) -> None:
         count = int(mask.sum())
         if count > 0:
             self._obs[mask] = self._starts(count, self._stream)
         self._steps[mask] = 0
         self._ended = self._ended & ~mask
 
-    def _shown(self) -> Observations:
-        """Return the observations, as a copy that later steps leave alone."""
-        shown: Observations = self._obs.numpy().copy()
-        return shown
+    def _copy_of_obs(self) -> Observations:
+        obs: Observations = self._obs.numpy().copy()
+        return obs
 
     def _scaled(self, actions: NDArray[Any]) -> Tensor:
         if isinstance(self.single_action_space, gym.spaces.Discrete):
@@ -232,35 +233,21 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         return predicted.next_obs.isfinite().all(1) & predicted.reward.isfinite()
 
 
-def first_observations(experience: Transitions, num_envs: int, is_whole: bool) -> Tensor:
-    """Return the observations with which the episodes in an experience began, shape (n, O).
+def first_observations(experience: Transitions, num_envs: int, is_complete: bool) -> Tensor:
+    """Return the first observations of the episodes in an experience, shape (n, O).
 
-    They are those that no step before has led to. Of `num_envs` environments side by side the last step of
-    each lies fewer than 2 `num_envs` rows back.
+    They are those to which no earlier step led. With `num_envs` environments side by side, the last step of
+    each is fewer than 2 `num_envs` rows back.
 
     Args:
         experience: Real transitions, oldest first.
-        num_envs: Environments that they are from.
-        is_whole: Whether it is all that there ever was; else nobody knows what led to the oldest.
+        num_envs: The number of environments that they come from.
+        is_complete: True if nothing has been overwritten; otherwise what led to the oldest rows is unknown.
     """
     reach = min(2 * num_envs, len(experience))
     follows = torch.zeros(len(experience), dtype=torch.bool)
     for back in range(1, reach):
         follows[back:] |= (experience.obs[back:] == experience.next_obs[:-back]).all(1)
-    if not is_whole:
+    if not is_complete:
         follows[: reach - 1] = True
     return experience.obs[~follows]
-
-
-def _own_starts(trained: Trained, experience: Transitions) -> Tensor:
-    assert trained.checkpoint is not None
-    is_whole = len(experience) == trained.checkpoint.step
-    starts = first_observations(experience, trained.config.env.num_envs, is_whole)
-    if len(starts) == 0:
-        raise ConfigError(f"{trained.path}: no episode begins in its experience; use starts='resets'")
-    return starts
-
-
-def _drawn_from(starts: Tensor) -> Starts:
-    """Return what draws from first observations, uniformly with replacement."""
-    return lambda count, stream: starts[torch.randint(len(starts), (count,), generator=stream)]

@@ -1,15 +1,16 @@
-"""From the directory of a run to what it has learned so far: its policy, its model, its experience.
+"""Load what a run has learned so far: its policy, its model, its experience.
 
-Only reads, so that the run may still be going on. Knows checkpoints and how parts are built; does not know
-what they are used for.
+Only reads, so the run may still be in progress. Knows checkpoints and how to build an agent and a model; does
+not know what they are used for.
 """
 
 from __future__ import annotations
 
-import copy
+import json
 import logging
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,12 @@ from mbpo_cli.config.typed import Config, typed
 from mbpo_cli.failures import ConfigError, NoUsableCheckpoint, one_line
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints
-from mbpo_cli.storage.records import CONFIG, HARMLESS, leaves, stored_config
+from mbpo_cli.storage.records import CONFIG, HARMLESS, POLICY, leaves, stored_config
 from mbpo_cli.types import Agent, SpaceSpec, Transitions
 
 log = logging.getLogger(__name__)
 
-POLICY = "policy.pt"
 CPU = torch.device("cpu")
-# What it may raise to put the state of one configuration into parts of another.
-MISFITS = (KeyError, RuntimeError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -40,13 +38,13 @@ class Trained:
     """What a run has learned, on the CPU.
 
     Attributes:
-        path: The run's directory.
-        config: The run's configuration, but for device and precision.
+        path: The run directory.
+        config: The run's configuration, with device and precision replaced by cpu and float32.
         spaces: The spaces of its environment.
-        agent: The base agent with the run's weights, computed in float32 whatever the run's precision was;
-            its random streams are not those of the run.
-        source: Where all this was found, in words.
-        checkpoint: The checkpoint that it was found in; None where only a policy was left.
+        agent: The base agent with the run's weights; it computes in float32 even if the run did not, and its
+            random streams are not those of the run.
+        source: Where the weights come from, in words.
+        checkpoint: The checkpoint they come from; None if only `policy.pt` is left.
     """
 
     path: Path
@@ -57,67 +55,69 @@ class Trained:
     checkpoint: Checkpoint | None
 
     @property
+    def title(self) -> str:
+        """Agent, environment and source, in words."""
+        return f"{self.config.agent.name} on {self.config.env.id}, {self.source}"
+
+    @property
     def state(self) -> dict[str, Any]:
         """The state of the whole training.
 
         Raises:
-            ConfigError: The run has left none.
+            ConfigError: The run has no checkpoint.
         """
-        return self._checkpoint("state").state
+        return self._checkpoint_with("training state").state
 
     def model(self) -> EnvironmentModel:
-        """Return the model of the environment, a new one at each call.
+        """Return the environment model, a new object at each call.
 
         Raises:
             ConfigError: The run has none.
         """
         if not uses_model(self.config):
             raise ConfigError(f"{self.path}: the run has no model (mbpo=off, or mbpo.real_ratio=1)")
-        state = self._checkpoint("model").state
+        state = self._checkpoint_with("model").state
         model = build_model(self.config, self.spaces, CPU)
-        try:
+        with _explained_misfit(self.path):
             model.load_state_dict(state["model"])
-        except MISFITS as error:
-            raise _misfit(self.path, error) from error
         return model
 
     def experience(self) -> Transitions:
-        """Return the real experience that is still there, oldest first.
+        """Return the contents of the real replay buffer, oldest first.
 
         Raises:
-            ConfigError: The run has left none.
-            NoUsableCheckpoint: It cannot be read.
+            ConfigError: The run has no checkpoint.
+            NoUsableCheckpoint: The experience cannot be read.
         """
-        step = self._checkpoint("experience").step
+        step = self._checkpoint_with("experience").step
         rows = Checkpoints(self.path, keep=2).experience(step, "real")
         return ReplayBuffer(1, self.spaces).unpack(rows)
 
-    def _checkpoint(self, what: str) -> Checkpoint:
+    def _checkpoint_with(self, content: str) -> Checkpoint:
         if self.checkpoint is None:
-            raise ConfigError(
-                f"{self.path}: holds no {what}, as {POLICY} is all that is left of the run; needs checkpoints"
-            )
+            raise ConfigError(f"{self.path}: no {content} without a checkpoint; only {POLICY} is left")
         return self.checkpoint
 
 
 def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str = "trust=['{}']") -> Trained:
-    """Return what a run has learned, as its newest checkpoint has it, or else its stored policy.
+    """Load the newest checkpoint of a run, or its stored policy if no checkpoint is usable.
 
     Args:
-        path: The run's directory.
-        best: Take the checkpoint of the best evaluation instead.
-        trust: Packages outside of this one from which the run's configuration may name things.
-        remedy: What the user would write to trust the package whose name is put for `{}`.
+        path: The run directory.
+        best: Load the checkpoint of the best evaluation instead.
+        trust: Packages outside this one from which the run's configuration may import.
+        remedy: What the user would write to trust a package, with `{}` for its name.
 
     Raises:
-        ConfigError: There is no such run, or it has not got so far, or it is not to be trusted.
-        NoUsableCheckpoint: Nothing that it has kept can be used.
+        ConfigError: There is no run, it has saved nothing yet, or it names a package that is not trusted.
+        NoUsableCheckpoint: Nothing that it has saved is usable.
     """
     if not (path / CONFIG).is_file():
-        raise ConfigError(f"{path}: not the directory of a run, as it holds no {CONFIG}")
+        raise ConfigError(f"{path}: not a run directory, as it has no {CONFIG}")
     values = stored_config(path)
     check_trusted(values, trust, remedy)
-    config = replace(typed(_completed(values)), device="cpu", precision="float32")
+    _add_missing_options(values)
+    config = replace(typed(values), device="cpu", precision="float32")
     env = build_env(config)
     env.close()
     agent = build_agent(config, env.spaces, CPU)
@@ -125,71 +125,92 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
     if checkpoint is None:
         _load_policy(agent, path)
         return Trained(path, config, env.spaces, agent, POLICY, None)
-    # Streams are those of another kind of device, if the run had one; greedy actions draw nothing.
+    # The run's random streams may be those of a GPU. Greedy actions need none.
     streams = {key: value for key, value in agent.state_dict().items() if key == "generator"}
-    try:
+    with _explained_misfit(path):
         agent.load_state_dict({**checkpoint.state["agent"], **streams})
-    except MISFITS as error:
-        raise _misfit(path, error) from error
-    kind = "best" if best else "newest"
-    return Trained(
-        path, config, env.spaces, agent, f"{kind} checkpoint, step {checkpoint.step:,}", checkpoint
-    )
+    source = f"{'best' if best else 'newest'} checkpoint, step {checkpoint.step:,}"
+    return Trained(path, config, env.spaces, agent, source, checkpoint)
 
 
-def _completed(values: dict[str, Any]) -> dict[str, Any]:
-    """Give the configuration of a run of an older version what it lacks, as far as it changes no numbers."""
+def with_env_kwargs(trained: Trained, kwargs: dict[str, Any]) -> tuple[Trained, int | None]:
+    """Return a run with changed keyword arguments of its environment, and the environment's time limit.
+
+    Raises:
+        ConfigError: The environment rejects them, or its spaces would change.
+    """
+    env_options = trained.config.env
+    env_options = replace(env_options, kwargs={**(env_options.kwargs or {}), **kwargs})
+    config = replace(trained.config, env=env_options)
+    shown = f"--env-kwargs {json.dumps(kwargs, default=str)}"
+    try:
+        env = build_env(config)
+    except ConfigError as error:
+        raise ConfigError(f"{shown}: {one_line(error)}") from error
+    except Exception as error:  # an environment may raise anything
+        raise ConfigError(f"{shown}: {type(error).__name__}: {one_line(error)}") from error
+    env.close()
+    if env.spaces != trained.spaces:
+        raise ConfigError(f"{shown}: changes the spaces, for which the policy was not trained")
+    return replace(trained, config=config), env.max_steps
+
+
+def _add_missing_options(values: dict[str, Any]) -> None:
+    """Add options that an older version did not have, if they cannot change any result."""
     from mbpo_cli.config.compose import make_config
 
-    there = dict(leaves(values))
-    if all(key in there for key in HARMLESS if not key.endswith(".")):
-        return values
-    completed = copy.deepcopy(values)
+    present = dict(leaves(values))
+    if all(key in present for key in HARMLESS if not key.endswith(".")):
+        return
     for key, value in leaves(asdict(make_config())):
-        *groups, name = key.split(".")
-        if key.startswith(HARMLESS) and key not in there:
-            group: Any = completed
-            for part in groups:
-                group = group.setdefault(part, {}) if isinstance(group, dict) else None
-            if isinstance(group, dict):  # else it is told to be wrong when it is given types
-                group[name] = value
-    return completed
+        if key.startswith(HARMLESS) and key not in present:
+            group, _, name = key.rpartition(".")
+            options = values.setdefault(group, {}) if group else values
+            if isinstance(options, dict):  # otherwise `typed` reports it
+                options[name] = value
 
 
 def _checkpoint(path: Path, best: bool) -> Checkpoint | None:
-    """Return the checkpoint to use, or None where the stored policy is to be used."""
+    """Return the checkpoint to use, or None to use the stored policy."""
     try:
         checkpoint = Checkpoints(path, keep=2).read(best)
     except NoUsableCheckpoint as error:
         if best or not (path / POLICY).exists():
             raise
-        log.warning("%s is used, as no checkpoint can be: %s", POLICY, one_line(error))
+        log.warning("no checkpoint is usable, so %s is used: %s", POLICY, one_line(error))
         return None
     if checkpoint is None and best:
-        raise ConfigError(f"best: {path} has no checkpoint of an evaluation; without it the newest is taken")
+        raise ConfigError(f"best: {path} has no checkpoint of an evaluation; omit it to use the newest")
     return checkpoint
 
 
 def _load_policy(agent: Agent, path: Path) -> None:
-    """Give an agent the weights of the greedy policy that a run has stored."""
-    if not (path / POLICY).exists():
-        raise ConfigError(f"{path}: the run has not got to its first checkpoint, and has stored no {POLICY}")
+    """Copy the weights in `policy.pt` into an agent."""
+    file = path / POLICY
+    if not file.exists():
+        raise ConfigError(f"{path}: the run has saved neither a checkpoint nor {POLICY} yet")
     try:
-        stored = torch.load(path / POLICY, map_location="cpu", weights_only=True)
+        stored = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise NoUsableCheckpoint(f"{path / POLICY}: cannot be read: {one_line(error)}") from error
+        raise NoUsableCheckpoint(f"{file}: cannot be read: {one_line(error)}") from error
     own = agent.policy_state()
-    if not isinstance(stored, Mapping) or _shapes(stored) != _shapes(own):
-        raise _misfit(path, f"{POLICY} has other weights")
-    for name, weights in own.items():  # they share their memory with the agent's
+    with _explained_misfit(path):
+        if not isinstance(stored, Mapping) or _shapes(stored) != _shapes(own):
+            raise ValueError(f"{POLICY} has weights of other names or shapes")
+    for name, weights in own.items():  # they share memory with the agent's
         weights.copy_(stored[name])
     if not all(torch.equal(weights, stored[name]) for name, weights in agent.policy_state().items()):
-        raise ConfigError(f"{path / POLICY}: {type(agent).__name__} cannot take it; needs a checkpoint")
+        raise ConfigError(f"{file}: {type(agent).__name__} cannot load it; a checkpoint is needed")
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: getattr(value, "shape", None) for name, value in state.items()}
 
 
-def _misfit(path: Path, reason: object) -> ConfigError:
-    return ConfigError(f"{path}: what was learned does not fit {CONFIG}: {one_line(reason)}")
+@contextmanager
+def _explained_misfit(path: Path) -> Iterator[None]:
+    """Turn what loading the state of another configuration raises into a ConfigError."""
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: the saved weights do not fit {CONFIG}: {one_line(error)}") from error

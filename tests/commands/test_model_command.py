@@ -1,4 +1,4 @@
-"""`mbpo-model`, and the same from Python: what was trained is looked at and used."""
+"""`mbpo-model`, and the use of trained runs from Python."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import mbpo_cli
 from mbpo_cli.commands import model as model_cli
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.run import run
+from mbpo_cli.trained.model_errors import NUM_WORST
 from tests.conftest import CONF, TINY
 
 
 @pytest.fixture(scope="module")
 def pole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a Gaussian model and learned ends."""
+    """A run with a Gaussian transition model and a learned is-done model."""
     path = tmp_path_factory.mktemp("model") / "run"
     groups = ("agent=sac", "env=cartpole", "model/transition=gaussian", "model/is_done=learned")
     run(make_config(*groups, *TINY, "mbpo.generate_every=5"), path)
     return path
 
 
-def test_the_model_is_held_to_new_episodes(
+def test_the_model_is_compared_with_new_episodes(
     pole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model_cli.main([str(pole), "--output", str(tmp_path / "m.png"), "--episodes", "3", "--horizon", "7"])
@@ -39,7 +40,7 @@ def test_the_model_is_held_to_new_episodes(
     assert 0 <= found["is_done_recall"] <= 1
     errors = [worst["error"] for worst in found["worst"]]
     assert errors == sorted(errors, reverse=True)
-    assert len(errors) == model_cli.NUM_WORST
+    assert len(errors) == NUM_WORST
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "sac on CartPole-v1, newest checkpoint, step 20" in printed
@@ -54,7 +55,7 @@ def test_the_model_is_held_to_new_episodes(
         (["--output", "nowhere/m.png"], "--output nowhere/m.png: nowhere is not a directory"),
     ],
 )
-def test_mistakes_end_with_one_line(
+def test_a_mistake_is_one_line_and_writes_nothing(
     pole: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(pole.rglob("*"))
@@ -73,7 +74,7 @@ def test_mistakes_end_with_one_line(
         (("agent.num_warm_start_steps=19",), "the model has not been fitted yet"),
     ],
 )
-def test_runs_without_a_model_are_told(
+def test_a_run_without_a_fitted_model_is_refused(
     options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(make_config(*TINY, *options), tmp_path / "run")
@@ -82,9 +83,9 @@ def test_runs_without_a_model_are_told(
     assert message in capsys.readouterr().err
 
 
-def test_the_lines_of_the_readme_work_from_python(tmp_path: Path) -> None:
-    readme = (CONF.parent / "README.md").read_text()
-    (lines,) = re.findall(r"### From Python\n\n```python\n(.*?)```", readme, flags=re.DOTALL)
+def test_the_lines_of_the_docs_work_from_python(tmp_path: Path) -> None:
+    page = (CONF.parent / "docs" / "tasks" / "python.md").read_text()
+    (lines,) = re.findall(r"## Train and evaluate\n\n```python\n(.*?)```", page, flags=re.DOTALL)
     tiny = ", ".join(f'"{override}"' for override in TINY)
     assert '"trainer.num_env_steps=1_000"' in lines
     program = lines.replace('"trainer.num_env_steps=1_000"', f'{tiny}, "mbpo.generate_every=5"')
@@ -97,7 +98,7 @@ def test_the_lines_of_the_readme_work_from_python(tmp_path: Path) -> None:
     assert mean < 0
 
 
-def test_nothing_is_imported_before_it_is_asked_for() -> None:
+def test_the_package_imports_lazily() -> None:
     code = "import sys, mbpo_cli; assert 'torch' not in sys.modules; assert callable(mbpo_cli.make_config)"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -1,4 +1,4 @@
-"""Exported policies: the same actions and returns as the original, with nothing of this package."""
+"""Exported policies give the same actions and returns as the original, without this package."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ POLICIES = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Runs, each trained when it is first asked for."""
+    """Runs, each trained when it is first requested."""
     folder = tmp_path_factory.mktemp("export")
 
     def path(name: str) -> Path:
@@ -53,8 +53,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return path
 
 
-def earned(act: Callable[[Tensor], Tensor], env_id: str, seeds: list[int]) -> list[float]:
-    """What a policy earns that sees raw observations and returns raw actions."""
+def returns_of(act: Callable[[Tensor], Tensor], env_id: str, seeds: list[int]) -> list[float]:
+    """The returns of a policy that maps raw observations to raw actions."""
     env, returns = gym.make(env_id), []
     for seed in seeds:
         (obs, _), ended, total = env.reset(seed=seed), False, 0.0
@@ -69,48 +69,51 @@ def earned(act: Callable[[Tensor], Tensor], env_id: str, seeds: list[int]) -> li
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", POLICIES)
-def test_an_exported_policy_earns_what_the_original_does(
+def test_an_exported_policy_gives_the_returns_of_the_original(
     name: str, form: str, trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = trained(name)
-    output = tmp_path / f"policy{export.FORMATS[form]}"
+    output = tmp_path / f"policy{export.FORMATS[form].suffix}"
     export_cli.main([str(path), "--trust", "tests", "--format", form, "--output", str(output)])
-    difference = float(re.findall(r"largest difference to the original: (\S+)", capsys.readouterr().out)[0])
+    difference = float(re.findall(r"largest difference from the original: (\S+)", capsys.readouterr().out)[0])
     assert difference <= export.TOLERANCE
     assert list(tmp_path.iterdir()) == [output]
-    read: Any = {"pt2": export._read_pt2, "torchscript": export._read_torchscript, "onnx": export._read_onnx}
     seeds = list(range(10))
     original = load(path, trust=["tests"])
     expected = play_real(lambda: build_env(original.config), seeds, original.agent.act)
-    returns = earned(read[form](output), POLICIES[name][0], seeds)
+    returns = returns_of(export.FORMATS[form].read(output.read_bytes()), POLICIES[name][0], seeds)
     assert returns == pytest.approx([episode.total_reward for episode in expected], abs=1e-4)
     assert len(set(returns)) > 1
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
-def test_the_lines_of_the_readme_use_each_file(trained: Callable[[str], Path], tmp_path: Path) -> None:
-    told = read_me_returns(trained("pendulum"), tmp_path, [*export.FORMATS])
-    assert told[0] == pytest.approx(told[2], abs=1e-2)
+def test_the_examples_in_the_docs_load_each_format(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    returns = documented_returns(trained("pendulum"), tmp_path, [*export.FORMATS])
+    assert returns[0] == pytest.approx(returns[2], abs=1e-2)
 
 
-def test_the_lines_of_the_readme_use_torchs_files(trained: Callable[[str], Path], tmp_path: Path) -> None:
-    told = read_me_returns(trained("pendulum"), tmp_path, ["pt2", "torchscript"])
-    assert told[0] == told[1]
+def test_the_example_in_the_docs_loads_the_formats_of_torch(
+    trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    returns = documented_returns(trained("pendulum"), tmp_path, ["pt2", "torchscript"])
+    assert returns[0] == returns[1]
     original = load(trained("pendulum"))
     (episode,) = play_real(lambda: build_env(original.config), [0], original.agent.act)
-    assert told[0] == pytest.approx(episode.total_reward, abs=1e-3)
+    assert returns[0] == pytest.approx(episode.total_reward, abs=1e-3)
 
 
-def read_me_returns(path: Path, folder: Path, forms: list[str]) -> list[float]:
-    """Run the README's lines where this package cannot be imported; return what they print."""
-    blocks = re.findall(r"```python\n(.*?)```", (CONF.parent / "README.md").read_text(), re.DOTALL)
-    (torchs,) = [block for block in blocks if "policy.pt2" in block]
-    (onnxs,) = [block for block in blocks if "policy.onnx" in block]
+def documented_returns(path: Path, folder: Path, forms: list[str]) -> list[float]:
+    """Run the lines of docs/tasks/deploy.md where this package cannot be imported; return what they print."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", (CONF.parent / "docs" / "tasks" / "deploy.md").read_text(), re.DOTALL
+    )
+    (torch_example,) = [block for block in blocks if "policy.pt2" in block]
+    (onnx_example,) = [block for block in blocks if "policy.onnx" in block]
     load_line = re.compile(r"= (torch\.export\S+)  # or (.*)")
-    lines = {"pt2": torchs, "torchscript": load_line.sub(r"= \2", torchs), "onnx": onnxs}
-    assert lines["torchscript"] != torchs
+    lines = {"pt2": torch_example, "torchscript": load_line.sub(r"= \2", torch_example), "onnx": onnx_example}
+    assert lines["torchscript"] != torch_example
     for form in forms:
-        export_cli.main([str(path), "--output", str(folder / f"policy{export.FORMATS[form]}")])
+        export_cli.main([str(path), "--output", str(folder / f"policy{export.FORMATS[form].suffix}")])
     program = "\n".join(["import sys", "sys.modules['mbpo_cli'] = None", *(lines[form] for form in forms)])
     command = [sys.executable, "-W", "ignore", "-c", program]
     printed = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
@@ -118,7 +121,7 @@ def read_me_returns(path: Path, folder: Path, forms: list[str]) -> list[float]:
 
 
 class Agent:
-    """An agent of somebody else, whose policy is one network."""
+    """A custom agent whose policy is one network."""
 
     def __init__(self, network: nn.Module) -> None:
         self.critic, self.network = nn.Linear(2, 9), network
@@ -149,11 +152,11 @@ def test_actions_have_the_shape_and_the_bounds_of_their_space(tmp_path: Path) ->
     assert action.shape == (50, 2, 2)
     assert all(space.contains(row.numpy()) for row in action)
     assert float(action[:, 0, 1].max()) == 8
-    assert sum(p.numel() for p in policy.parameters()) == 3 * 4, "critics stay behind"
+    assert sum(p.numel() for p in policy.parameters()) == 3 * 4, "critics are not exported"
 
 
-class Unsteady(nn.Module):
-    """A network whose file would not do what it does."""
+class ChangesOnExport(nn.Module):
+    """A network whose exported outputs differ from its own."""
 
     def __init__(self, error: float) -> None:
         super().__init__()
@@ -169,20 +172,22 @@ class Unsteady(nn.Module):
 @pytest.mark.parametrize("form", ["pt2", "torchscript"])
 def test_a_policy_that_differs_is_not_written(form: str, tmp_path: Path) -> None:
     space = gym.spaces.Box(-1, 1, (4,), np.float32)
-    policy = greedy(Unsteady(1e-3), SpaceSpec((2,), ContinuousActions((-1.0,) * 4, (1.0,) * 4)), space)
+    policy = greedy(ChangesOnExport(1e-3), SpaceSpec((2,), ContinuousActions((-1.0,) * 4, (1.0,) * 4)), space)
     with pytest.raises(ConfigError, match="not written, as its actions differ by"):
-        export.export(policy, form, tmp_path / f"policy{export.FORMATS[form]}")
+        export.export(policy, form, tmp_path / f"policy{export.FORMATS[form].suffix}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_counts_as_different() -> None:
+def test_the_greatest_difference() -> None:
     def constant(value: float, kind: torch.dtype, *shape: int) -> Callable[[Tensor], Tensor]:
         return lambda obs: torch.full((len(obs), *shape), value, dtype=kind)
 
     box = SpaceSpec((2,), ContinuousActions((-4.0, 0.0), (4.0, 0.0)))
     zero = constant(0, torch.float32, 2)
     difference = export.greatest_difference
-    assert difference(zero, constant(1, torch.float32, 2), box) == 2, "a bound without width counts as it is"
+    assert difference(zero, constant(1, torch.float32, 2), box) == 2, (
+        "where both bounds are equal, in the unit of the action"
+    )
     assert difference(zero, constant(1, torch.float64, 2), box) == float("inf")
     assert difference(zero, constant(1, torch.float32, 1), box) == float("inf")
     assert not difference(zero, constant(float("nan"), torch.float32, 2), box) <= export.TOLERANCE
@@ -199,7 +204,7 @@ class Scattered(Agent):
         return {"weight": torch.zeros(1)}
 
 
-def test_an_agent_that_cannot_be_exported_says_so() -> None:
+def test_an_agent_that_cannot_be_exported_is_refused() -> None:
     agent: Any = Scattered(nn.Linear(2, 4))
     with pytest.raises(ConfigError, match="agent=Scattered: cannot be exported"):
         export.GreedyPolicy(agent, SpaceSpec((2,), BOUNDS), gym.spaces.Box(-1, 1, (4,)))
@@ -216,7 +221,7 @@ def test_an_agent_that_cannot_be_exported_says_so() -> None:
         ([], "required: --output"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_a_mistake_is_one_line_and_writes_nothing(
     arguments: list[str],
     message: str,
     trained: Callable[[str], Path],

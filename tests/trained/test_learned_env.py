@@ -1,4 +1,4 @@
-"""The learned model as a vector environment of Gymnasium."""
+"""The learned model as a Gymnasium vector environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import CONF, TINY, discrete, gym_env, random_transitions, sp
 
 
 class AddsAction(EnvironmentModel):
-    """A model in which o' = o + a and r = o, and an episode ends where o' is 3 or more."""
+    """A model in which o' = o + a and r = o, and episodes end when o' is 3 or more."""
 
     def __init__(self) -> None:
         class Networks:
@@ -45,7 +45,7 @@ BOX = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
 
 
 def adder(num_envs: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP, **options: Any) -> LearnedVectorEnv:
-    """The environments of that model; episodes begin at 0, and actions of 2 are steps of 1."""
+    """Environments of that model; episodes start at 0, and an action of 2 is a step of 1."""
     from mbpo_cli.types import ContinuousActions
 
     space = SpaceSpec((1,), ContinuousActions((-2.0,), (2.0,)))
@@ -61,22 +61,24 @@ def act(
     return obs[:, 0].tolist(), reward.tolist(), terminated.tolist(), truncated.tolist(), infos
 
 
-def test_the_step_after_the_last_begins_the_next_episode() -> None:
+def test_next_step_mode_starts_an_episode_in_the_step_after_the_last() -> None:
     env = adder(2, max_steps=4)
     assert env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
     env.reset()
     act(env, 2, 1)
     act(env, 2, 1)
     assert act(env, 2, 1)[:4] == ([3.0, 1.5], [2.0, 1.0], [True, False], [False, False])
-    assert act(env, 2, 1)[:4] == ([0.0, 2.0], [0.0, 1.5], [False, False], [False, True]), "no step, at rest"
+    assert act(env, 2, 1)[:4] == ([0.0, 2.0], [0.0, 1.5], [False, False], [False, True]), (
+        "a reset, not a step"
+    )
     assert act(env, 2, 1)[:4] == ([1.0, 0.0], [0.0, 0.0], [False, False], [False, False])
     for _ in range(2):
         last = act(env, 0, 0)
     assert last[3] == [False, False]
-    assert act(env, 0, 0)[3] == [True, False], "the time limit counts from the new beginning"
+    assert act(env, 0, 0)[3] == [True, False], "the time limit counts from the new start"
 
 
-def test_the_same_step_begins_the_next_episode() -> None:
+def test_same_step_mode_starts_an_episode_in_the_last_step() -> None:
     env = adder(2, AutoresetMode.SAME_STEP)
     env.reset(options={"obs": np.array([[2.0], [1.0]])})
     obs, reward, terminated, truncated, infos = act(env, 2, 2)
@@ -87,7 +89,7 @@ def test_the_same_step_begins_the_next_episode() -> None:
     assert act(env, 2, 0)[0] == [1.0, 2.0]
 
 
-def test_nothing_begins_by_itself_where_that_is_disabled() -> None:
+def test_disabled_mode_starts_no_episode() -> None:
     env = adder(2, AutoresetMode.DISABLED)
     with pytest.raises(gym.error.ResetNeeded):
         act(env, 0, 0)
@@ -99,12 +101,12 @@ def test_nothing_begins_by_itself_where_that_is_disabled() -> None:
     assert act(env, 2, 0)[:4] == ([1.0, 1.0], [0.0, 1.0], [False, False], [False, False])
 
 
-def test_a_prediction_that_is_not_plausible_is_dropped() -> None:
+def test_an_implausible_prediction_is_discarded() -> None:
     seen = Transitions(*(torch.tensor(values) for values in ([[0.0]], [[0.0]], [0.0], [[1.0]], [0.0])))
     env = adder(2, plausible=PlausibleRange(seen, max_departure=0.5))
     env.reset()
     obs, reward, terminated, truncated, infos = act(env, 2, 0)
-    assert truncated == [False, True], "1 is within what was seen, and 0 is too far from it"
+    assert truncated == [False, True], "1 is within the range that was seen, and 0 is too far from it"
     assert (obs, reward, terminated) == ([1.0, 0.0], [0.0, 0.0], [False, False])
     assert infos["implausible"].tolist() == [False, True]
     unlimited = adder(1)
@@ -113,7 +115,7 @@ def test_a_prediction_that_is_not_plausible_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode)[:2])
-def test_gymnasiums_wrappers_count_episodes_as_in_its_own(mode: AutoresetMode) -> None:
+def test_gymnasiums_wrappers_count_its_episodes(mode: AutoresetMode) -> None:
     env = gym.wrappers.vector.RecordEpisodeStatistics(adder(2, mode))
     env.reset()
     for _ in range(8):
@@ -124,7 +126,7 @@ def test_gymnasiums_wrappers_count_episodes_as_in_its_own(mode: AutoresetMode) -
     assert env.episode_count == 2
 
 
-def test_numbers_of_actions_are_those_of_the_real_environment() -> None:
+def test_discrete_actions_are_numbered_as_in_the_real_environment() -> None:
     seen = []
 
     class Watching(AddsAction):
@@ -146,16 +148,16 @@ def test_numbers_of_actions_are_those_of_the_real_environment() -> None:
     assert discrete((1,), 4).actions.from_env(torch.tensor([3])).tolist() == [[0, 0, 0, 1]]
 
 
-def test_first_observations_are_those_that_no_step_led_to() -> None:
+def test_first_observations_are_those_to_which_no_step_led() -> None:
     steps = random_transitions(10, spaces((2,)))
-    for row in (1, 2, 4, 5, 7, 8, 9):  # episodes begin in rows 0, 3 and 6
+    for row in (1, 2, 4, 5, 7, 8, 9):  # episodes start in rows 0, 3 and 6
         steps.obs[row] = steps.next_obs[row - 1]
-    assert torch.equal(first_observations(steps, 1, is_whole=True), steps.obs[[0, 3, 6]])
-    assert torch.equal(first_observations(steps[1:], 1, is_whole=False), steps.obs[[3, 6]])
-    beside = random_transitions(9, spaces((2,)))  # two environments, the last step of one alone
+    assert torch.equal(first_observations(steps, 1, is_complete=True), steps.obs[[0, 3, 6]])
+    assert torch.equal(first_observations(steps[1:], 1, is_complete=False), steps.obs[[3, 6]])
+    beside = random_transitions(9, spaces((2,)))  # two environments; the last row is a step of only one
     for row in (2, 3, 5, 6, 8):
         beside.obs[row] = beside.next_obs[row - 2]
-    assert torch.equal(first_observations(beside, 2, is_whole=True), beside.obs[[0, 1, 4, 7]])
+    assert torch.equal(first_observations(beside, 2, is_complete=True), beside.obs[[0, 1, 4, 7]])
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +167,12 @@ def point(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_episodes_begin_where_those_of_the_run_did(point: Path) -> None:
+def test_episodes_start_where_those_of_the_run_did(point: Path) -> None:
     env = LearnedVectorEnv.from_run(point, 30, trust=["tests"])
     obs, _ = env.reset(seed=0)
     experience = load(point, trust=["tests"]).experience()
-    begun = {float(experience.obs[row, 0]) for row in (0, 20, 40)}  # its episodes have 20 steps
-    assert set(obs[:, 0].tolist()) == begun
+    first = {float(experience.obs[row, 0]) for row in (0, 20, 40)}  # its episodes have 20 steps
+    assert set(obs[:, 0].tolist()) == first
     again, _ = env.reset(seed=0)
     other, _ = env.reset(seed=1)
     assert np.array_equal(obs, again)
@@ -182,7 +184,7 @@ def test_episodes_begin_where_those_of_the_run_did(point: Path) -> None:
     assert env.observation_space.contains(obs)
 
 
-def test_the_chosen_member_predicts_alone_and_else_all_elites_do(
+def test_a_chosen_member_predicts_alone_otherwise_all_elites_do(
     point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[list[int]] = []
@@ -208,7 +210,7 @@ def test_the_chosen_member_predicts_alone_and_else_all_elites_do(
 def test_the_time_limit_is_that_of_the_environment(tmp_path: Path) -> None:
     run(make_config(*TINY, "env=pendulum"), tmp_path / "run")
     env = LearnedVectorEnv.from_run(tmp_path / "run", 3)
-    env._plausible = None  # a model that has hardly learned leaves it soon
+    env._plausible = None  # an untrained model soon leaves it
     env.reset(seed=0)
     for step in range(200):
         _, _, terminated, truncated, _ = env.step(env.action_space.sample())
@@ -216,8 +218,8 @@ def test_the_time_limit_is_that_of_the_environment(tmp_path: Path) -> None:
         assert not terminated.any()
 
 
-def test_somebody_elses_agent_trains_in_it(point: Path) -> None:
-    """An adapter to the vector environments of stable-baselines3, which begin the next episode at once."""
+def test_an_agent_of_stable_baselines3_trains_in_it(point: Path) -> None:
+    """An adapter to the vector environments of stable-baselines3, which start the next episode at once."""
     pytest.importorskip("stable_baselines3", reason="needs stable-baselines3")
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import VecEnv
@@ -236,13 +238,13 @@ def test_somebody_elses_agent_trains_in_it(point: Path) -> None:
         def step_wait(self) -> Any:
             obs, reward, terminated, truncated, infos = self.env.step(self.actions)
             done = terminated | truncated
-            told: list[dict[str, Any]] = [{} for _ in done]
+            adapted: list[dict[str, Any]] = [{} for _ in done]
             for row in np.flatnonzero(done):
-                told[row] = {
+                adapted[row] = {
                     "terminal_observation": infos["final_obs"][row],
                     "TimeLimit.truncated": bool(truncated[row] and not terminated[row]),
                 }
-            return obs, reward.astype(np.float32), done, told
+            return obs, reward.astype(np.float32), done, adapted
 
         def close(self) -> None:
             self.env.close()
@@ -272,12 +274,14 @@ def test_somebody_elses_agent_trains_in_it(point: Path) -> None:
     )
 
 
-def test_the_lines_of_the_readme(point: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (CONF.parent / "README.md").read_text(), re.DOTALL)
+def test_the_lines_of_the_docs(point: Path) -> None:
+    blocks = re.findall(
+        r"```python\n(.*?)```", (CONF.parent / "docs" / "tasks" / "python.md").read_text(), re.DOTALL
+    )
     (lines,) = [block for block in blocks if "LearnedVectorEnv" in block]
-    told = lines.replace('"outputs/.../..."', f"{str(point)!r}, trust=['tests']")
-    assert told != lines
+    program = lines.replace('"outputs/.../..."', f"{str(point)!r}, trust=['tests']")
+    assert program != lines
     names: dict[str, Any] = {}
-    exec(told, names)
+    exec(program, names)
     assert names["obs"].shape == (64, 1)
     assert names["terminated"].shape == (64,)

@@ -1,4 +1,4 @@
-"""What runs have trained, put to use: `mbpo-evaluate`."""
+"""`mbpo-evaluate`, and loading what runs have learned."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def point(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose evaluations get better and worse, so that the best checkpoint is not the newest."""
+    """A run whose best checkpoint is not its newest."""
     path = tmp_path_factory.mktemp("use") / "point"
     run(make_config(*TINY, *gym_env("tests/PointMass-v0"), "trainer.num_env_steps=80", "seed=1"), path)
     return path
@@ -47,7 +47,7 @@ def point(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose episodes are short."""
+    """A run with short episodes."""
     path = tmp_path_factory.mktemp("use") / "pole"
     run(make_config(*TINY, "env=cartpole", "agent=dqn"), path)
     return path
@@ -69,30 +69,30 @@ def evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the command says to arguments that it does not take."""
-    capsys.readouterr()  # what trained before has logged
+    """The error message of the command for wrong arguments."""
+    capsys.readouterr()  # the log of earlier training
     with pytest.raises(SystemExit) as ending:
         evaluate_cli.main([*map(str, arguments)])
     assert ending.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
-    # Where another test has configured logging, there may be a warning before.
+    # If another test has configured logging, warnings may come first.
     *warnings, line = said.err.splitlines()
     assert not any(warning.startswith("mbpo-evaluate: error") for warning in warnings)
     assert line.startswith("mbpo-evaluate: error: ")
     return line.removeprefix("mbpo-evaluate: error: ")
 
 
-def test_the_last_evaluation_of_a_run_is_repeated_to_the_last_bit(pendulum: Path, evaluated: Command) -> None:
+def test_the_last_evaluation_of_a_run_is_repeated_bit_for_bit(pendulum: Path, evaluated: Command) -> None:
     summary = json.loads((pendulum / "summary.json").read_text())
-    told = evaluated(pendulum, "--episodes", "2")
-    assert told["real"]["return_mean"] == summary["eval_return_mean"]
-    assert (told["env_steps"], told["seed"], told["in_model"]) == (20, 0, None)
-    assert [episode["length"] for episode in told["real"]["episodes"]] == [200, 200]
-    assert f"{told['real']['episodes'][1]['return']:.1f}" in told["printed"]
+    found = evaluated(pendulum, "--episodes", "2")
+    assert found["real"]["return_mean"] == summary["eval_return_mean"]
+    assert (found["env_steps"], found["seed"], found["in_model"]) == (20, 0, None)
+    assert [episode["length"] for episode in found["real"]["episodes"]] == [200, 200]
+    assert f"{found['real']['episodes'][1]['return']:.1f}" in found["printed"]
 
 
-def test_the_best_checkpoint_earns_what_the_best_evaluation_did(point: Path, evaluated: Command) -> None:
+def test_the_best_checkpoint_has_the_return_of_the_best_evaluation(point: Path, evaluated: Command) -> None:
     summary = json.loads((point / "summary.json").read_text())
     assert summary["best_eval_return_mean"] > summary["eval_return_mean"]
     best = evaluated(point, "--best", "--episodes", "2", "--trust", "tests")
@@ -103,7 +103,7 @@ def test_the_best_checkpoint_earns_what_the_best_evaluation_did(point: Path, eva
 
 
 @pytest.mark.parametrize("damage", ["removed", "damaged"])
-def test_the_stored_policy_serves_where_no_checkpoint_can(
+def test_the_stored_policy_is_used_if_no_checkpoint_is_usable(
     damage: str, pendulum: Path, evaluated: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = shutil.copytree(pendulum, tmp_path / "copy")
@@ -112,12 +112,12 @@ def test_the_stored_policy_serves_where_no_checkpoint_can(
     else:
         for manifest in copy.glob("checkpoints/*/manifest.json"):
             manifest.write_text("{}")
-    told = evaluated(copy, "--episodes", "2")
-    assert told["source"] == "policy.pt"
-    assert told["real"]["return_mean"] == evaluated(pendulum, "--episodes", "2")["real"]["return_mean"]
+    found = evaluated(copy, "--episodes", "2")
+    assert found["source"] == "policy.pt"
+    assert found["real"]["return_mean"] == evaluated(pendulum, "--episodes", "2")["real"]["return_mean"]
     with pytest.raises(ConfigError if damage == "removed" else NoUsableCheckpoint):
         load(copy, best=True)
-    assert "is all that is left" in refused(capsys, copy, "--in-model")
+    assert "only policy.pt is left" in refused(capsys, copy, "--in-model")
 
 
 def test_a_policy_of_another_network_is_refused(pendulum: Path, tmp_path: Path) -> None:
@@ -125,20 +125,20 @@ def test_a_policy_of_another_network_is_refused(pendulum: Path, tmp_path: Path) 
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["agent"]["hidden_sizes"] = [9]
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ConfigError, match="does not fit"):
+    with pytest.raises(ConfigError, match="do not fit"):
         load(copy)
     shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(ConfigError, match="does not fit"):
+    with pytest.raises(ConfigError, match="do not fit"):
         load(copy)
     (copy / "policy.pt").write_bytes(b"no policy")
     with pytest.raises(NoUsableCheckpoint, match=r"policy\.pt: cannot be read"):
         load(copy)
     (copy / "policy.pt").unlink()
-    with pytest.raises(ConfigError, match="not got to its first checkpoint"):
+    with pytest.raises(ConfigError, match=r"saved neither a checkpoint nor policy\.pt yet"):
         load(copy)
 
 
-def test_a_run_of_a_gpu_is_loaded_on_a_cpu(pendulum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_from_a_gpu_is_loaded_on_a_cpu(pendulum: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints
 
     read = Checkpoints.read
@@ -146,7 +146,7 @@ def test_a_run_of_a_gpu_is_loaded_on_a_cpu(pendulum: Path, monkeypatch: pytest.M
     def on_gpu(self: Checkpoints, best: bool = False) -> Checkpoint | None:
         checkpoint = read(self, best)
         assert checkpoint is not None
-        checkpoint.state["agent"]["generator"] = torch.zeros(16, dtype=torch.uint8)  # as CUDA's are
+        checkpoint.state["agent"]["generator"] = torch.zeros(16, dtype=torch.uint8)  # the size of CUDA's
         return checkpoint
 
     expected = load(pendulum).agent.act(torch.ones(1, 3))
@@ -163,7 +163,7 @@ def test_a_run_in_bfloat16_is_used_in_float32(pendulum: Path, tmp_path: Path) ->
     assert load(copy).config.precision == "float32"
 
 
-def test_runs_of_a_version_that_lacked_an_option_are_read(pendulum: Path, tmp_path: Path) -> None:
+def test_runs_of_versions_that_lacked_an_option_are_read(pendulum: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(pendulum, tmp_path / "copy")
     config = yaml.safe_load((copy / "config.yaml").read_text())
     del config["trainer"]["num_score_evaluations"], config["compile"], config["precision"]
@@ -182,7 +182,7 @@ def test_runs_of_a_version_that_lacked_an_option_are_read(pendulum: Path, tmp_pa
             load(copy)
 
 
-def test_other_gravity_is_another_task_and_other_spaces_are_none(
+def test_keyword_arguments_of_the_environment_can_be_changed(
     pendulum: Path, evaluated: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usual, light = (evaluated(pendulum, "--episodes", "1", "--env-kwargs", f"{{g: {g}}}") for g in (10, 1))
@@ -199,15 +199,17 @@ def test_kwargs_that_change_the_spaces_are_refused(
     path = tmp_path / "run"
     run(make_config(*TINY, "env=hopper", "trainer.num_env_steps=6"), path)
     changed = "{exclude_current_positions_from_observation: false}"
-    assert "other spaces than the policy" in refused(capsys, path, "--env-kwargs", changed)
+    assert "changes the spaces, for which the policy was not trained" in refused(
+        capsys, path, "--env-kwargs", changed
+    )
     assert not (path / "evaluation.json").exists()
 
 
 def test_infinite_bounds_are_stored_as_text(tmp_path: Path, evaluated: Command) -> None:
     path = tmp_path / "run"
     run(make_config(*TINY, "env=hopper", "trainer.num_env_steps=6"), path)
-    told = evaluated(path, "--episodes", "1", "--env-kwargs", "{healthy_z_range: [0.5, .inf]}")
-    assert told["env_kwargs"]["healthy_z_range"] == [0.5, "inf"]
+    found = evaluated(path, "--episodes", "1", "--env-kwargs", "{healthy_z_range: [0.5, .inf]}")
+    assert found["env_kwargs"]["healthy_z_range"] == [0.5, "inf"]
 
 
 def test_seeds_choose_the_episodes(pendulum: Path, evaluated: Command) -> None:
@@ -219,14 +221,14 @@ def test_seeds_choose_the_episodes(pendulum: Path, evaluated: Command) -> None:
 
 
 def test_the_model_plays_from_the_real_first_observations(pendulum: Path, evaluated: Command) -> None:
-    told = evaluated(pendulum, "--episodes", "3", "--in-model")
-    assert [episode["length"] for episode in told["in_model"]["episodes"]] == [200] * 3
-    assert told["in_model"]["return_mean"] != told["real"]["return_mean"]
-    assert "in model: return" in told["printed"]
+    found = evaluated(pendulum, "--episodes", "3", "--in-model")
+    assert [episode["length"] for episode in found["in_model"]["episodes"]] == [200] * 3
+    assert found["in_model"]["return_mean"] != found["real"]["return_mean"]
+    assert "in model: return" in found["printed"]
 
 
 class Counting(EnvironmentModel):
-    """A model in which o' = o + 1 and r = o, that ends at 3 and leaves the numbers at 100."""
+    """A model in which o' = o + 1 and r = o, which terminates at 3 and predicts NaN after 100."""
 
     def __init__(self) -> None:
         pass
@@ -236,13 +238,13 @@ class Counting(EnvironmentModel):
         return Transitions(obs, action, obs[:, 0], next_obs, (next_obs[:, 0] == 3).float())
 
 
-def test_episodes_in_the_model_end_where_it_says_at_the_limit_or_beyond_all_numbers(
+def test_episodes_in_the_model_end_at_termination_time_limit_or_nan(
     g: torch.Generator,
 ) -> None:
     real = [Outcome(torch.tensor([start]), 0.0, 4) for start in (0.0, 1.0, 10.0, 99.0)]
 
     def policy(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        assert explore is None, "evaluation is greedy"
+        assert explore is None, "the policy is greedy"
         return obs
 
     limited = play_in_model(Counting(), policy, real, 5, g)
@@ -253,13 +255,13 @@ def test_episodes_in_the_model_end_where_it_says_at_the_limit_or_beyond_all_numb
     assert [episode.length for episode in unlimited] == [3, 2, 4, 2], "as long as the real one"
 
 
-def test_a_run_without_a_model_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_a_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(make_config(*TINY, "mbpo=off"), tmp_path / "run")
     assert "has no model" in refused(capsys, tmp_path / "run", "--in-model")
 
 
 def frames_of(path: Path) -> tuple[set[bytes], int]:
-    """The different pictures of a film, and how many milliseconds it takes."""
+    """The distinct frames of a film, and its length in milliseconds."""
     seen, milliseconds = set(), 0
     with Image.open(path) as film:
         assert film.size == (600, 400)
@@ -270,29 +272,29 @@ def frames_of(path: Path) -> tuple[set[bytes], int]:
     return seen, milliseconds
 
 
-def test_a_film_runs_at_the_speed_of_life(pole: Path, evaluated: Command, tmp_path: Path) -> None:
+def test_a_film_plays_in_real_time(pole: Path, evaluated: Command, tmp_path: Path) -> None:
     path = tmp_path / "film.gif"
-    told = evaluated(pole, "--episodes", "3", "--video", str(path), "--video-episodes", "2")
-    lengths = [episode["length"] for episode in told["real"]["episodes"][:2]]
-    # Every other of 50 steps a second, the first and the last one always.
+    found = evaluated(pole, "--episodes", "3", "--video", str(path), "--video-episodes", "2")
+    lengths = [episode["length"] for episode in found["real"]["episodes"][:2]]
+    # Every second step at 50 steps per second, and always the first and the last.
     expected = sum(1 + length // 2 + length % 2 for length in lengths)
     seen, milliseconds = frames_of(path)
     assert len(seen) > expected - 3, "the pole moves"
     assert milliseconds == 40 * expected
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evaluation.json", "film.gif"]
     evaluated(pole, "--episodes", "2", "--video", str(path), "--steps-per-second", "10")
-    assert frames_of(path)[1] == 100 * (1 + lengths[0]), "every step of ten a second"
+    assert frames_of(path)[1] == 100 * (1 + lengths[0]), "every step at 10 steps per second"
     unseen = evaluated(pole, "--episodes", "3")["real"]["episodes"]
-    assert [episode["length"] for episode in unseen] == [e["length"] for e in told["real"]["episodes"]]
+    assert [episode["length"] for episode in unseen] == [e["length"] for e in found["real"]["episodes"]]
 
 
-def test_a_film_needs_an_extra_or_not(pole: Path, tmp_path: Path, evaluated: Command) -> None:
+def test_a_film_as_mp4(pole: Path, tmp_path: Path, evaluated: Command) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="needs the extra video")
     evaluated(pole, "--episodes", "1", "--video", str(tmp_path / "film.mp4"))
     assert (tmp_path / "film.mp4").read_bytes()[4:8] == b"ftyp"
 
 
-def test_an_episode_that_fails_leaves_no_film(tmp_path: Path) -> None:
+def test_a_failed_episode_leaves_no_film(tmp_path: Path) -> None:
     import numpy as np
 
     from mbpo_cli.trained.video import Film
@@ -343,13 +345,13 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_there_is_no_run_or_nothing_to_draw(
+def test_no_run_and_an_environment_that_cannot_render(
     point: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refused(capsys, tmp_path).startswith(f"{tmp_path}: not the directory of a run")
+    assert refused(capsys, tmp_path).startswith(f"{tmp_path}: not a run directory")
     film = tmp_path / "film.gif"
     said = refused(capsys, point, "--trust", "tests", "--video", film)
-    assert said.startswith("--video: tests/PointMass-v0 cannot be drawn")
+    assert said.startswith("--video: tests/PointMass-v0 cannot render in mode rgb_array")
     assert not film.exists()
 
 
@@ -362,7 +364,7 @@ def test_missing_extras_are_named(
     assert "pip install 'mbpo-cli[video]'" in refused(capsys, pendulum, "--video", tmp_path / "film.mp4")
 
 
-def test_what_a_run_names_is_imported_only_if_trusted(
+def test_code_that_a_run_names_is_imported_only_if_trusted(
     pendulum: Path, evaluated: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     copy = shutil.copytree(pendulum, tmp_path / "copy")
@@ -378,23 +380,23 @@ def test_what_a_run_names_is_imported_only_if_trusted(
     assert "somebody.code" in sys.modules
 
 
-def test_a_window_shows_all_episodes_one_after_the_other(
+def test_a_window_shows_all_episodes_in_turn(
     pole: Path, monkeypatch: pytest.MonkeyPatch, evaluated: Command
 ) -> None:
-    from mbpo_cli import build
+    from mbpo_cli.build import build_env
+    from mbpo_cli.trained import video
 
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     made: list[str | None] = []
-    build_env = build.build_env
 
     def spy(config: Any, render_mode: str | None = None) -> Any:
         made.append(render_mode)
         return build_env(config, render_mode)
 
-    monkeypatch.setattr(build, "build_env", spy)
-    told = evaluated(pole, "--episodes", "2", "--render", "human")
+    monkeypatch.setattr(video, "build_env", spy)
+    found = evaluated(pole, "--episodes", "2", "--render", "human")
     assert made.count("human") == 1
-    assert len(told["real"]["episodes"]) == 2
+    assert len(found["real"]["episodes"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -419,7 +421,7 @@ def test_exit_codes_are_those_of_training(
     assert capsys.readouterr().err == f"mbpo-evaluate: {said}\n"
 
 
-def test_help_is_there_without_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     program = (
         "import sys\n"
         "from mbpo_cli.commands import evaluate, export\n"
