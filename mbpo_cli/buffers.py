@@ -1,6 +1,6 @@
-"""Circular experience buffers, and the mini-batch that mixes real with generated experience.
+"""Replay buffers, and mini-batches that mix real with generated experience.
 
-One class serves for both buffers. This room does not know who writes or who reads.
+Does not know where the experience comes from or what it is used for.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from mbpo_cli.types import SpaceSpec, Transitions
 
 
 class ReplayBuffer:
-    """A circular buffer of transitions, packed one row each into a single float32 tensor."""
+    """A circular buffer of transitions, each packed into one row of a single float32 tensor."""
 
     def __init__(self, capacity: int, spaces: SpaceSpec, device: torch.device | str = "cpu") -> None:
-        """Make room for `capacity` transitions; pages of memory are touched only when written."""
         self.capacity = capacity
         self.size = 0
         self.total_added = 0
         self._columns = [spaces.obs_size, spaces.action_size, 1, spaces.obs_size, 1]
+        # Not initialized, so that memory is used only as rows are written.
         self._rows = torch.empty(capacity, sum(self._columns), device=device)
 
     def __len__(self) -> int:
         return self.size
 
     def add(self, transitions: Transitions) -> None:
-        """Append a batch; once full, the oldest rows give way."""
+        """Append a batch, which overwrites the oldest rows of a full buffer."""
         rows = torch.cat(
             (
                 transitions.obs,
@@ -50,7 +50,7 @@ class ReplayBuffer:
         self.size = min(self.size + len(rows), self.capacity)
 
     def forget_all_but(self, newest: int) -> None:
-        """Forget the oldest rows, so that at most the `newest` are left."""
+        """Forget the oldest rows, so that at most `newest` are left."""
         self.size = min(self.size, newest)
 
     def sample_rows(self, count: int, generator: torch.Generator) -> Tensor:
@@ -65,23 +65,23 @@ class ReplayBuffer:
         return self.unpack(self.sample_rows(count, generator))
 
     def contents(self) -> Transitions:
-        """Return all transitions by slot, as views that later writes change, if none were forgotten."""
+        """Return all transitions by slot, as views into the buffer; none may have been forgotten."""
         return self.unpack(self._rows[: self.size])
 
     def unpack(self, rows: Tensor) -> Transitions:
-        """Name the columns of packed rows, without a copy."""
+        """Return packed rows as transitions, without a copy."""
         obs, action, reward, next_obs, terminated = torch.split(rows, self._columns, dim=1)
         return Transitions(obs, action, reward[:, 0], next_obs, terminated[:, 0])
 
     def rows(self, start: int, end: int) -> Tensor:
-        """Return packed rows by their number, counted from the first ever added; all must still be there."""
+        """Return packed rows by number, counted from the first ever added; all must still be stored."""
         return self._rows[self._slots(start, end)]
 
     def restore(self, rows: Tensor, total_added: int, size: int) -> None:
-        """Take the packed rows that were the last of `total_added`, at least the `size` that were there.
+        """Restore a buffer that held the last `size` of `total_added` rows; `rows` ends with these.
 
         Raises:
-            ValueError: They are not.
+            ValueError: The rows or the numbers do not fit this buffer.
         """
         if not 0 <= size <= min(total_added, self.capacity):
             raise ValueError(f"{size} of {total_added} rows cannot be in a buffer of {self.capacity}")
@@ -97,9 +97,9 @@ class ReplayBuffer:
 
 
 def num_real_of(mini_batch_size: int, real_ratio: float) -> int:
-    """Return how many of M experiences are real: ceil(M * R).
+    """Return the number of real transitions in a mini-batch of M: ceil(M * R).
 
-    R counts as the decimal number that was written: 100 * 0.07 is 7, not 7.000000000000001.
+    R is taken as the decimal number in the configuration: 100 * 0.07 is 7, not 7.000000000000001.
     Source: the page, step 4.1.
     """
     return math.ceil(mini_batch_size * Fraction(str(real_ratio)))
@@ -112,10 +112,13 @@ def mix(
     real_ratio: float,
     num_batches: int,
     generator: torch.Generator,
-) -> tuple[list[Transitions], int]:
-    """Draw mini-batches of real and generated experience, and say how many of each are real.
+) -> tuple[list[Transitions], dict[str, float]]:
+    """Draw mini-batches of real and generated experience; all real before the first generation.
 
-    While there is no generated experience, all of it is real. Source: the page, step 4.1.
+    Source: the page, step 4.1.
+
+    Returns:
+        The mini-batches, and how many of their transitions are real and generated.
     """
     num_real = num_real_of(mini_batch_size, real_ratio)
     if generated is None or len(generated) == 0:
@@ -127,4 +130,9 @@ def mix(
             rows = buffer.sample_rows(num_batches * count, generator)
             parts.append(rows.view(num_batches, count, -1))
     batches = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-    return [real.unpack(rows) for rows in batches], num_real
+    metrics = {
+        "mix/num_real": num_real,
+        "mix/num_generated": mini_batch_size - num_real,
+        "mix/real_share": num_real / mini_batch_size,
+    }
+    return [real.unpack(rows) for rows in batches], metrics

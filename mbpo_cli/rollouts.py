@@ -1,6 +1,6 @@
-"""Short rollouts branched from real states in the learned model, and how long they may be.
+"""Short rollouts in the learned model, branched from real states, and the schedule of their horizon.
 
-Knows a model, a policy and a place to put transitions; does not know that the place is a buffer.
+Knows a model and a policy; does not know where the generated transitions are stored.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.options import Component, option
 from mbpo_cli.types import Policy, Transitions
 
-# So many rows and what the networks make of them stay in a CPU's cache; a GPU takes all at once.
+# Rows whose intermediate results fit into a CPU's cache. A GPU takes all rollouts at once.
 ROWS_AT_ONCE_ON_CPU = 4_000
 
 
@@ -29,28 +29,28 @@ class ModelRolloutOptions:
     num_rollout: int = option(
         "N_R, rollouts started per generation", low=1, high=10_000_000, matlab="NumRollout"
     )
-    horizon: int = option("steps of a rollout, at first", low=1, high=1000, matlab="Horizon")
+    horizon: int = option("initial number of steps of a rollout", low=1, high=1000, matlab="Horizon")
     horizon_update_schedule: Literal["none", "piecewise", "linear"] = option(
-        "how the horizon grows: not at all; by 1 every horizon_update_frequency model trainings; or "
-        "linearly to horizon_max between two epochs of 1000 environment steps, as in the paper",
+        "how the horizon grows: none = it stays; piecewise = by 1 every horizon_update_frequency model "
+        "trainings; linear = to horizon_max between two epochs of 1000 environment steps, as in the paper",
         matlab="HorizonUpdateSchedule",
     )
     horizon_update_frequency: int = option(
         "piecewise: model trainings between two increments", low=1, matlab="HorizonUpdateFrequency"
     )
     horizon_update_start_epoch: int = option(
-        "first epoch of the growth: in model trainings (piecewise) or 1000 environment steps (linear)",
+        "epoch at which the growth starts, in model trainings (piecewise) or 1000 environment steps (linear)",
         low=0,
         matlab="HorizonUpdateStartEpoch",
     )
     horizon_update_end_epoch: int = option(
         "linear: epoch, in 1000 environment steps, at which horizon_max is reached", low=1
     )
-    horizon_max: int = option("the horizon never grows beyond this", low=1, high=1000, matlab="HorizonMax")
+    horizon_max: int = option("upper limit of the horizon", low=1, high=1000, matlab="HorizonMax")
     max_departure: float | None = option(
-        "a rollout ends, and its last prediction is dropped, where an element leaves the range seen in "
-        "reality by more than so many times that range's width, or is not finite; null = all predictions "
-        "are kept, and one that is not finite ends the run",
+        "a rollout ends without its last prediction if an element of it is not finite, or outside the range "
+        "of real experience by more than this many times the width of that range; null = every prediction "
+        "is kept, and one that is not finite ends the run",
         low=0,
     )
     noise_options: Component = option(
@@ -58,71 +58,78 @@ class ModelRolloutOptions:
     )
 
     def __post_init__(self) -> None:
-        """Check what no single option can tell."""
-        if self.horizon_update_schedule == "none":
-            return
-        if self.horizon_max < self.horizon:
+        start, end = self.horizon_update_start_epoch, self.horizon_update_end_epoch
+        if self.horizon_update_schedule != "none" and self.horizon_max < self.horizon:
             raise ValueError(f"horizon_max={self.horizon_max}: must be at least horizon={self.horizon}")
-        if (
-            self.horizon_update_schedule == "linear"
-            and self.horizon_update_end_epoch <= self.horizon_update_start_epoch
-        ):
+        if self.horizon_update_schedule == "linear" and end <= start:
             raise ValueError(
-                f"horizon_update_end_epoch={self.horizon_update_end_epoch}: must be greater than "
-                f"horizon_update_start_epoch={self.horizon_update_start_epoch}"
+                f"horizon_update_end_epoch={end}: must be greater than horizon_update_start_epoch={start}"
             )
 
 
 def horizon_at(options: ModelRolloutOptions, num_model_trainings: int, num_env_steps: int) -> int:
-    """Return the horizon after so many model trainings and real environment steps.
+    """Return the horizon after a number of model trainings and real environment steps.
 
-    Piecewise counts model trainings (Source: the page, HorizonUpdateFrequency); linear counts
-    epochs of 1000 environment steps and rounds down (Source: the paper, appendix: x -> y over
-    epochs a -> b).
+    Piecewise counts model trainings (Source: the page, HorizonUpdateFrequency). Linear counts epochs of 1000
+    environment steps and rounds down (Source: the paper, appendix: x -> y over epochs a -> b).
     """
     low, high, start = options.horizon, options.horizon_max, options.horizon_update_start_epoch
     match options.horizon_update_schedule:
         case "none":
             return low
         case "piecewise":
-            increments = max(num_model_trainings - start, 0) // options.horizon_update_frequency
-            return min(low + increments, high)
+            num_increments = max(num_model_trainings - start, 0) // options.horizon_update_frequency
+            return min(low + num_increments, high)
         case "linear":
-            # Whole steps, so that rounding down is exact.
+            # In whole environment steps, so that rounding down is exact.
             passed = max(num_env_steps - 1000 * start, 0)
             duration = 1000 * (options.horizon_update_end_epoch - start)
             return min(low + passed * (high - low) // duration, high)
 
 
 class Region(Protocol):
-    """Where rollouts may go: one ends with the first prediction that lies outside, which is dropped."""
+    """Where predictions may lie: a rollout ends with the first one outside, which is dropped."""
 
     def contains(self, transitions: Transitions) -> Tensor:
-        """Tell of each predicted transition whether it lies within, shape (N,)."""
+        """Return a mask of the predicted transitions inside, shape (N,)."""
         ...
 
 
 class PlausibleRange:
-    """What the outcomes of real experience suggest that a prediction may be."""
+    """The range of each element of the outcomes of real experience, widened on both sides.
+
+    An outcome is next observation, reward and termination.
+
+    Args:
+        real: Real transitions.
+        max_departure: The margin on either side, in widths of the range.
+        knows_reward: True if rewards are exact. Then every finite one is plausible, because a first success
+            may bring a reward that was never seen.
+    """
 
     def __init__(self, real: Transitions, max_departure: float, knows_reward: bool = False) -> None:
-        """Allow the range of each element, wider by `max_departure` times its width on either side.
-
-        Where the reward is known, any that is finite is: a first success may earn what was never seen.
-        """
         outcomes = _outcomes(real)
         low, high = outcomes.amin(0), outcomes.amax(0)
         width = high - low
-        margin = max_departure * torch.where(width > 0, width, 1.0)  # what never varied has no width
+        margin = max_departure * torch.where(width > 0, width, 1.0)  # for an element that never varied
         self._low, self._high = low - margin, high + margin
         if knows_reward:
             largest = torch.finfo(real.reward.dtype).max
             self._low[_REWARD], self._high[_REWARD] = -largest, largest
 
     def contains(self, transitions: Transitions) -> Tensor:
-        """Tell of each row whether it is plausible, shape (N,); what is not finite never is."""
+        """Return a mask of the plausible transitions, shape (N,); those that are not finite never are."""
         outcomes = _outcomes(transitions)
         return ((outcomes >= self._low) & (outcomes <= self._high)).all(1)
+
+
+def plausible_range(
+    options: ModelRolloutOptions, real: Transitions, knows_reward: bool
+) -> PlausibleRange | None:
+    """Return where predictions may lie, or None if `max_departure` sets no limit."""
+    if options.max_departure is None:
+        return None
+    return PlausibleRange(real, options.max_departure, knows_reward)
 
 
 def _outcomes(transitions: Transitions) -> Tensor:
@@ -130,19 +137,7 @@ def _outcomes(transitions: Transitions) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
-_REWARD = -2  # its column there
-
-
-class Generated(NamedTuple):
-    """What became of a generation.
-
-    Attributes:
-        num_transitions: Those handed on.
-        num_implausible: Rollouts that ended with a prediction that was dropped.
-    """
-
-    num_transitions: int
-    num_implausible: int
+_REWARD = -2  # the reward's column in `_outcomes`
 
 
 def generate(
@@ -153,54 +148,52 @@ def generate(
     sink: Callable[[Transitions], None],
     generator: torch.Generator,
     plausible: Region | None = None,
-) -> Generated:
-    """Roll the policy out in the model and hand every step's transitions to `sink`.
+) -> dict[str, int]:
+    """Roll the policy out in the model and pass the transitions of every step to `sink`.
 
-    A rollout that is predicted to terminate is not continued (Source: the page, step 3.2), nor is one
-    whose prediction is not plausible.
+    A rollout ends with a predicted termination (Source: the page, step 3.2), and before an implausible
+    prediction.
 
     Args:
         model: The environment model.
         policy: Chooses the actions, with exploration.
         starts: Start observations, shape (N, O).
         horizon: Largest number of steps of a rollout.
-        sink: Called with every step's transitions of the rollouts still running, a share of them at a time.
+        sink: Takes the transitions, one step of one chunk of rollouts per call.
         generator: Random stream of groups, actions and predictions.
         plausible: Where predictions may lie; None allows every finite one.
 
+    Returns:
+        The number of generated transitions, and of rollouts that ended before an implausible prediction.
+
     Raises:
-        Diverged: A prediction is not finite where all are allowed, or no prediction is plausible.
+        Diverged: A prediction is not finite although `plausible` is None, or no prediction is plausible.
     """
-    count = num_implausible = 0
-    num_rows = ROWS_AT_ONCE_ON_CPU if starts.device.type == "cpu" else len(starts)
+    num_generated = num_implausible = 0
+    chunk_size = ROWS_AT_ONCE_ON_CPU if starts.device.type == "cpu" else len(starts)
     with torch.inference_mode():
-        for obs in torch.split(starts, num_rows):
+        for obs in torch.split(starts, chunk_size):
             for _ in range(horizon):
                 transitions = model.step(obs, policy(obs, explore=generator), generator)
                 if plausible is None:
-                    check_finite(transitions)
+                    _check_finite(transitions)
                 else:
-                    kept = plausible.contains(transitions)
-                    num_dropped = len(kept) - int(kept.sum())
+                    mask = plausible.contains(transitions)
+                    num_dropped = len(mask) - int(mask.sum())
                     num_implausible += num_dropped
-                    transitions = transitions[kept] if num_dropped > 0 else transitions
+                    transitions = transitions[mask] if num_dropped > 0 else transitions
                 sink(transitions)
-                count += len(transitions)
+                num_generated += len(transitions)
                 obs = transitions.next_obs[transitions.terminated == 0]
                 if len(obs) == 0:
                     break
-    if count == 0:
-        raise Diverged(f"none of {num_implausible} predictions of the model is plausible")
-    return Generated(count, num_implausible)
+    if num_generated == 0:
+        raise Diverged(f"none of the model's {num_implausible} predictions is plausible")
+    return {"rollout/num_generated": num_generated, "rollout/num_implausible": num_implausible}
 
 
-def check_finite(transitions: Transitions) -> None:
-    """Check what the model predicted.
-
-    Raises:
-        Diverged: Something is not finite.
-    """
+def _check_finite(transitions: Transitions) -> None:
     for name in ("action", "next_obs", "reward", "terminated"):
-        # One sum is not finite if any of its numbers is not, and costs less than looking at each.
+        # A sum is not finite if any of its terms is not, and costs less than a test of each.
         if not math.isfinite(getattr(transitions, name).double().sum()):
             raise Diverged(f"{name} is not finite in a rollout")

@@ -110,9 +110,13 @@ def test_mix_holds_real_and_generated_in_one_batch(ratio: float, num_real: int, 
     real, generated = ReplayBuffer(10, SPACE), ReplayBuffer(10, SPACE)
     real.add(numbered(0, 10))
     generated.add(numbered(1000, 10))
-    batches, counted = mix(real, generated, 256, ratio, 3, g)
+    batches, metrics = mix(real, generated, 256, ratio, 3, g)
     assert [len(batch) for batch in batches] == [256] * 3
-    assert counted == num_real
+    assert metrics == {
+        "mix/num_real": num_real,
+        "mix/num_generated": 256 - num_real,
+        "mix/real_share": num_real / 256,
+    }
     assert [int((batch.reward < 1000).sum()) for batch in batches] == [num_real] * 3
     assert not torch.equal(batches[0].reward, batches[1].reward)
 
@@ -121,16 +125,16 @@ def test_mix_is_all_real_while_nothing_is_generated(g: torch.Generator) -> None:
     real = ReplayBuffer(10, SPACE)
     real.add(numbered(0, 10))
     for generated in (None, ReplayBuffer(10, SPACE)):
-        (batch,), num_real = mix(real, generated, 20, 0.1, 1, g)
-        assert num_real == 20
+        (batch,), metrics = mix(real, generated, 20, 0.1, 1, g)
+        assert metrics["mix/num_real"] == 20
         assert len(batch) == 20
 
 
 def test_with_ratio_0_the_real_buffer_may_be_empty(g: torch.Generator) -> None:
     generated = ReplayBuffer(10, SPACE)
     generated.add(numbered(0, 1))
-    (batch,), num_real = mix(ReplayBuffer(10, SPACE), generated, 8, 0.0, 1, g)
-    assert (len(batch), num_real) == (8, 0)
+    (batch,), metrics = mix(ReplayBuffer(10, SPACE), generated, 8, 0.0, 1, g)
+    assert (len(batch), metrics["mix/num_real"]) == (8, 0)
 
 
 HUMANOID = """

@@ -145,6 +145,10 @@ def test_only_elites_predict(g: torch.Generator) -> None:
     assert sorted(set(added[:, 0].tolist())) == [2.0, 4.0]
 
 
+def counts(num_generated: int, num_implausible: int) -> dict[str, int]:
+    return {"rollout/num_generated": num_generated, "rollout/num_implausible": num_implausible}
+
+
 def still(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
     assert explore is not None, "rollouts explore"
     return torch.zeros(len(obs), 1)
@@ -153,8 +157,8 @@ def still(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
 def test_rollouts_branch_from_the_starts_and_go_on_from_predictions(g: torch.Generator) -> None:
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(7), Constant(0))
     steps: list[Transitions] = []
-    count, _ = generate(model, still, torch.zeros(4, 1), 3, steps.append, g)
-    assert count == 12
+    metrics = generate(model, still, torch.zeros(4, 1), 3, steps.append, g)
+    assert metrics["rollout/num_generated"] == 12
     assert [step.obs[:, 0].tolist() for step in steps] == [[0.0] * 4, [1.0] * 4, [2.0] * 4]
     assert [step.next_obs[0, 0].item() for step in steps] == [1.0, 2.0, 3.0]
     assert steps[0].reward.tolist() == [7.0] * 4
@@ -163,16 +167,17 @@ def test_rollouts_branch_from_the_starts_and_go_on_from_predictions(g: torch.Gen
 def test_rollouts_that_ended_are_not_continued(g: torch.Generator) -> None:
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), DoneAbove(10))
     steps: list[Transitions] = []
-    count, _ = generate(model, still, torch.tensor([[0.0], [9.5], [8.5]]), 5, steps.append, g)
+    metrics = generate(model, still, torch.tensor([[0.0], [9.5], [8.5]]), 5, steps.append, g)
     assert [len(step) for step in steps] == [3, 2, 1, 1, 1]
-    assert count == 8
+    assert metrics["rollout/num_generated"] == 8
     assert steps[0].terminated.tolist() == [0.0, 1.0, 0.0]
     assert steps[2].obs.tolist() == [[2.0]]
 
 
 def test_generation_stops_when_all_rollouts_ended(g: torch.Generator) -> None:
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), Constant(1))
-    assert generate(model, still, torch.zeros(3, 1), 10, lambda step: None, g) == (3, 0)
+    metrics = generate(model, still, torch.zeros(3, 1), 10, lambda step: None, g)
+    assert metrics == counts(3, 0)
 
 
 class Explodes(AddsMemberNumber):
@@ -200,9 +205,9 @@ def test_a_rollout_that_leaves_what_is_plausible_ends_without_that_step(
     steps: list[Transitions] = []
     starts = torch.tensor([[0.0], [4.0], [5.0]])
     plausible = PlausibleRange(real_experience(0, 10), max_departure=2.5)  # from -25 to 35
-    generated = generate(model, still, starts, 3, steps.append, g, plausible)
+    metrics = generate(model, still, starts, 3, steps.append, g, plausible)
     assert [step.obs[:, 0].tolist() for step in steps] == [[0, 4], [1], [2]]
-    assert generated == (4, 2)
+    assert metrics == counts(4, 2)
 
 
 def test_what_never_varied_may_vary_a_little(g: torch.Generator) -> None:
@@ -222,7 +227,7 @@ def test_a_known_reward_may_be_what_was_never_seen() -> None:
 def test_a_model_of_which_nothing_is_plausible_has_diverged(g: torch.Generator) -> None:
     model = EnvironmentModel(Explodes({0.0: 1e6}), Constant(0), Constant(0))
     plausible = PlausibleRange(real_experience(0, 10), max_departure=10)
-    with pytest.raises(Diverged, match="none of 4 predictions of the model is plausible"):
+    with pytest.raises(Diverged, match="none of the model's 4 predictions is plausible"):
         generate(model, still, torch.zeros(4, 1), 3, lambda step: None, g, plausible)
 
 
@@ -247,9 +252,9 @@ def test_rollouts_may_be_as_long_as_the_ensemble_agrees(g: torch.Generator) -> N
     model = EnvironmentModel(DisagreeAfterTwo(spaces((1,)), 3, [0, 1, 2]), Constant(0), Constant(0))
     steps: list[Transitions] = []
     starts = torch.tensor([[0.0], [1.0], [2.0]])
-    generated = generate(model, still, starts, 10, steps.append, g, Agreement(model, tolerance=0.5))
+    metrics = generate(model, still, starts, 10, steps.append, g, Agreement(model, tolerance=0.5))
     assert [step.obs[:, 0].tolist() for step in steps] == [[0, 1], [1], []]
-    assert generated == (3, 3)
+    assert metrics == counts(3, 3)
 
 
 def test_many_rollouts_are_taken_in_shares_and_all_reach_the_horizon(
@@ -259,9 +264,9 @@ def test_many_rollouts_are_taken_in_shares_and_all_reach_the_horizon(
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), DoneAbove(102.5))
     steps: list[Transitions] = []
     starts = torch.arange(10, dtype=torch.float32)[:, None] * 100
-    count, _ = generate(model, still, starts, 3, steps.append, g)
+    metrics = generate(model, still, starts, 3, steps.append, g)
     # Starts 0 and 100 run for all three steps; the others are done after the first.
-    assert count == 3 * 2 + 8
+    assert metrics["rollout/num_generated"] == 3 * 2 + 8
     assert [len(step) for step in steps] == [4, 2, 2, 4, 2]
     assert torch.cat([step.obs for step in steps])[:, 0].tolist() == [
         *(0, 100, 200, 300, 1, 101, 2, 102),

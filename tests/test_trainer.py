@@ -353,7 +353,7 @@ def test_rollouts_never_start_in_a_terminal_state(monkeypatch: pytest.MonkeyPatc
     starts: list[Tensor] = []
     original = rollouts.generate
 
-    def watched(*arguments: Any) -> rollouts.Generated:
+    def watched(*arguments: Any) -> dict[str, int]:
         starts.append(arguments[2])
         return original(*arguments)
 
@@ -368,7 +368,7 @@ def test_horizon_follows_its_schedule_and_reaches_the_rollouts(monkeypatch: pyte
     horizons = []
     original = rollouts.generate
 
-    def watched(*arguments: Any) -> rollouts.Generated:
+    def watched(*arguments: Any) -> dict[str, int]:
         horizons.append(arguments[3])
         return original(*arguments)
 

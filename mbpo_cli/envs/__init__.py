@@ -1,1 +1,1 @@
-"""Real environments: making them, their spaces, and what is known of their reward and termination."""
+"""Real environments: construction, spaces, collection of experience, known reward and is-done functions."""

@@ -1,12 +1,13 @@
-"""Cart-poles with a continuous force: to balance, as in MATLAB's predefined environment, and to swing up.
+"""Cart-poles with a continuous force: balancing, as in MATLAB's predefined environment, and swing-up.
 
-Importing this module registers both with Gymnasium. Knows nothing of agents, models or tensors.
+Importing this module registers both with Gymnasium. Does not know agents, models or tensors.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -20,7 +21,7 @@ HALF_LENGTH = 0.5  # m, from the joint to the pole's centre of mass
 MAX_FORCE = 10.0  # N
 STEP_SECONDS = 0.02
 TRACK_LIMIT = 2.4  # m, from the centre to either end of the track
-ANGLE_LIMIT = math.radians(12)  # beyond it the pole has fallen
+ANGLE_LIMIT = math.radians(12)  # beyond this, the pole has fallen
 FALL_REWARD = -50.0
 
 State = tuple[float, float, float, float]
@@ -29,15 +30,15 @@ Observation = NDArray[np.float32]
 
 
 def euler_step(state: State, force: float, seconds: float) -> State:
-    """Move a cart-pole by one step of Euler's method.
+    """Advance a cart-pole by one step of Euler's method.
 
-    A uniform pole on a frictionless cart: its moment of inertia gives the 4/3.
+    The pole is uniform, whose moment of inertia gives the 4/3, and there is no friction.
 
     Source: Florian 2007, "Correct equations for the dynamics of the cart-pole system", eq. 23 and 24
     without friction, with the constants of Gymnasium's CartPole-v1.
 
     Args:
-        state: Where the system is.
+        state: The present state.
         force: Horizontal force on the cart in newtons, positive to the right.
         seconds: Length of the step.
     """
@@ -56,13 +57,18 @@ def euler_step(state: State, force: float, seconds: float) -> State:
 
 
 class _CartPole(gym.Env[Observation, NDArray[np.float32]], ABC):
-    """What both tasks share: the force as action, the dynamics, and a start near a given angle."""
+    """The common base of both tasks: force, dynamics, and a start near a given angle.
+
+    Args:
+        high: The limits of the observation's elements; the lower ones are their negatives.
+    """
 
     start_angle: float
     substeps: int
 
-    def __init__(self) -> None:
-        """Make the action space; the state is there after `reset`."""
+    def __init__(self, high: Sequence[float]) -> None:
+        limits = np.array(high, np.float32)
+        self.observation_space = gym.spaces.Box(-limits, limits, dtype=np.float32)
         self.action_space = gym.spaces.Box(-MAX_FORCE, MAX_FORCE, (1,), np.float32)
         self.state: State = (0.0, 0.0, self.start_angle, 0.0)
 
@@ -85,30 +91,27 @@ class _CartPole(gym.Env[Observation, NDArray[np.float32]], ABC):
 
     @abstractmethod
     def _observation(self) -> Observation:
-        """Return what is seen of the state."""
+        """Return the observation of the present state."""
 
     @abstractmethod
     def _outcome(self) -> tuple[float, bool]:
-        """Return the reward of the state reached, and whether it is terminal."""
+        """Return the reward of the present state, and True if it is terminal."""
 
 
 class CartPoleContinuous(_CartPole):
     """Balance an upright pole: CartPole-v1 with any force between -10 and 10 N.
 
     Observation: position (m), velocity (m/s), angle (rad, 0 = upright), angular velocity (rad/s).
-    Reward: 0.5 + 0.5 (1 - |x| / 2.4) in the state reached, or -50 where the pole has fallen (more
-    than 12 degrees from upright) or the cart left the track (|x| > 2.4 m), which ends the episode.
+    Reward: 0.5 + 0.5 (1 - |x| / 2.4) in the next state, or -50 if the pole has fallen (more than 12 degrees
+    from upright) or the cart has left the track (|x| > 2.4 m), which ends the episode.
     """
 
     start_angle = 0.0
     substeps = 1
 
     def __init__(self) -> None:
-        """Make the spaces."""
-        super().__init__()
-        # Twice the limits, as in CartPole-v1, since the state that ends an episode lies outside of them.
-        high = np.array([2 * TRACK_LIMIT, np.inf, 2 * ANGLE_LIMIT, np.inf], np.float32)
-        self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32)
+        # Twice the limits, as in CartPole-v1, because the state that ends an episode lies outside of them.
+        super().__init__((2 * TRACK_LIMIT, math.inf, 2 * ANGLE_LIMIT, math.inf))
 
     def _observation(self) -> Observation:
         return np.array(self.state, np.float32)
@@ -122,20 +125,17 @@ class CartPoleContinuous(_CartPole):
 class CartPoleSwingUp(_CartPole):
     """Swing a hanging pole up and hold it upright in the middle of the track.
 
-    Observation: position (m), velocity (m/s), cosine and sine of the angle (0 = upright), angular
-    velocity (rad/s). Reward: (1 + cos angle) / 2 * exp(-x^2 / 2) in the state reached, between 0 and
-    1. Leaving the track (|x| > 2.4 m) ends the episode, and with it all further reward.
+    Observation: position (m), velocity (m/s), cosine and sine of the angle (0 = upright), angular velocity
+    (rad/s). Reward: (1 + cos angle) / 2 * exp(-x^2 / 2) in the next state, between 0 and 1. Leaving the track
+    (|x| > 2.4 m) ends the episode.
     """
 
     start_angle = math.pi
-    # Euler's method with steps of 0.02 s would feed a swinging pole with energy of its own.
+    # With steps of 0.02 s, Euler's method would add energy to a swinging pole.
     substeps = 10
 
     def __init__(self) -> None:
-        """Make the spaces."""
-        super().__init__()
-        high = np.array([2 * TRACK_LIMIT, np.inf, 1, 1, np.inf], np.float32)
-        self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32)
+        super().__init__((2 * TRACK_LIMIT, math.inf, 1, 1, math.inf))
 
     def _observation(self) -> Observation:
         position, velocity, angle, angular_velocity = self.state

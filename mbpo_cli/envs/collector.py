@@ -1,12 +1,13 @@
-"""Real environments side by side, each in an episode of its own.
+"""Parallel real environments, each in its own episode.
 
-Knows how episodes begin and end; does not know who chooses the actions or where experience goes.
+Knows how episodes start and end; does not know how actions are chosen or where experience is stored.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,36 +16,27 @@ from mbpo_cli.envs.environment import Environment
 from mbpo_cli.failures import EnvironmentFailed
 from mbpo_cli.types import Transitions
 
-# An episode of so many steps is played again to go on within it; actions of longer ones are not kept.
+# Longest episode whose actions are kept, so that a resumed run can replay it.
 MAX_REPLAY = 10_000
 
 
-class Episode(NamedTuple):
-    """A finished episode.
-
-    Attributes:
-        total_reward: Its undiscounted return.
-        length: Its steps.
-    """
-
-    total_reward: float
-    length: int
-
-
 class Collector:
-    """Steps environments and starts the next episode where one has ended.
+    """Steps environments, and starts the next episode where one has ended.
 
-    There is no autoreset: the observation that ended an episode is stored, and the one that begins
-    the next is acted on.
+    A transition that ends an episode holds the episode's last observation; the next action is chosen for the
+    first observation of the next episode.
+
+    Args:
+        envs: The environments.
+        seed_of: Returns the seed of an episode from its number.
 
     Attributes:
-        obs: What each environment shows now, shape (E, O).
-        steps: Steps of each environment's present episode.
-        episodes: Episodes finished so far.
+        obs: The current observation of each environment, shape (E, O).
+        steps: The steps of each current episode.
+        episodes: The number of finished episodes.
     """
 
     def __init__(self, envs: Sequence[Environment], seed_of: Callable[[int], int]) -> None:
-        """Start an episode in each of the environments; `seed_of` seeds them by their number."""
         self.spaces = envs[0].spaces
         self.steps = [0] * len(envs)
         self.episodes = 0
@@ -61,17 +53,17 @@ class Collector:
 
     @property
     def first(self) -> Tensor:
-        """True where an episode begins, shape (E,)."""
+        """True where an episode starts, shape (E,)."""
         return torch.tensor(self.steps) == 0
 
-    def step(self, actions: Tensor) -> tuple[Transitions, list[Episode]]:
-        """Take one step in each of the first n environments.
+    def step(self, actions: Tensor) -> tuple[Transitions, dict[str, float]]:
+        """Step the first n environments.
 
         Args:
             actions: Scaled to [-1, 1] or one-hot, shape (n, A).
 
         Returns:
-            The n transitions, and the episodes that ended with them.
+            The n transitions, and the mean return and length of the episodes that ended with them, if any.
         """
         steps = [env.step(action) for env, action in zip(self._envs, actions, strict=False)]
         transitions = Transitions(
@@ -82,7 +74,7 @@ class Collector:
             torch.tensor([float(step.terminated) for step in steps]),
         )
         self.obs = self.obs.clone()
-        ended = []
+        returns, lengths = [], []
         for row, step in enumerate(steps):
             self.obs[row] = step.obs
             self.steps[row] += 1
@@ -90,20 +82,27 @@ class Collector:
                 self._actions[row].append(actions[row])
             self._returns[row] += step.reward
             if step.terminated or step.truncated:
-                ended.append(Episode(self._returns[row], self.steps[row]))
+                returns.append(self._returns[row])
+                lengths.append(self.steps[row])
                 self.episodes += 1
                 self.obs[row] = self._start(row)
-        return transitions, ended
+        if not returns:
+            return transitions, {}
+        return transitions, {
+            "train/episode_return": statistics.fmean(returns),
+            "train/episode_length": statistics.fmean(lengths),
+            "train/episodes": self.episodes,
+        }
 
     def _start(self, row: int) -> Tensor:
-        """Begin the next episode."""
+        """Start the next episode of an environment and return its first observation."""
         self._numbers[row] = self._num_started
         self._num_started += 1
         self.steps[row], self._returns[row], self._actions[row] = 0, 0.0, []
         return self._envs[row].reset(self._seed_of(self._numbers[row]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the present episodes by their numbers and actions, which play them again."""
+        """Return the current episodes as numbers and actions, from which they can be replayed."""
         none = torch.zeros(0, self.spaces.action_size)
         return {
             "episodes": self.episodes,
@@ -116,10 +115,10 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Bring the environments to where they were, by playing the present episodes again.
+        """Restore the environments by replaying their current episodes.
 
         Returns:
-            Whether every environment shows what it showed; where one does not, a new episode begins.
+            True if all environments are where they were. Any other environment starts a new episode.
         """
         self.episodes, self._num_started = state["episodes"], state["num_started"]
         self._numbers, self._returns = list(state["numbers"]), list(state["returns"])
@@ -127,21 +126,24 @@ class Collector:
         self.steps = list(state["steps"])
         self.obs = state["obs"].clone()
         is_exact = True
-        for row, env in enumerate(self._envs):
-            if not (len(self._actions[row]) == self.steps[row] and self._replayed(row, env)):
+        for row in range(len(self)):
+            if not self._replayed(row):
                 self.obs[row] = self._start(row)
                 is_exact = False
         return is_exact
 
-    def _replayed(self, row: int, env: Environment) -> bool:
-        """Play an episode again; tell whether the environment then shows what it showed."""
-        try:
-            shown = env.reset(self._seed_of(self._numbers[row]))
-            for action in self._actions[row]:
-                step = env.step(action)
-                if step.terminated or step.truncated:  # the episode went on here
-                    return False
-                shown = step.obs
-        except EnvironmentFailed:  # as it did not, when it was played
+    def _replayed(self, row: int) -> bool:
+        """Replay the episode of an environment; return True if it leads to the stored observation."""
+        env, actions = self._envs[row], self._actions[row]
+        if len(actions) != self.steps[row]:
             return False
-        return torch.equal(shown, self.obs[row])
+        try:
+            obs = env.reset(self._seed_of(self._numbers[row]))
+            for action in actions:
+                step = env.step(action)
+                if step.terminated or step.truncated:  # it did not end here before
+                    return False
+                obs = step.obs
+        except EnvironmentFailed:  # it did not fail before
+            return False
+        return torch.equal(obs, self.obs[row])

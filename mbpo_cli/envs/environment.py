@@ -1,6 +1,6 @@
 """A Gymnasium environment as the algorithm sees it: flat float32 observations, scaled or one-hot actions.
 
-Scaling and flattening happen here and nowhere else. Knows nothing of agents or models.
+Observations are flattened and actions scaled here and nowhere else. Does not know agents or models.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mbpo_cli.types import SpaceSpec
 
 @dataclass
 class EnvOptions:
-    """The environment, and what is known about it."""
+    """The environment and its known functions."""
 
     id: str = option("Gymnasium id, such as Pendulum-v1")
     name: str = option("short name, for tables and run names")
     kwargs: dict[str, Any] | None = option("keyword arguments of gymnasium.make; null = none")
     module: str | None = option("module to import first, which registers the id; null = none")
     num_envs: int = option(
-        "real environments side by side: a step of training is one in each, with as many updates for each",
+        "parallel real environments: a training step is one step in each, with as many updates for each",
         low=1,
         high=1000,
     )
@@ -55,21 +55,21 @@ class EnvOptions:
 
 
 class BadWrapper(ValueError):
-    """A wrapper cannot be put around the environment."""
+    """A wrapper does not exist or cannot be applied to the environment."""
 
 
-class Misbehaviour(ValueError):
-    """An environment returned what it must not."""
+class Misbehavior(ValueError):
+    """An environment returned an invalid value."""
 
 
 class Step(NamedTuple):
-    """What one step of an environment returns.
+    """The result of one step.
 
     Attributes:
-        obs: The observation after the step, flat, shape (O,).
+        obs: The next observation, flat, shape (O,).
         reward: The reward.
-        terminated: The episode ended in a terminal state.
-        truncated: The episode was cut off, by a time limit for instance.
+        terminated: True if the episode ended in a terminal state.
+        truncated: True if the episode was cut off, for instance by a time limit.
     """
 
     obs: Tensor
@@ -79,18 +79,29 @@ class Step(NamedTuple):
 
 
 class Environment:
-    """A single Gymnasium environment with flat observations and scaled actions."""
+    """A Gymnasium environment with flat observations and scaled actions.
+
+    Args:
+        env: The environment.
+        step_timeout: Seconds that a step may take; None sets no limit.
+
+    Attributes:
+        spaces: The sizes of observations and actions.
+        obs_space: The environment's own observation space.
+        action_space: The environment's own action space.
+        max_steps: The time limit of an episode, or None if no wrapper sets one.
+
+    Raises:
+        UnsuitableSpace: No agent supports the environment's spaces.
+    """
 
     def __init__(self, env: gym.Env[Any, Any], step_timeout: float | None = None) -> None:
-        """Wrap `env`, whose steps may take `step_timeout` seconds.
-
-        Raises:
-            UnsuitableSpace: No agent can serve the environment's spaces.
-        """
         self.spaces: SpaceSpec = space_spec(env.observation_space, env.action_space)
+        self.obs_space, self.action_space = env.observation_space, env.action_space
+        self.max_steps = _time_limit(env)
         self._env = env
         self._name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-        self._steps = 0
+        self._num_steps = 0
         self._watched: Callable[[], AbstractContextManager[None]] = (
             nullcontext if step_timeout is None else Watchdog(step_timeout, self._name).watching
         )
@@ -99,10 +110,10 @@ class Environment:
         """Start an episode and return its first observation, shape (O,).
 
         Raises:
-            EnvironmentFailed: The environment raised an error, or returned what it must not.
+            EnvironmentFailed: The environment raised an error or returned an invalid value.
         """
-        self._steps = 0
-        with self._blamed():
+        self._num_steps = 0
+        with self._guarded():
             obs, _ = self._env.reset(seed=seed)
             return self._flatten(obs)
 
@@ -110,151 +121,137 @@ class Environment:
         """Take an action, scaled to [-1, 1] or one-hot, shape (A,).
 
         Raises:
-            EnvironmentFailed: The environment raised an error, or returned what it must not.
+            EnvironmentFailed: The environment raised an error or returned an invalid value.
         """
         env_action = self._env_action(action.cpu())
-        self._steps += 1
-        with self._blamed():
-            returned = self._env.step(env_action)
-            if len(returned) != 5:
-                raise Misbehaviour(
-                    f"returned {len(returned)} values, not (obs, reward, terminated, truncated, info)"
-                )
-            obs, reward, terminated, truncated, _ = returned
+        self._num_steps += 1
+        with self._guarded():
+            obs, reward, terminated, truncated, _ = self._env.step(env_action)
             return Step(self._flatten(obs), _number(reward), _flag(terminated), _flag(truncated))
 
+    @property
+    def render_modes(self) -> list[str]:
+        """Gymnasium's render modes of the environment."""
+        return list(self._env.metadata.get("render_modes", ()))
+
+    @property
+    def frames_per_second(self) -> float:
+        """Steps per second of a video in real time."""
+        return float(self._env.metadata.get("render_fps", 30))
+
+    def render(self) -> NDArray[np.uint8]:
+        """Return a picture of the present state, shape (height, width, 3).
+
+        Raises:
+            EnvironmentFailed: The environment raised an error or returned an invalid value.
+        """
+        with self._guarded():
+            frame: Any = self._env.render()
+            if not isinstance(frame, np.ndarray) or frame.shape[2:] != (3,) or frame.dtype != np.uint8:
+                raise Misbehavior(f"render returned {type(frame).__name__}, not an RGB picture")
+            return frame
+
+    def close(self) -> None:
+        """Release the environment's resources."""
+        self._env.close()
+
     @contextmanager
-    def _blamed(self) -> Iterator[None]:
-        """Say of any error that it is the environment's, and at which step of the episode."""
+    def _guarded(self) -> Iterator[None]:
+        """Turn any error into EnvironmentFailed, with the environment's name and the step of the episode."""
         try:
             with self._watched():
                 yield
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # an environment may even try to exit the process
-            reason = str(error) if isinstance(error, Misbehaviour) else f"{type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, Misbehavior) else f"{type(error).__name__}: {error}"
             raise EnvironmentFailed(
-                f"{self._name}, step {self._steps} of the episode: {one_line(reason)}"
+                f"{self._name}, step {self._num_steps} of the episode: {one_line(reason)}"
             ) from error
 
-    @property
-    def obs_space(self) -> gym.Space[Any]:
-        """What the environment shows, before it is flattened."""
-        return self._env.observation_space
-
-    @property
-    def action_space(self) -> gym.Space[Any]:
-        """What the environment takes, before it is scaled or one-hot."""
-        return self._env.action_space
-
-    @property
-    def max_steps(self) -> int | None:
-        """The steps after which an episode is cut off; None where no time limit is told."""
-        env, limits = self._env, []
-        while isinstance(env, gym.Wrapper):
-            if isinstance(env, gym.wrappers.TimeLimit) and env.spec is not None:
-                limits.append(env.spec.max_episode_steps)
-            env = env.env
-        return min((limit for limit in limits if limit is not None), default=None)
-
-    @property
-    def render_modes(self) -> list[str]:
-        """Gymnasium's ways to draw it."""
-        return list(self._env.metadata.get("render_modes", ()))
-
-    @property
-    def frames_per_second(self) -> float:
-        """Steps per second of what it renders."""
-        return float(self._env.metadata.get("render_fps", 30))
-
-    def render(self) -> NDArray[np.uint8]:
-        """Draw what the environment is at, shape (height, width, 3), if it was made to.
-
-        Raises:
-            EnvironmentFailed: The environment raised an error, or returned what it must not.
-        """
-        with self._blamed():
-            frame: Any = self._env.render()
-            if not isinstance(frame, np.ndarray) or frame.shape[2:] != (3,) or frame.dtype != np.uint8:
-                raise Misbehaviour(f"returned no picture, but {type(frame).__name__}")
-            return frame
-
-    def close(self) -> None:
-        """Release what the environment holds."""
-        self._env.close()
-
     def _env_action(self, action: Tensor) -> Any:
-        space = self._env.action_space
+        space = self.action_space
         env_action = self.spaces.actions.to_env(action).numpy().astype(space.dtype)
         if isinstance(space, gym.spaces.Box):
-            # In the space's own precision a bound may lie a rounding error further in.
+            # A float32 bound may exceed the space's own by a rounding error.
             return np.clip(env_action.reshape(space.shape), space.low, space.high)
         return env_action[()]
 
     def _flatten(self, obs: Any) -> Tensor:
-        space = self._env.observation_space
-        _check_shape(obs, space)
+        _check_shape(obs, self.obs_space)
         # A copy, as some environments return the same array at every step.
-        with np.errstate(over="ignore"):  # what overflows is infinite, and told below
-            flat = torch.from_numpy(np.array(gym.spaces.flatten(space, obs), dtype=np.float32))
+        with np.errstate(over="ignore"):  # an overflow becomes infinite, which is reported below
+            flat = torch.from_numpy(np.array(gym.spaces.flatten(self.obs_space, obs), dtype=np.float32))
         if not bool(torch.isfinite(flat).all()):
-            raise Misbehaviour(f"the observation is not finite: {flat.tolist()}")
+            raise Misbehavior(f"the observation is not finite: {flat.tolist()}")
         return flat
 
 
+def _time_limit(env: gym.Env[Any, Any]) -> int | None:
+    """Return the smallest limit of the TimeLimit wrappers, or None without any."""
+    limits = []
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, gym.wrappers.TimeLimit) and env.spec is not None:
+            limits.append(env.spec.max_episode_steps)
+        env = env.env
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def _check_shape(obs: Any, space: gym.Space[Any]) -> None:
-    """Check that an observation has the shape, or the channels, of its space."""
+    """Check that an observation has the shape of its space, or the channels of a Dict or Tuple."""
     if isinstance(space, gym.spaces.Dict):
         if not isinstance(obs, Mapping) or set(obs) != set(space.spaces):
-            raise Misbehaviour(f"the observation must have the keys {sorted(space.spaces)}")
+            raise Misbehavior(f"the observation must have the keys {sorted(space.spaces)}")
         for key, channel in space.spaces.items():
             _check_shape(obs[key], channel)
     elif isinstance(space, gym.spaces.Tuple):
         if not isinstance(obs, tuple | list) or len(obs) != len(space.spaces):
-            raise Misbehaviour(f"the observation must be a tuple of {len(space.spaces)}")
+            raise Misbehavior(f"the observation must be a tuple of {len(space.spaces)}")
         for part, channel in zip(obs, space.spaces, strict=True):
             _check_shape(part, channel)
     elif np.shape(obs) != space.shape:
-        raise Misbehaviour(f"the observation has shape {np.shape(obs)}, its space {space.shape}")
+        raise Misbehavior(f"the observation has shape {np.shape(obs)}, but its space {space.shape}")
 
 
 def _number(reward: Any) -> float:
-    if isinstance(reward, str | bytes) or np.size(reward) != 1:
-        raise Misbehaviour(f"the reward is {reward!r}, not a number")
     try:
+        if isinstance(reward, str | bytes):
+            raise TypeError("a string")  # which numpy would parse
         number = float(np.asarray(reward).item())
     except (TypeError, ValueError) as error:
-        raise Misbehaviour(f"the reward is {reward!r}, not a number") from error
+        raise Misbehavior(f"the reward is {reward!r}, not a number") from error
     if not math.isfinite(number):
-        raise Misbehaviour(f"the reward is {number}")
+        raise Misbehavior(f"the reward is {number}")
     return number
 
 
 def _flag(flag: Any) -> bool:
     if np.size(flag) != 1 or np.asarray(flag).dtype.kind not in "biu":
-        raise Misbehaviour(f"the end of the episode is told by {flag!r}, not by true or false")
+        raise Misbehavior(f"the end of the episode is {flag!r}, not true or false")
     return bool(flag)
 
 
 def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
-    """Make the environment that the options describe, to be drawn in one of Gymnasium's ways or not at all.
+    """Make the environment that the options describe, with one of Gymnasium's render modes or none.
 
     Raises:
         ImportError: `options.module` cannot be imported, or the environment needs a missing package.
         gymnasium.error.Error: There is no such environment.
-        UnsuitableSpace: No agent can serve the environment's spaces.
-        BadWrapper: There is no such wrapper, or it does not fit.
+        UnsuitableSpace: No agent supports the environment's spaces.
+        BadWrapper: A wrapper does not exist or cannot be applied.
         TypeError: The environment does not accept `options.kwargs`.
     """
     if options.module is not None:
         importlib.import_module(options.module)
+    kwargs = dict(options.kwargs or {})
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
     # The passive checker costs time at every step and only warns.
-    drawn = {} if render_mode is None else {"render_mode": render_mode}
-    env = gym.make(options.id, disable_env_checker=True, **{**(options.kwargs or {}), **drawn})
+    env = gym.make(options.id, disable_env_checker=True, **kwargs)
     for wrapper in options.wrappers or ():
-        kwargs = {"_target_": wrapper} if isinstance(wrapper, str) else dict(wrapper)
+        arguments = {"_target_": wrapper} if isinstance(wrapper, str) else dict(wrapper)
         try:
-            env = resolve(str(kwargs.pop("_target_", None)))(env, **kwargs)
+            env = resolve(str(arguments.pop("_target_", None)))(env, **arguments)
         except (ImportError, AssertionError, TypeError, ValueError) as error:
             raise BadWrapper(f"{wrapper}: {error}") from error
     return Environment(env, options.step_timeout)

@@ -1,4 +1,4 @@
-"""From Gymnasium spaces to `SpaceSpec`, or a reason why that is impossible."""
+"""Conversion of Gymnasium spaces to `SpaceSpec`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mbpo_cli.types import ActionSpec, ContinuousActions, DiscreteActions, Space
 
 
 class UnsuitableSpace(ValueError):
-    """An environment has a space that no agent here can serve."""
+    """No agent supports the environment's spaces; the message says why, and names the nearest alternative."""
 
 
 def space_spec(observation: gym.Space[Any], action: gym.Space[Any]) -> SpaceSpec:
     """Describe the spaces of an environment.
 
-    A Box observation is one channel; a Dict or Tuple of Boxes is one channel per entry, in the
-    order in which Gymnasium flattens them.
+    A Box observation is one channel. A Dict or Tuple of Boxes has one channel per entry, in the order in
+    which Gymnasium flattens them.
 
     Raises:
-        UnsuitableSpace: With the reason, and the nearest thing that works.
+        UnsuitableSpace: No agent supports them.
     """
     if isinstance(observation, spaces.Dict):
         parts = list(observation.spaces.values())
@@ -39,20 +39,18 @@ def space_spec(observation: gym.Space[Any], action: gym.Space[Any]) -> SpaceSpec
 def _action_spec(action: gym.Space[Any]) -> ActionSpec:
     if isinstance(action, spaces.Discrete):
         return DiscreteActions(int(action.n), int(action.start))
-    if isinstance(action, spaces.MultiDiscrete | spaces.MultiBinary):
-        raise UnsuitableSpace(
-            f"its action space is {action}, but actions must be Discrete or a Box of floats; "
-            "number the combinations in a wrapper, which makes them Discrete"
-        )
     if not isinstance(action, spaces.Box) or not np.issubdtype(action.dtype or np.int_, np.floating):
+        hint = ""
+        if isinstance(action, spaces.MultiDiscrete | spaces.MultiBinary):
+            hint = "; number the combinations in a wrapper, which makes them Discrete"
         raise UnsuitableSpace(
-            f"its action space is {action}, but actions must be Discrete or a Box of floats"
+            f"its action space is {action}, but actions must be Discrete or a Box of floats{hint}"
         )
     if 0 in action.shape:
         raise UnsuitableSpace(f"an action of shape {action.shape} has no elements")
     with np.errstate(over="ignore"):
         width = action.high.astype(np.float32) - action.low.astype(np.float32)
-    if not np.isfinite(width).all():  # the largest float counts as infinite, too
+    if not np.isfinite(width).all():  # bounds near the largest float count as infinite, too
         raise UnsuitableSpace(
             "its actions are unbounded; give them finite bounds, in a gymnasium.wrappers.TransformAction"
         )

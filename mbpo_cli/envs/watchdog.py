@@ -1,4 +1,4 @@
-"""A guard against environments that hang, in C or in Python."""
+"""A watchdog for environments that hang, in C or in Python."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Ends the process, with the stacks of all threads on standard error, where something takes too long."""
+    """Ends the process if a watched call takes too long, and prints the stacks of all threads."""
 
     def __init__(self, seconds: float, name: str) -> None:
-        """Watch calls of `name`, each of which may take so many seconds."""
         self._seconds, self._name = seconds, name
         self._deadline: float | None = None
         threading.Thread(target=self._watch, daemon=True).start()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch what is done inside the `with` block."""
+        """Watch the `with` block."""
         self._deadline = time.monotonic() + self._seconds
         try:
             yield
@@ -40,5 +39,5 @@ class Watchdog:
             if deadline is not None and time.monotonic() > deadline:
                 log.error("%s hangs: a step took more than %g s", self._name, self._seconds)
                 faulthandler.dump_traceback()
-                # Nothing gentler ends a call that never returns; the last checkpoint is durable.
+                # Nothing gentler ends a call that never returns. The last checkpoint is on disk.
                 os._exit(EnvironmentFailed.exit_code)

@@ -1,1 +1,1 @@
-"""Learned and known functions of the environment: transition, reward, is-done; losses and fitting."""
+"""The environment model: learned and known transition, reward and is-done functions, and their fit."""

@@ -1,11 +1,13 @@
-"""The model of the environment: N_M transition functions, a reward and an is-done function.
+"""The environment model: N_M transition functions, a reward function and an is-done function.
 
-Like rlNeuralNetworkEnvironment, but stateless: a step maps observations to transitions. It does not
+Like MATLAB's rlNeuralNetworkEnvironment, but stateless: a step maps observations to transitions. Does not
 know agents or buffers.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -24,23 +26,22 @@ class Outcome(Protocol):
         ...
 
 
+@dataclass
 class EnvironmentModel:
-    """Predicts what the environment would do."""
+    """Predicts the transitions of the environment."""
 
-    def __init__(self, transition: LearnedTransition, reward: Outcome, is_done: Outcome) -> None:
-        """Put the three functions together."""
-        self.transition = transition
-        self.reward = reward
-        self.is_done = is_done
+    transition: LearnedTransition
+    reward: Outcome
+    is_done: Outcome
 
     @property
     def learned(self) -> dict[str, LearnedFunction]:
-        """The functions that are learned and have a learn rate above 0, in the order of training."""
+        """The functions with a learning rate above 0, in the order of their training."""
         return {name: part for name, part in self._functions.items() if part.is_trained}
 
     @property
     def knows_reward(self) -> bool:
-        """Whether rewards are exact."""
+        """True if rewards are exact."""
         return "reward" not in self._functions
 
     @property
@@ -49,14 +50,14 @@ class EnvironmentModel:
         return {name: part for name, part in parts.items() if isinstance(part, LearnedFunction)}
 
     def compile(self, accelerate: Accelerate, mini_batch_size: int) -> None:
-        """Make the training of every learned function faster, on mini-batches of that size."""
+        """Accelerate the training of every learned function on mini-batches of one size."""
         for part in self.learned.values():
             part.compile(accelerate, mini_batch_size)
 
     def step(self, obs: Tensor, action: Tensor, generator: torch.Generator) -> Transitions:
         """Predict one step from each observation.
 
-        The rows are split at random into one group per elite transition function; sizes differ by
+        The rows are split at random into one group per elite transition function, with sizes that differ by
         at most one. Source: the page, step 3.2.3.
 
         Args:
@@ -67,10 +68,10 @@ class EnvironmentModel:
         num_rows = len(obs)
         elites = self.transition.elites
         order = torch.randperm(num_rows, generator=generator, device=obs.device)
-        # Dealt out like cards; the last round is filled up with rows whose prediction is dropped.
-        num_rounds = -(-num_rows // len(elites))
-        dealt = order[torch.arange(num_rounds * len(elites), device=obs.device) % num_rows]
-        groups_MG = dealt.view(num_rounds, len(elites)).T
+        # Groups are padded to equal size by repeated rows, whose second prediction is dropped.
+        group_size = math.ceil(num_rows / len(elites))
+        padded = order[torch.arange(group_size * len(elites), device=obs.device) % num_rows]
+        groups_MG = padded.view(group_size, len(elites)).T
         predicted_MGO = self.transition.predict(obs[groups_MG], action[groups_MG], elites, generator)
         next_obs = torch.empty_like(obs)
         next_obs[order] = predicted_MGO.transpose(0, 1).flatten(0, 1)[:num_rows]

@@ -1,4 +1,4 @@
-"""Fitting the environment model to real experience: epochs, mini-batches, hold-out and elites.
+"""Fitting the environment model to real experience: hold-out set, epochs, mini-batches and elites.
 
 Knows learned functions only by their examples and losses, and experience only as transitions.
 """
@@ -32,54 +32,45 @@ class ModelTrainingOptions:
         "transitions in a mini-batch of each network", low=1, matlab="MiniBatchSize"
     )
     holdout_ratio: float = option(
-        "share of real transitions kept from training, to measure the error and choose elites",
+        "fraction of the real transitions in the hold-out set, which measures errors and ranks members",
         low=0,
         high=0.9,
     )
-    holdout_max: int = option("at most so many transitions are held out", low=1)
+    holdout_max: int = option("largest size of the hold-out set", low=1)
     patience: int | None = option(
-        "epochs that may pass without a smaller hold-out error of any member before a function's fit "
-        "stops; the best weights of each member are restored then; null = no early stopping",
+        "early stopping: epochs in a row without a smaller hold-out error of any member, more than which end "
+        "a function's fit and restore each member's best weights; null = no early stopping",
         low=0,
     )
     improvement: float = option(
-        "share by which an error must be below a member's best to count as smaller", low=0, high=1
+        "fraction by which a hold-out error must be below the member's best to count as smaller",
+        low=0,
+        high=1,
     )
 
     def __post_init__(self) -> None:
-        """Check what no single option can tell."""
         if self.patience is not None and self.holdout_ratio == 0:
             raise ValueError(f"patience={self.patience}: early stopping needs holdout_ratio greater than 0")
 
 
 class Stopped(Exception):
-    """A fit was told to stop."""
+    """A fit was asked to stop."""
 
 
 class ModelFitter:
     """Fits models to the contents of the real buffer.
 
-    Every network of an ensemble is trained on all training data, each in its own order (no
-    bootstrap). Each slot of the buffer draws a lot once, and the lowest are held out: among more
-    data than that takes, some are trained on later, but what was trained on is never held out,
-    or a warm-started model would be tested on it.
+    Every member of an ensemble is trained on all training data, each in its own order (no bootstrap).
+
+    Every buffer slot draws a random number once, and the slots with the smallest numbers are held out. As the
+    buffer grows, `holdout_max` may move a slot from the hold-out set to the training data, but never back: a
+    warm-started model is never tested on what it was trained on.
     """
 
     def __init__(self, options: ModelTrainingOptions, capacity: int, generator: torch.Generator) -> None:
-        """Draw the lots of a buffer of that capacity, on the generator's device."""
         self.options = options
         self.generator = generator
-        self._lots = torch.rand(capacity, generator=generator, device=generator.device)
-
-    def split(self, num_rows: int) -> tuple[Tensor, Tensor]:
-        """Return the slots for training and those held out, of the first `num_rows`."""
-        lots = self._lots[:num_rows]
-        low = (lots < self.options.holdout_ratio).nonzero()[:, 0]
-        held_out = low[lots[low].argsort()[: self.options.holdout_max]].sort().values
-        is_training = torch.ones(num_rows, dtype=torch.bool, device=held_out.device)
-        is_training[held_out] = False
-        training = is_training.nonzero()[:, 0]
-        return (training, held_out) if len(training) > 0 else (held_out, training)
+        self._number_of_slot = torch.rand(capacity, generator=generator, device=generator.device)
 
     def fit(
         self,
@@ -88,45 +79,30 @@ class ModelFitter:
         num_epochs: int,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Metrics:
-        """Train every learned function of the model, warm-started, and choose the elites.
+        """Train every learned function of the model, from its present weights, and choose the elites.
 
         Args:
-            model: The model; parts that are known or whose learn rate is 0 are left alone.
+            model: The model; functions that are known or have a learning rate of 0 do not change.
             data: All real transitions by slot.
-            num_epochs: Epochs at most, each: transition functions, then reward, then is-done.
+            num_epochs: Largest number of epochs, each: transition functions, then reward, then is-done.
             should_stop: Asked before every mini-batch.
 
         Returns:
-            Each function's loss, averaged over members and its last epoch, the number of its epochs,
-            and each transition function's hold-out error.
+            The loss of each function, averaged over its members and its last epoch; its number of epochs; and
+            the hold-out error of each transition function.
 
         Raises:
-            Stopped: It was to stop; model and fitter are as they were before.
+            Stopped: `should_stop` returned True; model and fitter are as they were before.
+            Diverged: A loss is not finite.
         """
         training, held_out = self.split(len(data))
-        examples = {name: part.examples(data[training]) for name, part in model.learned.items()}
         before = copy.deepcopy((model.state_dict(), self.state_dict()))
-        for name, part in model.learned.items():
-            part.network.fit_normalizers(*examples[name])
-        watched = self._watched(model, data[held_out])
-        learning = dict(model.learned)
-        metrics: dict[str, Tensor | float] = {}
         try:
-            for epoch in range(num_epochs):
-                for name, part in model.learned.items():
-                    if name not in learning:
-                        continue
-                    loss_M = self._train_epoch(part, *examples[name], should_stop)
-                    metrics[f"model/{name}_loss"] = loss_M.mean()
-                    metrics[f"model/{name}_epochs"] = epoch + 1
-                    if name in watched and watched[name].is_over():
-                        del learning[name]
+            metrics = self._train(model, data[training], data[held_out], num_epochs, should_stop)
         except Stopped:
             model.load_state_dict(before[0])
             self.load_state_dict(before[1])
             raise
-        for each in watched.values():
-            each.restore_best()
         if len(held_out) > 0:
             with torch.no_grad():
                 error_M = model.transition.network.errors(*model.transition.examples(data[held_out]))
@@ -135,8 +111,42 @@ class ModelFitter:
             metrics |= {f"model/holdout_error_member_{m}": error for m, error in enumerate(error_M)}
         return metrics
 
-    def _watched(self, model: EnvironmentModel, held_out: Transitions) -> dict[str, EarlyStopping]:
-        """Return what stops the fit of each function early, if anything does."""
+    def split(self, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Return the training slots and the hold-out slots among the first `num_rows`."""
+        numbers = self._number_of_slot[:num_rows]
+        low = (numbers < self.options.holdout_ratio).nonzero()[:, 0]
+        is_held_out = torch.zeros(num_rows, dtype=torch.bool, device=numbers.device)
+        is_held_out[low[numbers[low].argsort()[: self.options.holdout_max]]] = True
+        training, held_out = (~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0]
+        return (training, held_out) if len(training) > 0 else (held_out, training)
+
+    def _train(
+        self,
+        model: EnvironmentModel,
+        training: Transitions,
+        held_out: Transitions,
+        num_epochs: int,
+        should_stop: Callable[[], bool],
+    ) -> dict[str, Tensor | float]:
+        """Train every learned function until its last epoch or its early stopping."""
+        running = model.learned
+        examples = {name: part.examples(training) for name, part in running.items()}
+        for name, part in running.items():
+            part.network.fit_normalizers(*examples[name])
+        stopping = self._early_stopping(model, held_out)
+        metrics: dict[str, Tensor | float] = {}
+        for epoch in range(num_epochs):
+            for name, part in list(running.items()):
+                loss_M = self._train_epoch(part, *examples[name], should_stop)
+                metrics[f"model/{name}_loss"] = loss_M.mean()
+                metrics[f"model/{name}_epochs"] = epoch + 1
+                if name in stopping and stopping[name].is_over():
+                    del running[name]
+        for each in stopping.values():
+            each.restore_best()
+        return metrics
+
+    def _early_stopping(self, model: EnvironmentModel, held_out: Transitions) -> dict[str, EarlyStopping]:
         patience, improvement = self.options.patience, self.options.improvement
         if patience is None or len(held_out) == 0:
             return {}
@@ -159,23 +169,15 @@ class ModelFitter:
                 raise Stopped
             losses.append(part.learn(inputs_NI[index_MB], targets_ND[index_MB]))
         loss_M = torch.stack(losses).mean(0)
-        if not bool(torch.isfinite(loss_M).all()):  # asked once an epoch: a GPU has to be waited for
-            raise Diverged(f"a loss in the model is not finite: {loss_M.tolist()}")
+        if not bool(torch.isfinite(loss_M).all()):  # once per epoch, because it synchronizes a GPU
+            raise Diverged(f"a loss of the model is not finite: {loss_M.tolist()}")
         return loss_M
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the random stream; the held-out slots follow from the seed."""
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.generator.set_state(state["generator"])
-
     def mini_batches(self, num_rows: int, num_members: int) -> Iterator[Tensor]:
-        """Yield one epoch's row numbers, shape (M, B): slices of a shuffle per member.
+        """Yield one epoch's row numbers, shape (M, B): slices of one shuffle per member.
 
-        'all' yields every row once, the last batch being smaller; a number yields so many full
-        batches, shuffling anew when the rows are used up.
+        'all' yields every row once; the last batch may be smaller. A number yields that many full batches,
+        with a new shuffle whenever the rows are used up.
         """
         size = min(self.options.mini_batch_size, num_rows)
         if self.options.num_mini_batches == "all":
@@ -189,5 +191,13 @@ class ModelFitter:
             remaining -= len(batches)
 
     def _shuffle(self, num_rows: int, num_members: int) -> Tensor:
-        lots = torch.rand(num_members, num_rows, generator=self.generator, device=self.generator.device)
-        return lots.argsort(dim=1)
+        keys = torch.rand(num_members, num_rows, generator=self.generator, device=self.generator.device)
+        return keys.argsort(dim=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the random stream; the split follows from the seed."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.generator.set_state(state["generator"])

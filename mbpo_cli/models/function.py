@@ -1,4 +1,4 @@
-"""What transition, reward and is-done functions share when they are learned: a network and its optimiser."""
+"""The common base of learned transition, reward and is-done functions: a network with its optimizer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mbpo_cli.nn.compilation import one_by_one
-from mbpo_cli.nn.networks import BatchedMLP
+from mbpo_cli.nn.networks import BatchedMLP, truncated_normal
 from mbpo_cli.nn.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
 from mbpo_cli.types import Accelerate, GradientSteps, SpaceSpec, Transitions
@@ -20,17 +21,16 @@ from mbpo_cli.types import Accelerate, GradientSteps, SpaceSpec, Transitions
 
 @dataclass
 class LearnedOptions(Component):
-    """Options that all learned functions share."""
+    """Options of every learned function."""
 
     hidden_sizes: list[int] = option("units of each hidden layer", low=1, high=65536)
     layer_decays: list[float] | None = option(
-        "factor of half the squared weights of each layer, the last one included, added to what is "
-        "minimised; null = none",
+        "weight decay of each layer, the output layer included: factor of half the sum of squared weights, "
+        "added to the loss; null = none",
         low=0,
     )
 
     def __post_init__(self) -> None:
-        """Check what no single option can tell."""
         num_layers = len(self.hidden_sizes) + 1
         if self.layer_decays is not None and len(self.layer_decays) != num_layers:
             raise ValueError(
@@ -39,6 +39,7 @@ class LearnedOptions(Component):
 
 
 Inputs = Literal["obs_action_next_obs", "obs_action", "action_next_obs", "next_obs"]
+# Masks of (observation, action, next observation).
 _SELECTED: dict[Inputs, tuple[bool, bool, bool]] = {
     "obs_action_next_obs": (True, True, True),
     "obs_action": (True, True, False),
@@ -49,47 +50,89 @@ _SELECTED: dict[Inputs, tuple[bool, bool, bool]] = {
 
 @dataclass
 class OutcomeOptions(LearnedOptions):
-    """Options that learned reward and is-done functions share."""
+    """Options of learned reward and is-done functions."""
 
     optimizer: OptimizerOptions = option(
         "how it is trained", matlab=("RewardOptimizerOptions", "IsDoneOptimizerOptions")
     )
     inputs: Inputs = option(
-        "what the function sees of observation, action and next observation",
+        "inputs of the function, out of observation, action and next observation",
         matlab=("ObservationInputNames", "ActionInputNames", "NextObservationInputNames"),
     )
 
     def input_size(self, spaces: SpaceSpec) -> int:
-        """Return I, the elements of what the function sees."""
+        """Return the number of input elements I."""
         sizes = (spaces.obs_size, spaces.action_size, spaces.obs_size)
         return sum(itertools.compress(sizes, _SELECTED[self.inputs]))
 
     def select(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        """Return what the function sees, shape (B, I)."""
+        """Return the inputs of the function, shape (B, I)."""
         return torch.cat(list(itertools.compress((obs, action, next_obs), _SELECTED[self.inputs])), -1)
 
 
+class Normalizer(nn.Module):
+    """Normalizes each dimension to zero mean and unit variance; the identity before its fit."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size, device=device))
+        self.register_buffer("std", torch.ones(size, device=device))
+
+    def fit(self, values_ND: Tensor) -> None:
+        """Compute mean and deviation of the rows; a constant dimension is only centered."""
+        values = values_ND.double()
+        mean, std = values.mean(0), values.std(0, correction=0)
+        # Rounding errors give a constant dimension a deviation that is tiny relative to its mean.
+        constant = std <= 1e-6 * mean.abs().clamp(min=1)
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(constant, 1.0, std))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return normalized values."""
+        return (values - self.mean) / self.std
+
+
 class Network(nn.Module, ABC):
-    """An ensemble of networks that knows its own loss."""
+    """An ensemble of networks of normalized inputs, with their loss."""
 
-    num_members: int
-    mlp: BatchedMLP
+    def __init__(
+        self,
+        num_members: int,
+        input_size: int,
+        hidden_sizes: Sequence[int],
+        output_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.num_members = num_members
+        self.inputs = Normalizer(input_size, generator.device)
+        sizes = (input_size, *hidden_sizes, output_size)
+        self.mlp = BatchedMLP(num_members, sizes, functional.silu, truncated_normal, generator)
 
-    @abstractmethod
     def fit_normalizers(self, inputs_NI: Tensor, targets_ND: Tensor) -> None:
-        """Take the normalisation from the training data."""
+        """Compute the normalization of the inputs from the training data."""
+        self.inputs.fit(inputs_NI)
 
     @abstractmethod
     def losses(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each member's loss as the page defines it, shape (M,), and the scalar to minimise."""
+        """Return each member's loss as the page defines it, shape (M,), and the scalar to minimize."""
 
     @abstractmethod
     def errors(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
-        """Return by what members are compared on data they were not trained on, shape (M,)."""
+        """Return the errors by which members are compared on hold-out data, shape (M,)."""
 
 
 class LearnedFunction(ABC):
-    """A network with its optimiser, trained on examples that it takes from transitions."""
+    """A network with its optimizer, trained on examples extracted from transitions.
+
+    Args:
+        network: The network to train.
+        optimizer: Options of its optimizer; a learning rate of 0 leaves the network unchanged.
+        layer_decays: The weight decay of each layer, or None.
+    """
 
     def __init__(
         self,
@@ -97,7 +140,6 @@ class LearnedFunction(ABC):
         optimizer: OptimizerOptions | MemberOptimizerOptions,
         layer_decays: Sequence[float] | None,
     ) -> None:
-        """Train `network` as `optimizer` says; a learn rate of 0 leaves it as it is."""
         self.network = network
         self._layer_decays = layer_decays
         self.optimizer = Optimizer(network.parameters(), optimizer)
@@ -106,17 +148,17 @@ class LearnedFunction(ABC):
 
     @abstractmethod
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
-        """Return inputs (N, I) and targets (N, D) for real transitions."""
+        """Return the inputs (N, I) and targets (N, D) of real transitions."""
 
     def learn(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
-        """Take one step down the gradient; return each member's loss before it, shape (M,)."""
+        """Take one gradient step and return each member's loss before it, shape (M,)."""
         steps = self._steps_by_size.get(inputs_MBI.shape[1], one_by_one(self._step))
         return steps([{"inputs_MBI": inputs_MBI, "targets_MBD": targets_MBD}])[0]["loss"]
 
     def compile(self, accelerate: Accelerate, mini_batch_size: int) -> None:
-        """Replace the gradient step by what `accelerate` makes of it, for mini-batches of that size.
+        """Accelerate the gradient steps on mini-batches of one size.
 
-        What is left over at the end of an epoch has another size in every fit, and goes on as before.
+        The last mini-batch of an epoch has a different size in every fit, and is not accelerated.
         """
         self._steps_by_size[mini_batch_size] = accelerate(self._step)
 
@@ -128,7 +170,7 @@ class LearnedFunction(ABC):
         return {"loss": loss_M.detach()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights, normalisation and optimiser."""
+        """Return the state of the network, with its normalization, and of the optimizer."""
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Is-done functions of (o, a, o'), learned or known, with one signature."""
+"""Learned is-done functions of (o, a, o')."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mbpo_cli.models.function import LearnedFunction, Network, OutcomeOptions
 from mbpo_cli.models.losses import is_done_loss
-from mbpo_cli.models.regression import Normalizer
-from mbpo_cli.nn.networks import BatchedMLP, truncated_normal
 from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec, Transitions
 
@@ -21,26 +18,14 @@ class LearnedIsDoneOptions(OutcomeOptions):
     """Options of a learned is-done function: MATLAB's rlIsDoneFunction."""
 
     use_deterministic_predict: bool = option(
-        "true: done where that is at least as likely as not; "
-        "false: drawn with the predicted probability, which the weighted loss makes that of balanced classes",
+        "true = done if the predicted probability is at least 0.5; false = drawn with that probability, which"
+        " the weighted loss fits to balanced classes",
         matlab="UseDeterministicPredict",
     )
 
 
 class Classifier(Network):
-    """A network that maps normalised inputs to the logit of being done."""
-
-    num_members = 1
-
-    def __init__(self, input_size: int, hidden_sizes: list[int], generator: torch.Generator) -> None:
-        """Build the network on the generator's device."""
-        super().__init__()
-        self.inputs = Normalizer(input_size, generator.device)
-        self.mlp = BatchedMLP(1, (input_size, *hidden_sizes, 1), functional.silu, truncated_normal, generator)
-
-    def fit_normalizers(self, inputs_NI: Tensor, targets_ND: Tensor) -> None:
-        """Take the normalisation from the training data."""
-        self.inputs.fit(inputs_NI)
+    """A network whose output is the logit of being done."""
 
     def logits(self, inputs_MBI: Tensor) -> Tensor:
         """Return logits, shape (M, B)."""
@@ -48,7 +33,7 @@ class Classifier(Network):
         return logits[..., 0]
 
     def losses(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weighted cross-entropy, shape (M,), and its sum, which is minimised."""
+        """Return the weighted cross-entropy, shape (M,), and its sum, which is minimized."""
         loss_M = is_done_loss(self.logits(inputs_MBI), targets_MBD[..., 0])
         return loss_M, loss_M.sum()
 
@@ -58,25 +43,24 @@ class Classifier(Network):
 
 
 class LearnedIsDone(LearnedFunction):
-    """A network that predicts termination from what it sees of observation, action and next observation."""
+    """A network that predicts termination from the chosen inputs."""
 
     Options = LearnedIsDoneOptions
     network: Classifier
 
     def __init__(self, options: LearnedIsDoneOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
-        """Build the network on the generator's device."""
-        network = Classifier(options.input_size(spaces), options.hidden_sizes, generator)
+        network = Classifier(1, options.input_size(spaces), options.hidden_sizes, 1, generator)
         super().__init__(network, options.optimizer, options.layer_decays)
         self.select = options.select
         self.use_deterministic_predict = options.use_deterministic_predict
 
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
-        """Return what the function sees, and 1 where o' is terminal."""
+        """Return the chosen inputs, and 1.0 where o' is terminal."""
         inputs = self.select(transitions.obs, transitions.action, transitions.next_obs)
         return inputs, transitions.terminated[:, None]
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Return 1.0 where the episode is predicted to end, else 0.0; shape (B,)."""
+        """Return 1.0 where o' is predicted to be terminal, else 0.0; shape (B,)."""
         logit = self.network.logits(self.select(obs, action, next_obs)[None])[0]
         if self.use_deterministic_predict:
             return (logit >= 0).to(obs.dtype)

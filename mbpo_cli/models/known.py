@@ -18,7 +18,6 @@ class KnownOptions(Component):
     function: str | None = option("the function, as package.module.name")
 
     def __post_init__(self) -> None:
-        """Check that the function is there."""
         if self.function is None:
             raise ValueError("function=null: not known for this environment; name it under env, or learn it")
         try:
@@ -30,16 +29,15 @@ class KnownOptions(Component):
 
 
 class Known:
-    """A function of the environment itself, in the environment's units."""
+    """A known function, called with actions in the environment's own units; it uses no random stream."""
 
     Options = KnownOptions
 
     def __init__(self, options: KnownOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
-        """Take the function that the options name; it draws nothing from the generator."""
         assert options.function is not None
         self.function: KnownFunction = resolve(options.function)
         self.spaces = spaces
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
-        """Return rewards, or 1.0 where o' is terminal; shape (B,)."""
+        """Return rewards, or 1.0 where o' is terminal, shape (B,)."""
         return self.function(obs, self.spaces.actions.to_env(action), next_obs).to(obs.dtype)

@@ -1,6 +1,6 @@
-"""The losses of the page, per ensemble member. Pure functions; they know no network.
+"""The loss functions of the page, per ensemble member.
 
-Source of all: the page, Training Algorithm, step 3.1.
+Source: the page, Training Algorithm, step 3.1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 
 def channel_weights(channels: Sequence[int]) -> Tensor:
-    """Return the weight of each element, shape (sum of channels,), so that every channel counts the same.
+    """Return the weight of each element, shape (sum of channels,), that gives all channels equal weight.
 
     An element of channel i weighs 1 / (N_o * M_oi), for N_o channels of M_oi elements.
     """
@@ -29,19 +29,18 @@ def half_mean_loss(prediction_MBD: Tensor, target_MBD: Tensor, weights_D: Tensor
 def gaussian_loss(
     mean_MBD: Tensor, log_variance_MBD: Tensor, target_MBD: Tensor, weights_D: Tensor
 ) -> Tensor:
-    """Return each member's mean negative log density of the target, elements weighted; shape (M,)."""
+    """Return each member's mean negative log-likelihood, elements weighted; shape (M,)."""
     squared_error = (target_MBD - mean_MBD).square() * torch.exp(-log_variance_MBD)
     return 0.5 * (squared_error + log_variance_MBD + math.log(2 * math.pi)).mean(1) @ weights_D
 
 
 def is_done_loss(logit_MB: Tensor, target_MB: Tensor) -> Tensor:
-    """Return each member's weighted cross-entropy, from logits; shape (M,).
+    """Return each member's weighted cross-entropy of logits; shape (M,).
 
     J = -1/B sum_b (w0 T_b ln Y_b + w1 (1 - T_b) ln(1 - Y_b)) with w0 = 1/sum T, w1 = 1/sum (1 - T);
     a class that is absent from the batch contributes 0.
     """
+    other_MB = 1 - target_MB
     done_M = (target_MB * functional.softplus(-logit_MB)).sum(1) / target_MB.sum(1).clamp(min=1)
-    not_done_M = ((1 - target_MB) * functional.softplus(logit_MB)).sum(1) / (1 - target_MB).sum(1).clamp(
-        min=1
-    )
+    not_done_M = (other_MB * functional.softplus(logit_MB)).sum(1) / other_MB.sum(1).clamp(min=1)
     return (done_M + not_done_M) / target_MB.shape[1]

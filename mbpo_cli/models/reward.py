@@ -1,4 +1,4 @@
-"""Reward functions of (o, a, o'), learned or known, with one signature."""
+"""Learned reward functions of (o, a, o')."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ class LearnedRewardOptions(OutcomeOptions):
 
 
 class LearnedReward(LearnedFunction):
-    """A network that predicts the reward from what it sees of observation, action and next observation."""
+    """A network that predicts the reward from the chosen inputs."""
 
     Options = LearnedRewardOptions
     network: Regression
 
     def __init__(self, options: LearnedRewardOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
-        """Build the network on the generator's device."""
         input_size = options.input_size(spaces)
         network = Regression(options.distribution, 1, input_size, options.hidden_sizes, (1,), generator)
         super().__init__(network, options.optimizer, options.layer_decays)
         self.select = options.select
 
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
-        """Return what the function sees, and r."""
+        """Return the chosen inputs and r."""
         inputs = self.select(transitions.obs, transitions.action, transitions.next_obs)
         return inputs, transitions.reward[:, None]
 

@@ -1,4 +1,4 @@
-"""Transition functions: an ensemble that predicts the next observation from observation and action."""
+"""Learned transition functions: an ensemble that predicts o' from (o, a)."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ class TransitionOptions(LearnedOptions):
     )
     num_networks: int = option("N_M, members of the ensemble", low=1, high=1000)
     num_elites: int | None = option(
-        "members used in rollouts, those with the smallest hold-out error; null = all", low=1
+        "members used in rollouts: those with the smallest hold-out error; null = all", low=1
     )
     predict_difference: bool = option("predict o' - o instead of o'")
 
     def __post_init__(self) -> None:
-        """Check what no single option can tell."""
         super().__post_init__()
         for name, value in vars(self.optimizer).items():
             if isinstance(value, list) and len(value) != self.num_networks:
                 raise ValueError(
-                    f"optimizer.{name}={value}: needs a value per network, num_networks={self.num_networks}"
+                    f"optimizer.{name}={value}: needs one value per network, num_networks={self.num_networks}"
                 )
         if self.num_elites is not None and self.num_elites > self.num_networks:
             raise ValueError(
@@ -45,13 +44,16 @@ class TransitionOptions(LearnedOptions):
 
 
 class LearnedTransition(LearnedFunction):
-    """N_M transition functions trained as one batched network; rollouts use the elites among them."""
+    """N_M transition functions, trained as one batched network.
+
+    Attributes:
+        elites: The numbers of the members used in rollouts, int64.
+    """
 
     Options = TransitionOptions
     network: Regression
 
     def __init__(self, options: TransitionOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
-        """Build the ensemble on the generator's device."""
         network = Regression(
             options.distribution,
             options.num_networks,
@@ -77,26 +79,32 @@ class LearnedTransition(LearnedFunction):
     ) -> Tensor:
         """Predict next observations, shape (M, G, O), row block m by member `members[m]`."""
         prediction = self.network.sample(torch.cat((obs_MGO, action_MGA), -1), generator, members)
-        return obs_MGO + prediction if self.predict_difference else prediction
-
-    def moments(self, obs_BO: Tensor, action_BA: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return mean and deviation (None if deterministic) of the next observation by member, (M, B, O)."""
-        inputs = torch.cat((obs_BO, action_BA), -1).expand(self.network.num_members, -1, -1)
-        mean, log_variance = self.network.moments(inputs)
-        deviation = None if log_variance is None else torch.exp(0.5 * log_variance)
-        return obs_BO + mean if self.predict_difference else mean, deviation
+        return self._next_obs(obs_MGO, prediction)
 
     def mean(self, obs_MGO: Tensor, action_MGA: Tensor, members: Tensor) -> Tensor:
         """Return the mean of the next observation, shape (M, G, O), row block m by member `members[m]`."""
         mean, _ = self.network.moments(torch.cat((obs_MGO, action_MGA), -1), members)
-        return obs_MGO + mean if self.predict_difference else mean
+        return self._next_obs(obs_MGO, mean)
+
+    def moments(self, obs_BO: Tensor, action_BA: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the next observation's mean and standard deviation by member, shape (M, B, O).
+
+        The deviation is None if the functions are deterministic.
+        """
+        inputs = torch.cat((obs_BO, action_BA), -1).expand(self.network.num_members, -1, -1)
+        mean, log_variance = self.network.moments(inputs)
+        deviation = None if log_variance is None else torch.exp(0.5 * log_variance)
+        return self._next_obs(obs_BO, mean), deviation
+
+    def _next_obs(self, obs: Tensor, prediction: Tensor) -> Tensor:
+        return obs + prediction if self.predict_difference else prediction
 
     def elect(self, holdout_error_M: Tensor) -> None:
         """Make the members with the smallest hold-out error the elites."""
         self.elites = holdout_error_M.argsort()[: self.num_elites]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return weights, normalisation, optimiser and elites."""
+        """Return the state of network and optimizer, and the elites."""
         return {**super().state_dict(), "elites": self.elites}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from mbpo_cli.config.typed import Config
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter, ModelTrainingOptions
+from mbpo_cli.models.function import Normalizer
 from mbpo_cli.models.is_done import LearnedIsDone
-from mbpo_cli.models.regression import Normalizer, Regression
+from mbpo_cli.models.regression import Regression
 from mbpo_cli.models.reward import LearnedReward
 from mbpo_cli.nn.networks import (
     NARROW,
