@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mbpo_cli.commands.arguments import Parser, check_output, start, whole_number
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.storage.files import write_whole
@@ -27,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a run's policy."""
-    kwargs = _mapping(options.env_kwargs)
     _prepare_rendering(options)
 
     import torch
@@ -45,7 +46,7 @@ def evaluate(options: argparse.Namespace) -> None:
     check_output("--output", output, (".json",))
     torch.set_num_threads(num_threads(trained.config, in_sweep=False))
     model = trained.model() if options.in_model else None
-    trained, max_steps = with_env_kwargs(trained, kwargs)
+    trained, max_steps = with_env_kwargs(trained, options.env_kwargs)
 
     config, policy = trained.config, trained.agent.act
     seed = config.seed if options.seed is None else options.seed
@@ -71,18 +72,14 @@ def evaluate(options: argparse.Namespace) -> None:
         print(f"written to {path}")
 
 
-def _mapping(text: str | None) -> dict[str, Any]:
+def _mapping(text: str) -> dict[str, Any]:
     """Parse a mapping, in YAML or JSON."""
-    if text is None:
-        return {}
-    import yaml
-
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError:
         values = None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"--env-kwargs {text}: must be a mapping such as '{{g: 5}}'")
+        raise argparse.ArgumentTypeError(f"{text}: must be a mapping such as '{{g: 5}}'")
     return values
 
 
@@ -103,40 +100,33 @@ def _prepare_rendering(options: argparse.Namespace) -> None:
 
 def _parser() -> Parser:
     parser = Parser(PROG, "Play episodes with the greedy policy of a run, and report the return of each.")
-    parser.add_argument(
-        "--episodes", type=whole_number(1, 10_000), default=20, metavar="N", help="number of episodes (20)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--episodes", type=whole_number(1, 10_000), default=20, metavar="N", help="number of episodes (20)")
+    add(
         "--seed",
         type=whole_number(0, 2**63 - 1),
         metavar="S",
         help="seed of the episodes (the run's own, which repeats its evaluation episodes)",
     )
-    parser.add_argument(
-        "--env-kwargs", metavar="MAPPING", help="change keyword arguments of the environment: '{g: 5}'"
+    add(
+        "--env-kwargs",
+        type=_mapping,
+        default={},
+        metavar="MAPPING",
+        help="change keyword arguments of the environment: '{g: 5}'",
     )
-    parser.add_argument(
-        "--in-model",
-        action="store_true",
-        help="also play in the learned model, from the same first observations",
-    )
+    add("--in-model", action="store_true", help="also play in the model, from the same first observations")
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument(
-        "--video", type=Path, metavar="FILE", help="film the first episodes: FILE.mp4 or FILE.gif"
-    )
+    shown.add_argument("--video", type=Path, metavar="FILE", help="film to write: FILE.mp4 or FILE.gif")
     shown.add_argument("--render", choices=["human"], help="show all episodes in a window")
-    parser.add_argument(
-        "--video-episodes", type=whole_number(1, 1000), default=1, metavar="K", help="episodes to film (1)"
-    )
-    parser.add_argument(
+    add("--video-episodes", type=whole_number(1, 1000), default=1, metavar="K", help="episodes to film (1)")
+    add(
         "--steps-per-second",
         type=whole_number(1, 10_000),
         metavar="F",
         help="real-time speed of the film, if the environment declares none or a wrong one (dm_control)",
     )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="file for the results (RUN/evaluation.json)"
-    )
+    add("--output", type=Path, metavar="FILE", help="file for the results (RUN/evaluation.json)")
     return parser
 
 

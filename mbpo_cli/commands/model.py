@@ -59,16 +59,11 @@ def examine(options: argparse.Namespace) -> None:
 
 def _parser() -> Parser:
     parser = Parser(PROG, "Compare the learned model of a run with new real episodes of its greedy policy.")
-    parser.add_argument(
-        "--episodes", type=whole_number(1, 1_000), default=10, metavar="N", help="number of episodes (10)"
-    )
-    parser.add_argument(
-        "--horizon", type=whole_number(1, 1_000), default=50, metavar="K", help="steps to predict ahead (50)"
-    )
-    parser.add_argument(
-        "--seed", type=whole_number(0, 2**63 - 1), metavar="S", help="seed of the episodes (the run's own)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--episodes", type=whole_number(1, 1_000), default=10, metavar="N", help="number of episodes (10)")
+    add("--horizon", type=whole_number(1, 1_000), default=50, metavar="K", help="steps to predict ahead (50)")
+    add("--seed", type=whole_number(0, 2**63 - 1), metavar="S", help="seed of the episodes (the run's own)")
+    add(
         "--output",
         type=Path,
         metavar="FILE.png",

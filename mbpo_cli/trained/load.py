@@ -139,16 +139,14 @@ def with_env_kwargs(trained: Trained, kwargs: dict[str, Any]) -> tuple[Trained, 
     Raises:
         ConfigError: The environment rejects them, or its spaces would change.
     """
-    env_options = trained.config.env
-    env_options = replace(env_options, kwargs={**(env_options.kwargs or {}), **kwargs})
-    config = replace(trained.config, env=env_options)
+    options = trained.config.env
+    config = replace(trained.config, env=replace(options, kwargs={**(options.kwargs or {}), **kwargs}))
     shown = f"--env-kwargs {json.dumps(kwargs, default=str)}"
     try:
         env = build_env(config)
-    except ConfigError as error:
-        raise ConfigError(f"{shown}: {one_line(error)}") from error
     except Exception as error:  # an environment may raise anything
-        raise ConfigError(f"{shown}: {type(error).__name__}: {one_line(error)}") from error
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{shown}: {kind}{error}") from error
     env.close()
     if env.spaces != trained.spaces:
         raise ConfigError(f"{shown}: changes the spaces, for which the policy was not trained")
@@ -213,4 +211,4 @@ def _explained_misfit(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path}: the saved weights do not fit {CONFIG}: {one_line(error)}") from error
+        raise ConfigError(f"{path}: the saved weights do not fit {CONFIG}: {error}") from error

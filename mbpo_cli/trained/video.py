@@ -82,7 +82,6 @@ def play_filmed(
     with ExitStack() as stack:
         env = stack.enter_context(closing(rendered_env(config, "--video", "rgb_array")))
         film = stack.enter_context(Film(path, steps_per_second or env.frames_per_second))
-        steps = itertools.count()
 
         def filmed_policy(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
             if next(steps) % film.stride == 0:
