@@ -89,13 +89,13 @@ def _prepare_rendering(options: argparse.Namespace) -> None:
         raise ConfigError("--render human: there is no screen (DISPLAY is not set); use --video FILE.gif")
     if options.video is None:
         return
+    if not os.environ.get("DISPLAY"):  # MuJoCo and pygame read both when they are first imported
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     from mbpo_cli.trained import video
 
     check_output("--video", options.video, video.FORMATS)
     video.check_available(options.video)
-    if not os.environ.get("DISPLAY"):  # MuJoCo and pygame read both when they are first imported
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 def _parser() -> Parser:

@@ -424,8 +424,8 @@ def test_exit_codes_are_those_of_training(
 def test_help_does_not_import_torch() -> None:
     program = (
         "import sys\n"
-        "from mbpo_cli.commands import evaluate, export\n"
-        "for main in evaluate.main, export.main:\n"
+        "from mbpo_cli.commands import evaluate, export, model\n"
+        "for main in evaluate.main, export.main, model.main:\n"
         "    try: main(['--help'])\n"
         "    except SystemExit: pass\n"
         "sys.exit('torch' in sys.modules)"
@@ -433,3 +433,4 @@ def test_help_does_not_import_torch() -> None:
     printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert "--in-model" in printed.stdout
     assert "--format" in printed.stdout
+    assert "--horizon" in printed.stdout
