@@ -49,7 +49,7 @@ def examine(options: argparse.Namespace) -> None:
     stream = generator(seed, "model", "outcomes")
     found, picture = model_errors.measure(model, episodes, options.horizon, stream)
     print(trained.title)
-    print(f"{sum(map(len, episodes)):,} real steps of its greedy policy in {len(episodes)} episodes")
+    print(f"real episodes of its greedy policy: {len(episodes)} ({sum(map(len, episodes)):,} steps)")
     print(model_errors.as_text(found))
     write_whole(numbers, (json.dumps({"seed": seed, **found}, indent=2) + "\n").encode())
     write_whole(output, picture)

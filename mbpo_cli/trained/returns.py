@@ -27,7 +27,7 @@ def as_text(real: Evaluation, in_model: Evaluation | None) -> str:
         lines.append(
             f"{name}: return {found.return_mean:.1f} ± {found.return_std:.1f}, "
             f"length {found.length_mean:.1f} ± {found.length_std:.1f} "
-            f"(mean ± standard deviation of {len(found.returns)} episodes)"
+            f"(mean ± standard deviation, n = {len(found.returns)})"
         )
     return "\n".join(lines)
 
