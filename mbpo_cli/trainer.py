@@ -1,5 +1,10 @@
 """The MBPO algorithm: act and store, fit the model, generate, mix, update, evaluate, log.
 
+    env --(o,a,r,o',done)--> real buffer --> fit(model) --> generate rollouts --> model buffer
+     ^                           |                                                   |
+     | agent.explore             +--------> mix: ceil(M*R) real + rest generated <---+
+     +------------------------------------------ agent.update(batches) --> metrics --> logger
+
 Knows its components by their contracts; does not know which agent, which model or which device is in use.
 
 Source: MathWorks, "Model-Based Policy Optimization (MBPO) Agents" ("the page" throughout this package),

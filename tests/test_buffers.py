@@ -16,7 +16,7 @@ SPACE = spaces((2,))
 
 
 def numbered(first: int, count: int) -> Transitions:
-    """Transitions whose reward is their number."""
+    """Transitions whose rewards are their numbers."""
     batch = random_transitions(count, SPACE)
     batch.reward = torch.arange(first, first + count, dtype=torch.float32)
     return batch
@@ -26,7 +26,7 @@ def rewards(buffer: ReplayBuffer) -> list[float]:
     return buffer.contents().reward.tolist()
 
 
-def test_what_goes_in_comes_out() -> None:
+def test_stored_transitions_are_returned_unchanged() -> None:
     buffer = ReplayBuffer(10, SPACE)
     batch = random_transitions(7, SPACE)
     buffer.add(batch)
@@ -43,7 +43,7 @@ def test_a_full_buffer_keeps_the_newest(capacity: int, sizes: list[int]) -> None
         total += size
     kept = min(total, capacity)
     assert len(buffer) == kept
-    # Number i lives in slot i % capacity, whatever the batches were.
+    # Number i is in slot i % capacity, whatever the batch sizes.
     assert rewards(buffer) == sorted(range(total - kept, total), key=lambda i: i % capacity)
 
 
@@ -63,7 +63,7 @@ def test_state_survives_a_restart() -> None:
 
 
 @pytest.mark.parametrize("num_added", [4, 8, 13])
-def test_what_was_forgotten_is_never_drawn_again(num_added: int, g: torch.Generator) -> None:
+def test_forgotten_transitions_are_never_sampled(num_added: int, g: torch.Generator) -> None:
     buffer, restored = ReplayBuffer(5, SPACE), ReplayBuffer(5, SPACE)
     buffer.add(numbered(0, num_added))
     buffer.forget_all_but(3)
@@ -77,7 +77,7 @@ def test_what_was_forgotten_is_never_drawn_again(num_added: int, g: torch.Genera
 
 
 @pytest.mark.parametrize(("num_rows", "total_added", "size"), [(2, 8, 3), (3, 8, -1), (9, 8, 6), (3, 2, 3)])
-def test_rows_that_cannot_have_been_there_are_refused(num_rows: int, total_added: int, size: int) -> None:
+def test_inconsistent_rows_are_rejected(num_rows: int, total_added: int, size: int) -> None:
     buffer = ReplayBuffer(5, SPACE)
     with pytest.raises(ValueError, match="rows"):
         buffer.restore(torch.zeros(num_rows, buffer.rows(0, 0).shape[1]), total_added, size)
@@ -95,18 +95,18 @@ def test_rows_that_cannot_have_been_there_are_refused(num_rows: int, total_added
         (1, 0.01, 1),
     ],
 )
-def test_number_of_real_experiences(size: int, ratio: float, num_real: int) -> None:
+def test_number_of_real_transitions(size: int, ratio: float, num_real: int) -> None:
     assert num_real_of(size, ratio) == num_real
 
 
 @given(st.integers(1, 1000), st.integers(0, 1000))
-def test_number_of_real_experiences_is_the_exact_ceiling(size: int, per_mille: int) -> None:
+def test_number_of_real_transitions_is_the_exact_ceiling(size: int, per_mille: int) -> None:
     exact = math.ceil(size * Decimal(per_mille) / 1000)
     assert num_real_of(size, per_mille / 1000) == exact
 
 
 @pytest.mark.parametrize(("ratio", "num_real"), [(0.2, 52), (0.0, 0), (1.0, 256)])
-def test_mix_holds_real_and_generated_in_one_batch(ratio: float, num_real: int, g: torch.Generator) -> None:
+def test_mix_combines_real_and_generated_transitions(ratio: float, num_real: int, g: torch.Generator) -> None:
     real, generated = ReplayBuffer(10, SPACE), ReplayBuffer(10, SPACE)
     real.add(numbered(0, 10))
     generated.add(numbered(1000, 10))
@@ -121,7 +121,7 @@ def test_mix_holds_real_and_generated_in_one_batch(ratio: float, num_real: int, 
     assert not torch.equal(batches[0].reward, batches[1].reward)
 
 
-def test_mix_is_all_real_while_nothing_is_generated(g: torch.Generator) -> None:
+def test_mix_is_all_real_before_the_first_generation(g: torch.Generator) -> None:
     real = ReplayBuffer(10, SPACE)
     real.add(numbered(0, 10))
     for generated in (None, ReplayBuffer(10, SPACE)):
@@ -158,10 +158,10 @@ print(empty, megabytes() - before)
 
 
 @pytest.mark.slow
-def test_a_million_transitions_of_humanoid_need_the_memory_of_their_numbers() -> None:
+def test_a_million_humanoid_transitions_need_little_more_memory_than_their_numbers() -> None:
     done = subprocess.run([sys.executable, "-c", HUMANOID], capture_output=True, text=True, check=True)
     empty, full = map(float, done.stdout.split())
     numbers = 1_000_000 * (2 * 348 + 17 + 2) * 4 / 1e6
     print(f"{full:,.0f} MB for {numbers:,.0f} MB of numbers")
-    assert empty < 0.01 * numbers, "pages are touched when they are written"
+    assert empty < 0.01 * numbers, "memory is used only when rows are written"
     assert full < 1.2 * numbers

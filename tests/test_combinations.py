@@ -1,4 +1,4 @@
-"""Every agent with every model function and both rhythms, on tiny environments, for a few hundred steps."""
+"""Every agent with every model function and both generation schedules, on tiny environments."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ FUNCTIONS = itertools.product(
 
 @pytest.mark.parametrize(("agent", "env"), AGENTS)
 @pytest.mark.parametrize(("transition", "reward", "is_done"), FUNCTIONS)
-def test_every_combination_trains(
+def test_every_combination_of_agent_and_model_trains(
     agent: str, env: str, transition: str, reward: str, is_done: str, train_in: Callable[..., dict[str, Any]]
 ) -> None:
     num_env_steps = 150
-    for rhythm in ("episode", "50"):
+    for every in ("episode", "50"):
         run = train_in(
             *TINY,
             *gym_env(env),
@@ -45,11 +45,11 @@ def test_every_combination_trains(
             f"model/transition={transition}",
             f"model/reward={reward}",
             f"model/is_done={is_done}",
-            f"mbpo.generate_every={rhythm}",
+            f"mbpo.generate_every={every}",
             f"trainer.num_env_steps={num_env_steps}",
             "trainer.evaluate_every_steps=150",
             "trainer.log_every_steps=75",
-            name=rhythm,
+            name=every,
         )
         assert run["summary"]["status"] == "done"
         assert run["summary"]["gradient_steps"] == num_env_steps - 5
@@ -74,7 +74,7 @@ def test_every_agent_trains_on_several_observation_channels(
 
 
 class Recorder:
-    """A sink that remembers."""
+    """A sink that records all values."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
@@ -90,8 +90,8 @@ class Recorder:
 
 
 @pytest.mark.parametrize("distribution", ["deterministic", "gaussian"])
-def test_the_logged_transition_loss_is_that_of_the_page(distribution: str) -> None:
-    """Channels of 10 and 4 elements, one full batch, and a learn rate too small to change any weight."""
+def test_the_logged_transition_loss_is_the_one_of_the_page(distribution: str) -> None:
+    """Channels of 10 and 4 elements, one full batch, and a learning rate too small to change any weight."""
     config = make_config(
         *TINY,
         *gym_env("tests/Channels-v0"),

@@ -1,4 +1,4 @@
-"""The presets of the paper hold the paper's values, whatever else the tasks' own files say."""
+"""The presets of the paper have the paper's values, whatever their parts' own files contain."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mbpo_cli.config.typed import options_in
 from mbpo_cli.rollouts import horizon_at
 from tests.conftest import CONF
 
-# Updates per step, horizon by thousands of steps, steps between fits, generations kept, units, target
-# entropy, steps.
+# Updates per step, horizon by thousands of steps, steps between fits, retained generations, units, target
+# entropy, environment steps.
 TASKS: dict[str, tuple[Any, ...]] = {
     "inverted_pendulum": (10, {0: 1, 100: 1}, 250, 1, 200, -0.05, 3_750),
     "hopper": (20, {20: 1, 60: 8, 100: 15, 120: 15}, 250, 4, 200, -1, 125_000),
@@ -55,13 +55,13 @@ SHARED = {
 }
 
 
-def test_every_task_is_here() -> None:
+def test_every_preset_is_tested() -> None:
     names = {path.stem for path in (CONF / "experiment" / "paper").glob("*.yaml")}
     assert names == {*TASKS, "base"}
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_values_are_those_of_the_paper(task: str) -> None:
+def test_presets_have_the_values_of_the_paper(task: str) -> None:
     config = make_config(f"experiment=paper/{task}")
     updates, horizons, every, retained, units, target_entropy, num_env_steps = TASKS[task]
     values = {key: value for key, _, _, value in options_in(config)}
@@ -77,11 +77,11 @@ def test_values_are_those_of_the_paper(task: str) -> None:
     assert config.trainer.evaluate_every_steps == (250 if task == "inverted_pendulum" else 1_000)
     options = config.mbpo.model_rollout_options
     assert {epoch: horizon_at(options, 10**6, 1_000 * epoch) for epoch in horizons} == horizons
-    room = retained * options.num_rollout * max(horizons.values())
-    assert config.mbpo.model_experience_buffer_length == room
+    capacity = retained * options.num_rollout * max(horizons.values())
+    assert config.mbpo.model_experience_buffer_length == capacity
 
 
-# Ant and Humanoid without contact forces, Humanoid without inertias and velocities of bodies, too.
+# Without the contact forces of Ant and Humanoid, and without Humanoid's body inertias and velocities.
 @pytest.mark.parametrize(
     ("task", "size"),
     {
@@ -93,7 +93,7 @@ def test_values_are_those_of_the_paper(task: str) -> None:
         "humanoid": 45,
     }.items(),
 )
-def test_observations_have_the_paper_s_sizes(task: str, size: int) -> None:
+def test_observations_have_the_sizes_of_the_paper(task: str, size: int) -> None:
     env = build_env(make_config(f"experiment=paper/{task}"))
     env.close()
     assert env.spaces.obs_size == size

@@ -78,7 +78,7 @@ def test_linear_schedule_of_the_paper_for_hopper() -> None:
         ),
     ],
 )
-def test_impossible_schedules_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_impossible_schedules_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         schedule(**changes)
 
@@ -118,7 +118,7 @@ class DoneAbove:
 
 @pytest.mark.parametrize("num_networks", [1, 2, 3, 7])
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 20, 21, 22])
-def test_rows_are_dealt_to_networks_in_groups_that_differ_by_at_most_one(
+def test_rows_are_split_into_groups_whose_sizes_differ_by_at_most_one(
     num_networks: int, num_rows: int, g: torch.Generator
 ) -> None:
     space = spaces((1,))
@@ -128,7 +128,7 @@ def test_rows_are_dealt_to_networks_in_groups_that_differ_by_at_most_one(
     step = model.step(obs, torch.zeros(num_rows, 1), g)
     added = (step.next_obs - obs)[:, 0]
     sizes = [int((added == member + 1).sum()) for member in range(num_networks)]
-    assert sum(sizes) == num_rows, "every row went through exactly one network, in its own place"
+    assert sum(sizes) == num_rows, "every row is predicted by exactly one network and stays in its place"
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -154,7 +154,7 @@ def still(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
     return torch.zeros(len(obs), 1)
 
 
-def test_rollouts_branch_from_the_starts_and_go_on_from_predictions(g: torch.Generator) -> None:
+def test_rollouts_branch_from_the_starts_and_continue_from_predictions(g: torch.Generator) -> None:
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(7), Constant(0))
     steps: list[Transitions] = []
     metrics = generate(model, still, torch.zeros(4, 1), 3, steps.append, g)
@@ -164,7 +164,7 @@ def test_rollouts_branch_from_the_starts_and_go_on_from_predictions(g: torch.Gen
     assert steps[0].reward.tolist() == [7.0] * 4
 
 
-def test_rollouts_that_ended_are_not_continued(g: torch.Generator) -> None:
+def test_terminated_rollouts_are_not_continued(g: torch.Generator) -> None:
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), DoneAbove(10))
     steps: list[Transitions] = []
     metrics = generate(model, still, torch.tensor([[0.0], [9.5], [8.5]]), 5, steps.append, g)
@@ -174,14 +174,14 @@ def test_rollouts_that_ended_are_not_continued(g: torch.Generator) -> None:
     assert steps[2].obs.tolist() == [[2.0]]
 
 
-def test_generation_stops_when_all_rollouts_ended(g: torch.Generator) -> None:
+def test_generation_stops_when_all_rollouts_have_ended(g: torch.Generator) -> None:
     model = EnvironmentModel(AddsMemberNumber(spaces((1,)), 1, [0]), Constant(0), Constant(1))
     metrics = generate(model, still, torch.zeros(3, 1), 10, lambda step: None, g)
     assert metrics == counts(3, 0)
 
 
 class Explodes(AddsMemberNumber):
-    """Adds 1, and something else for the observations named."""
+    """Adds 1, or another number to the given observations."""
 
     def __init__(self, explosions: dict[float, float]) -> None:
         super().__init__(spaces((1,)), 1, [0])
@@ -198,9 +198,7 @@ def real_experience(low: float, high: float) -> Transitions:
 
 
 @pytest.mark.parametrize("value", [1e6, -1e6, float("nan"), float("inf"), 31.0])
-def test_a_rollout_that_leaves_what_is_plausible_ends_without_that_step(
-    value: float, g: torch.Generator
-) -> None:
+def test_a_rollout_ends_before_an_implausible_prediction(value: float, g: torch.Generator) -> None:
     model = EnvironmentModel(Explodes({5.0: value}), Constant(0), Constant(0))
     steps: list[Transitions] = []
     starts = torch.tensor([[0.0], [4.0], [5.0]])
@@ -210,12 +208,12 @@ def test_a_rollout_that_leaves_what_is_plausible_ends_without_that_step(
     assert metrics == counts(4, 2)
 
 
-def test_what_never_varied_may_vary_a_little(g: torch.Generator) -> None:
+def test_a_constant_element_may_vary_a_little(g: torch.Generator) -> None:
     plausible = PlausibleRange(real_experience(3, 3), max_departure=10)
     assert plausible.contains(real_experience(-6, 14)).tolist() == [True, False]
 
 
-def test_a_known_reward_may_be_what_was_never_seen() -> None:
+def test_any_finite_known_reward_is_plausible() -> None:
     plausible = PlausibleRange(real_experience(0, 10), max_departure=10, knows_reward=True)
     predicted = real_experience(0, 10)
     predicted.reward[:] = torch.tensor([1e6, float("inf")])
@@ -224,7 +222,7 @@ def test_a_known_reward_may_be_what_was_never_seen() -> None:
     assert learned.contains(predicted).tolist() == [False, False]
 
 
-def test_a_model_of_which_nothing_is_plausible_has_diverged(g: torch.Generator) -> None:
+def test_a_model_without_plausible_predictions_has_diverged(g: torch.Generator) -> None:
     model = EnvironmentModel(Explodes({0.0: 1e6}), Constant(0), Constant(0))
     plausible = PlausibleRange(real_experience(0, 10), max_departure=10)
     with pytest.raises(Diverged, match="none of the model's 4 predictions is plausible"):
@@ -232,7 +230,7 @@ def test_a_model_of_which_nothing_is_plausible_has_diverged(g: torch.Generator) 
 
 
 class Agreement:
-    """Where the members of an ensemble predict the same within a tolerance."""
+    """The region in which all members of an ensemble agree within a tolerance."""
 
     def __init__(self, model: EnvironmentModel, tolerance: float) -> None:
         self.model, self.tolerance = model, tolerance
@@ -257,7 +255,7 @@ def test_rollouts_may_be_as_long_as_the_ensemble_agrees(g: torch.Generator) -> N
     assert metrics == counts(3, 3)
 
 
-def test_many_rollouts_are_taken_in_shares_and_all_reach_the_horizon(
+def test_many_rollouts_are_split_into_chunks_and_all_reach_the_horizon(
     g: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollouts, "ROWS_AT_ONCE_ON_CPU", 4)
@@ -265,7 +263,7 @@ def test_many_rollouts_are_taken_in_shares_and_all_reach_the_horizon(
     steps: list[Transitions] = []
     starts = torch.arange(10, dtype=torch.float32)[:, None] * 100
     metrics = generate(model, still, starts, 3, steps.append, g)
-    # Starts 0 and 100 run for all three steps; the others are done after the first.
+    # Starts 0 and 100 run for all three steps; the others end after the first.
     assert metrics["rollout/num_generated"] == 3 * 2 + 8
     assert [len(step) for step in steps] == [4, 2, 2, 4, 2]
     assert torch.cat([step.obs for step in steps])[:, 0].tolist() == [

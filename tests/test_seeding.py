@@ -26,7 +26,7 @@ def test_episode_seeds_differ_by_seed_name_and_episode() -> None:
 
 
 def test_nothing_draws_from_global_random_state() -> None:
-    """Every torch call that draws is given a generator; numpy's and Python's random are not used."""
+    """Every torch call that draws has a generator; numpy's and Python's random modules are not used."""
     drawing = {
         "rand",
         "randn",

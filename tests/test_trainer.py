@@ -1,4 +1,4 @@
-"""A spy agent in a counting environment shows the loop's order and counts."""
+"""Order and counts of the training loop, recorded by a spy agent in a counting environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.conftest import TINY, CountingEnv, gym_env
 
 
 class Spy:
-    """Writes down what the loop does; stands in for agent, fitter and rollout noise."""
+    """Records the calls of the training loop; stands in for agent, fitter and rollout noise."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -73,7 +73,7 @@ class Spy:
         return {}
 
 
-class StandsStill:
+class Standstill:
     """A model in which nothing moves and every reward is -1."""
 
     knows_reward = True
@@ -86,7 +86,7 @@ class StandsStill:
         return Transitions(obs, action, torch.full((len(obs),), -1.0), obs, torch.zeros(len(obs)))
 
 
-def test_what_a_checkpoint_kept_joins_what_another_device_computes() -> None:
+def test_metrics_restored_from_a_checkpoint_join_those_of_another_device() -> None:
     logger = Logger()
     logger.load_state_dict({"agent/loss": torch.tensor([1.0])})
     logger.collect({"agent/loss": torch.tensor(2.0, device="meta")})
@@ -94,7 +94,7 @@ def test_what_a_checkpoint_kept_joins_what_another_device_computes() -> None:
 
 
 class Recorder:
-    """A sink that remembers."""
+    """A sink that records all rows."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -113,7 +113,7 @@ class Recorder:
 
 
 class Loop:
-    """A trainer around a spy."""
+    """A trainer with a spy."""
 
     def __init__(
         self, *overrides: str, env: CountingEnv | None = None, should_stop: Callable[[], bool] = lambda: False
@@ -127,7 +127,7 @@ class Loop:
         self.model_based = None
         if build.uses_model(config):
             self.model_based = ModelBased(
-                model=StandsStill(self.spy),  # type: ignore[arg-type]
+                model=Standstill(self.spy),  # type: ignore[arg-type]
                 fitter=self.spy,  # type: ignore[arg-type]
                 policy=RolloutPolicy(self.spy, self.spy),  # type: ignore[arg-type]
                 buffer=ReplayBuffer(config.mbpo.model_experience_buffer_length, space),
@@ -160,20 +160,20 @@ GENERATE = ["act greedily", "perturb", "generate 10", "decay"]
 QUIET = ("trainer.evaluate_every_steps=1000",)
 
 
-def test_rhythm_of_the_page_fits_and_generates_at_the_start_of_each_episode() -> None:
-    # Warm start is episode 1, without the agent; then two episodes of 5 steps.
+def test_the_model_is_fitted_and_used_at_the_start_of_each_episode() -> None:
+    # The warm start is the first episode, without the agent; two episodes of 5 steps follow.
     events = Loop("mbpo.generate_every=episode", "trainer.num_env_steps=15", *QUIET).run()
     episode = ["act", "update"] * 5
     assert events == ["fit 5", *GENERATE, *episode, "fit 10", *GENERATE, *episode, "evaluate"]
 
 
-def test_rhythm_of_the_paper_fits_and_generates_every_k_steps() -> None:
+def test_the_model_is_fitted_and_used_every_k_steps() -> None:
     events = Loop("mbpo.generate_every=4", "trainer.num_env_steps=13", *QUIET).run()
     step = ["act", "update"]
     assert events == [*step * 3, "fit 8", *GENERATE, *step * 4, "fit 12", *GENERATE, *step, "evaluate"]
 
 
-def test_rhythm_of_the_page_waits_for_an_episode_that_begins_after_the_warm_start() -> None:
+def test_the_first_fit_waits_for_an_episode_that_starts_after_the_warm_start() -> None:
     events = Loop(
         "mbpo.generate_every=episode", "trainer.num_env_steps=11", "agent.num_warm_start_steps=7", *QUIET
     ).run()
@@ -182,7 +182,7 @@ def test_rhythm_of_the_page_waits_for_an_episode_that_begins_after_the_warm_star
 
 
 @pytest.mark.parametrize("off", ["mbpo=off", "mbpo.real_ratio=1"])
-def test_with_real_experience_only_no_model_is_built_trained_or_sampled(
+def test_without_generated_experience_no_model_is_built_trained_or_sampled(
     off: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: Any) -> None:
@@ -205,8 +205,8 @@ def test_a_model_is_built_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build.build_model_based(config, Spy(), space, torch.device("cpu")) is not None
 
 
-def test_predictions_that_are_not_plausible_are_counted_and_not_stored() -> None:
-    class Explodes(StandsStill):
+def test_implausible_predictions_are_counted_and_not_stored() -> None:
+    class Explodes(Standstill):
         def step(self, obs: Tensor, action: Tensor, generator: torch.Generator) -> Transitions:
             transitions = super().step(obs, action, generator)
             transitions.reward[:3] = math.inf
@@ -222,10 +222,10 @@ def test_predictions_that_are_not_plausible_are_counted_and_not_stored() -> None
     assert bool(loop.model_based.buffer.contents().reward.isfinite().all())
 
 
-def test_batches_mix_ceil_of_m_times_r_real_experiences() -> None:
+def test_batches_hold_ceil_of_m_times_r_real_transitions() -> None:
     loop = Loop("mbpo.generate_every=5", "mbpo.real_ratio=0.3", *QUIET)
     loop.run()
-    # ceil(16 * 0.3) = 5; the model's rewards are -1, real ones positive.
+    # ceil(16 * 0.3) = 5; generated rewards are -1, real ones positive.
     assert [int((batch.reward > 0).sum()) for batch in loop.spy.batches] == [5] * 15
     assert [len(batch) for batch in loop.spy.batches] == [16] * 15
     assert set(loop.recorder.series("mix/num_real").values()) == {5}
@@ -248,7 +248,7 @@ def test_several_gradient_steps_use_fresh_batches() -> None:
     assert not torch.equal(first.obs, second.obs)
 
 
-def test_the_agent_is_told_where_an_episode_begins() -> None:
+def test_the_agent_is_informed_of_the_start_of_an_episode() -> None:
     loop = Loop("trainer.num_env_steps=17", "mbpo=off", *QUIET)
     loop.run()
     assert [first for firsts in loop.spy.firsts for first in firsts] == ([True] + [False] * 4) * 2 + [
@@ -257,14 +257,14 @@ def test_the_agent_is_told_where_an_episode_begins() -> None:
     ]
 
 
-def test_evaluation_cadence_and_end() -> None:
+def test_evaluations_take_place_at_intervals_and_at_the_end() -> None:
     loop = Loop("trainer.num_env_steps=25", "trainer.evaluate_every_steps=10", "mbpo=off")
     loop.run()
     assert loop.recorder.series("eval/return_mean") == {10: 2.0, 20: 2.0, 25: 2.0}
     assert loop.recorder.series("eval/return_std") == {10: 1.0, 20: 1.0, 25: 1.0}
 
 
-def test_warm_start_is_random_from_a_stream_of_its_own() -> None:
+def test_the_warm_start_is_random_with_its_own_stream() -> None:
     actions = []
     for _ in range(2):
         loop = Loop("trainer.num_env_steps=5", "agent.num_warm_start_steps=5")
@@ -275,7 +275,7 @@ def test_warm_start_is_random_from_a_stream_of_its_own() -> None:
     assert all(-3 <= action <= 1 for action in actions[0])
 
 
-def test_random_actions_are_held_for_as_long_as_told_within_an_episode() -> None:
+def test_random_actions_are_held_for_the_configured_steps_within_an_episode() -> None:
     loop = Loop("trainer.num_env_steps=8", "agent.num_warm_start_steps=8", "agent.warm_start_hold_steps=3")
     loop.run()
     a = [float(action[0]) for action in loop.counting.actions]  # episodes of five steps
@@ -290,7 +290,7 @@ def test_a_time_limit_is_not_stored_as_termination(terminates: bool, stored: lis
     assert loop.trainer.real_buffer.contents().terminated.tolist() == stored * 2
 
 
-def test_transitions_are_stored_as_they_happened_also_across_episodes() -> None:
+def test_stored_transitions_are_correct_across_episodes() -> None:
     loop = Loop("trainer.num_env_steps=12", "mbpo=off")
     loop.run()
     stored = loop.trainer.real_buffer.contents()
@@ -301,7 +301,7 @@ def test_transitions_are_stored_as_they_happened_also_across_episodes() -> None:
     assert loop.trainer.collector.episodes == 2
 
 
-def test_every_episode_is_reset_with_a_seed_of_its_own() -> None:
+def test_every_episode_has_its_own_seed() -> None:
     first, again, other = (Loop("trainer.num_env_steps=12", "mbpo=off", f"seed={seed}") for seed in (0, 0, 1))
     for loop in (first, again, other):
         loop.run()
@@ -310,22 +310,22 @@ def test_every_episode_is_reset_with_a_seed_of_its_own() -> None:
     assert not set(first.counting.seeds) & set(other.counting.seeds)
 
 
-def test_environments_side_by_side_feed_one_buffer_each_in_its_own_episode() -> None:
+def test_parallel_environments_share_a_buffer_and_have_separate_episodes() -> None:
     loop = Loop("env.num_envs=2", "trainer.num_env_steps=23", "mbpo=off", *QUIET)
     events = loop.run()
     stored = loop.trainer.real_buffer.contents()
-    assert len(stored) == loop.trainer.env_steps == 23, "not a step more than asked for"
+    assert len(stored) == loop.trainer.env_steps == 23, "not a step too many"
     assert stored.obs[0::2].tolist() == [[e, s] for e in range(3) for s in range(5)][:12], "episodes of 5"
     assert stored.obs[1::2].tolist() == [[e, s] for e in range(2) for s in range(6)][:11], "episodes of 6"
-    assert (stored.next_obs[:, 1] == stored.obs[:, 1] + 1).all(), "no step leads into the next episode"
-    # The warm start of 5 steps ends within the third pair; the last step is taken by one environment alone.
+    assert (stored.next_obs[:, 1] == stored.obs[:, 1] + 1).all(), "no transition leads into the next episode"
+    # The warm start of 5 steps ends within the third pair; only one environment takes the last step.
     assert events == ["update"] * 2 + ["act", "update", "update"] * 8 + ["act", "update", "evaluate"]
     assert loop.spy.firsts[0] == [False, False]
     assert loop.spy.firsts[2:4] == [[True, False], [False, True]]
     assert len(set(loop.counting.seeds)) == len(loop.counting.seeds)
 
 
-def test_cadences_hold_with_a_number_of_environments_that_does_not_divide_them() -> None:
+def test_intervals_need_not_be_multiples_of_the_number_of_environments() -> None:
     loop = Loop("env.num_envs=3", "trainer.num_env_steps=25", "trainer.evaluate_every_steps=10", "mbpo=off")
     loop.run()
     assert list(loop.recorder.series("eval/return_mean")) == [12, 21, 25]
@@ -340,7 +340,7 @@ def test_returns_of_episodes_that_end_together_are_averaged() -> None:
     assert returns[60] == 18.0, "six episodes of 5 and five of 6 end at step 60"
 
 
-def test_generations_that_are_too_old_are_forgotten() -> None:
+def test_only_the_latest_generations_are_retained() -> None:
     loop = Loop("mbpo.generate_every=5", "mbpo.retained_generations=2", "trainer.num_env_steps=31", *QUIET)
     loop.run()
     assert loop.spy.events.count("decay") == 6
@@ -353,26 +353,26 @@ def test_rollouts_never_start_in_a_terminal_state(monkeypatch: pytest.MonkeyPatc
     starts: list[Tensor] = []
     original = rollouts.generate
 
-    def watched(*arguments: Any) -> dict[str, int]:
+    def recorded(*arguments: Any) -> dict[str, int]:
         starts.append(arguments[2])
         return original(*arguments)
 
-    monkeypatch.setattr(rollouts, "generate", watched)
+    monkeypatch.setattr(rollouts, "generate", recorded)
     env = CountingEnv(episode_steps=5, terminates=True)
     Loop("mbpo.generate_every=5", "trainer.num_env_steps=61", *QUIET, env=env).run()
-    steps = torch.cat(starts)[:, 1]  # the environment shows which step of an episode it is
+    steps = torch.cat(starts)[:, 1]  # the observation contains the step of the episode
     assert set(steps.tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
 
 
-def test_horizon_follows_its_schedule_and_reaches_the_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollouts_use_the_scheduled_horizon(monkeypatch: pytest.MonkeyPatch) -> None:
     horizons = []
     original = rollouts.generate
 
-    def watched(*arguments: Any) -> dict[str, int]:
+    def recorded(*arguments: Any) -> dict[str, int]:
         horizons.append(arguments[3])
         return original(*arguments)
 
-    monkeypatch.setattr(rollouts, "generate", watched)
+    monkeypatch.setattr(rollouts, "generate", recorded)
     prefix = "mbpo.model_rollout_options"
     loop = Loop(
         "mbpo.generate_every=5",
@@ -388,14 +388,14 @@ def test_horizon_follows_its_schedule_and_reaches_the_rollouts(monkeypatch: pyte
     assert loop.recorder.series("rollout/num_generated")[26] == 30
 
 
-def test_a_wish_to_stop_is_heard_at_the_next_step() -> None:
+def test_training_stops_at_the_next_step_when_asked() -> None:
     asked = iter([False] * 7 + [True])
     loop = Loop("mbpo=off", should_stop=lambda: next(asked))
     assert loop.trainer.train() is False
     assert loop.trainer.env_steps == 7
 
 
-def test_model_buffer_is_kept_over_generations_and_circular() -> None:
+def test_the_model_buffer_is_circular_and_keeps_earlier_generations() -> None:
     loop = Loop("mbpo.generate_every=5", "mbpo.model_experience_buffer_length=25")
     loop.run()
     assert loop.recorder.series("buffer/model_size") == {5: 0, 10: 10, 15: 20, 20: 25}

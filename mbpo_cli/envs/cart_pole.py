@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -17,10 +16,10 @@ from numpy.typing import NDArray
 GRAVITY = 9.8  # m/s^2
 CART_MASS = 1.0  # kg
 POLE_MASS = 0.1  # kg
-HALF_LENGTH = 0.5  # m, from the joint to the pole's centre of mass
+HALF_LENGTH = 0.5  # m, from the joint to the pole's center of mass
 MAX_FORCE = 10.0  # N
 STEP_SECONDS = 0.02
-TRACK_LIMIT = 2.4  # m, from the centre to either end of the track
+TRACK_LIMIT = 2.4  # m, from the center to either end of the track
 ANGLE_LIMIT = math.radians(12)  # beyond this, the pole has fallen
 FALL_REWARD = -50.0
 
@@ -57,17 +56,14 @@ def euler_step(state: State, force: float, seconds: float) -> State:
 
 
 class _CartPole(gym.Env[Observation, NDArray[np.float32]], ABC):
-    """The common base of both tasks: force, dynamics, and a start near a given angle.
+    """The common base of both tasks: spaces, dynamics, and a start near a given angle."""
 
-    Args:
-        high: The limits of the observation's elements; the lower ones are their negatives.
-    """
-
+    obs_limits: tuple[float, ...]
     start_angle: float
     substeps: int
 
-    def __init__(self, high: Sequence[float]) -> None:
-        limits = np.array(high, np.float32)
+    def __init__(self) -> None:
+        limits = np.array(self.obs_limits, np.float32)
         self.observation_space = gym.spaces.Box(-limits, limits, dtype=np.float32)
         self.action_space = gym.spaces.Box(-MAX_FORCE, MAX_FORCE, (1,), np.float32)
         self.state: State = (0.0, 0.0, self.start_angle, 0.0)
@@ -106,12 +102,10 @@ class CartPoleContinuous(_CartPole):
     from upright) or the cart has left the track (|x| > 2.4 m), which ends the episode.
     """
 
+    # Twice the limits, as in CartPole-v1, because the state that ends an episode lies outside of them.
+    obs_limits = (2 * TRACK_LIMIT, math.inf, 2 * ANGLE_LIMIT, math.inf)
     start_angle = 0.0
     substeps = 1
-
-    def __init__(self) -> None:
-        # Twice the limits, as in CartPole-v1, because the state that ends an episode lies outside of them.
-        super().__init__((2 * TRACK_LIMIT, math.inf, 2 * ANGLE_LIMIT, math.inf))
 
     def _observation(self) -> Observation:
         return np.array(self.state, np.float32)
@@ -130,12 +124,10 @@ class CartPoleSwingUp(_CartPole):
     (|x| > 2.4 m) ends the episode.
     """
 
+    obs_limits = (2 * TRACK_LIMIT, math.inf, 1, 1, math.inf)
     start_angle = math.pi
     # With steps of 0.02 s, Euler's method would add energy to a swinging pole.
     substeps = 10
-
-    def __init__(self) -> None:
-        super().__init__((2 * TRACK_LIMIT, math.inf, 1, 1, math.inf))
 
     def _observation(self) -> Observation:
         position, velocity, angle, angular_velocity = self.state

@@ -73,7 +73,7 @@ class Collector:
             torch.stack([step.obs for step in steps]),
             torch.tensor([float(step.terminated) for step in steps]),
         )
-        self.obs = self.obs.clone()
+        self.obs = self.obs.clone()  # the transitions hold the previous one
         returns, lengths = [], []
         for row, step in enumerate(steps):
             self.obs[row] = step.obs

@@ -1,11 +1,11 @@
 """Known reward and is-done functions, in the environments' own units, on batches of tensors.
 
-Each is held to the real environment by a test. Observations are float32 of shape (B, O), actions
-float32 of shape (B, A) within the bounds of a Box, or int64 of shape (B,) where they are Discrete;
-all functions return float32 of shape (B,), and is-done functions 1.0 where o' is terminal. What
-o, a and o' do not determine exactly, such as the distance that a walking robot covered, has no
-function here and is learned. Unless another source is named, formulas and limits are those of the
-environment's page in Gymnasium's documentation.
+Tests compare each with the real environment. Observations are float32 of shape (B, O). Actions are float32 of
+shape (B, A) within the bounds of a Box, or int64 of shape (B,) if they are Discrete. All functions return
+float32 of shape (B,); is-done functions return 1.0 where o' is terminal. Rewards that o, a and o' do not
+determine exactly, such as the distance covered by a walking robot, have no function here and are learned.
+
+Source: each environment's page in Gymnasium's documentation, unless another one is named.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mbpo_cli.envs import cart_pole
 
 
 def never(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell that nothing ever terminates, for tasks that end by time limit only; shape (B,)."""
+    """Return zeros: episodes end at a time limit only."""
     return torch.zeros_like(obs[:, 0])
 
 
@@ -27,78 +27,78 @@ def never(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
 
 
 def pendulum_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return Pendulum's reward, shape (B,): the cost of angle and speed before the step, and of torque.
+    """Return the negative cost of Pendulum-v1's angle and speed before the step, and of the torque.
 
-    Source: documentation of Gymnasium's Pendulum-v1; obs = (cos, sin, angular velocity).
+    obs = (cos, sin, angular velocity).
     """
     angle = torch.atan2(obs[:, 1], obs[:, 0])
     return -(angle.square() + 0.1 * obs[:, 2].square() + 0.001 * action[:, 0].square())
 
 
 def cartpole_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return CartPole-v1's reward, shape (B,): 1 for every step, the last one included."""
+    """Return CartPole-v1's reward: 1 for every step, including the last."""
     return torch.ones_like(obs[:, 0])
 
 
 def cartpole_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where cart or pole left CartPole-v1's limits, shape (B,).
+    """Return 1.0 where cart or pole is outside the limits of CartPole-v1 and mbpo/CartPoleContinuous-v0.
 
-    obs = (x, its velocity, angle, its velocity), also of `mbpo/CartPoleContinuous-v0`.
+    obs = (x, velocity, angle, angular velocity).
     """
     off_track = next_obs[:, 0].abs() > cart_pole.TRACK_LIMIT
     return (off_track | (next_obs[:, 2].abs() > cart_pole.ANGLE_LIMIT)).to(obs.dtype)
 
 
 def mountain_car_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return MountainCar-v0's reward, shape (B,): -1 for every step, the last one included."""
+    """Return MountainCar-v0's reward: -1 for every step, including the last."""
     return -torch.ones_like(obs[:, 0])
 
 
 def mountain_car_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where MountainCar-v0's goal is reached, shape (B,); obs = (position, velocity)."""
+    """Return 1.0 where MountainCar-v0's goal is reached; obs = (position, velocity)."""
     return ((next_obs[:, 0] >= 0.5) & (next_obs[:, 1] >= 0)).to(obs.dtype)
 
 
 def mountain_car_continuous_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return MountainCarContinuous-v0's reward, shape (B,): 100 at the goal, less the cost of force."""
+    """Return MountainCarContinuous-v0's reward: 100 at the goal, minus the cost of the force."""
     return 100 * mountain_car_continuous_is_done(obs, action, next_obs) - 0.1 * action[:, 0].square()
 
 
 def mountain_car_continuous_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where MountainCarContinuous-v0's goal is reached, shape (B,); it is nearer than MountainCar's."""
+    """Return 1.0 where MountainCarContinuous-v0's goal is reached, which is nearer than MountainCar's."""
     return ((next_obs[:, 0] >= 0.45) & (next_obs[:, 1] >= 0)).to(obs.dtype)
 
 
 def acrobot_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return Acrobot-v1's reward, shape (B,): -1 for every step but the one that reaches the goal."""
+    """Return Acrobot-v1's reward: -1 for every step except the one that reaches the goal."""
     return acrobot_is_done(obs, action, next_obs) - 1
 
 
 def acrobot_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where Acrobot-v1's tip is one link above the joint, shape (B,).
+    """Return 1.0 where Acrobot-v1's tip is one link above the joint.
 
-    obs = (cos, sin of the first angle, cos, sin of the second, which is relative, two velocities).
+    obs = (cos, sin of the first angle, cos, sin of the second, two velocities). The second angle is relative.
     """
     cos_1, sin_1, cos_2, sin_2 = next_obs[:, :4].unbind(1)
     return (-cos_1 - (cos_1 * cos_2 - sin_1 * sin_2) > 1).to(obs.dtype)
 
 
-# --- Our own cart-poles; Source: `cart_pole` ----------------------------------------------------
+# --- This package's cart-poles; Source: `cart_pole` ----------------------------------------------
 
 
 def cartpole_continuous_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return the reward of `mbpo/CartPoleContinuous-v0`, shape (B,)."""
+    """Return the reward of mbpo/CartPoleContinuous-v0."""
     reward = 0.5 + 0.5 * (1 - next_obs[:, 0].abs() / cart_pole.TRACK_LIMIT)
     return torch.where(cartpole_is_done(obs, action, next_obs) > 0, cart_pole.FALL_REWARD, reward)
 
 
 def cartpole_swingup_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return the reward of `mbpo/CartPoleSwingUp-v0`, shape (B,); obs = (x, velocity, cos, sin, ...)."""
+    """Return the reward of mbpo/CartPoleSwingUp-v0; obs = (x, velocity, cos, sin, ...)."""
     return (1 + next_obs[:, 2]) / 2 * torch.exp(-next_obs[:, 0].square() / 2)
 
 
 def cartpole_swingup_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where the cart of `mbpo/CartPoleSwingUp-v0` left the track, shape (B,)."""
+    """Return 1.0 where the cart of mbpo/CartPoleSwingUp-v0 is off the track."""
     return (next_obs[:, 0].abs() > cart_pole.TRACK_LIMIT).to(obs.dtype)
 
 
@@ -106,21 +106,21 @@ def cartpole_swingup_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> T
 
 
 def inverted_pendulum_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return InvertedPendulum-v5's reward, shape (B,): 1 while the pole stands."""
+    """Return InvertedPendulum-v5's reward: 1 while the pole stands."""
     return 1 - inverted_pendulum_is_done(obs, action, next_obs)
 
 
 def inverted_pendulum_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where InvertedPendulum-v5's pole has fallen, shape (B,); obs = (x, angle, two velocities)."""
+    """Return 1.0 where InvertedPendulum-v5's pole has fallen; obs = (x, angle, two velocities)."""
     stands = next_obs.isfinite().all(1) & (next_obs[:, 1].abs() <= 0.2)
     return (~stands).to(obs.dtype)
 
 
 def inverted_double_pendulum_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return InvertedDoublePendulum-v5's reward, shape (B,): 10 while it stands, less two penalties.
+    """Return InvertedDoublePendulum-v5's reward: 10 while it stands, minus two penalties.
 
-    The environment takes the tip from the last stage of the integration and velocities before they
-    are clipped to 10 rad/s, so that this agrees to about 1e-4, and not for pendulums faster than that.
+    Exact to about 1e-4 below 10 rad/s. The environment itself uses the tip at the last stage of the
+    integration, and velocities that are not clipped to 10 rad/s.
     """
     x, y = _double_pendulum_tip(next_obs)
     distance_penalty = 0.01 * x.square() + (y - 2).square()
@@ -130,14 +130,14 @@ def inverted_double_pendulum_reward(obs: Tensor, action: Tensor, next_obs: Tenso
 
 
 def inverted_double_pendulum_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where InvertedDoublePendulum-v5's tip is no higher than 1 m, shape (B,)."""
+    """Return 1.0 where InvertedDoublePendulum-v5's tip is at most 1 m high."""
     return (_double_pendulum_tip(next_obs)[1] <= 1).to(obs.dtype)
 
 
 def _double_pendulum_tip(obs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return place and height in metres, shape (B,) each, of two poles of 0.6 m.
+    """Return position and height of the tip in meters, shape (B,) each, for two poles of 0.6 m.
 
-    obs = (x, sines of both angles, their cosines, three velocities, a force); the second is relative.
+    obs = (x, sines of both angles, their cosines, three velocities, a force). The second angle is relative.
     """
     x, sin_1, sin_2, cos_1, cos_2 = obs[:, :5].unbind(1)
     return (
@@ -147,20 +147,20 @@ def _double_pendulum_tip(obs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reacher_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return Reacher-v5's reward, shape (B,): minus distance to the target, minus the cost of torque.
+    """Return Reacher-v5's reward: minus the distance to the target, minus the cost of the torque.
 
-    The last two elements of obs are the vector from target to fingertip.
+    Elements 8 and 9 of obs are the vector from target to fingertip.
     """
     return -_length(next_obs[:, 8:10]) - action.square().sum(1)
 
 
 def pusher_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Return Pusher-v5's reward, shape (B,): minus distances tip-object and object-goal, and torque.
+    """Return Pusher-v5's reward: minus the distances tip-object and object-goal, and the cost of the torque.
 
-    The last nine elements of obs are the places of fingertip, object and goal.
+    The last nine elements of obs are the positions of fingertip, object and goal.
     """
-    tip, thing, goal = next_obs[:, 14:17], next_obs[:, 17:20], next_obs[:, 20:23]
-    near, distance = _length(thing - tip), _length(thing - goal)
+    tip, pushed, goal = next_obs[:, 14:17], next_obs[:, 17:20], next_obs[:, 20:23]
+    near, distance = _length(pushed - tip), _length(pushed - goal)
     return -0.5 * near - distance - 0.1 * action.square().sum(1)
 
 
@@ -169,35 +169,35 @@ def _length(vectors: Tensor) -> Tensor:
     return vectors.square().sum(1).sqrt()
 
 
-# --- MuJoCo: locomotion. The first element of obs is the height, as places along the ground are left out.
+# --- MuJoCo: locomotion. obs starts with the height; positions along the ground are left out. ----
 
 
 def hopper_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where Hopper-v5 is not healthy, shape (B,); obs = (z, angle, ...).
+    """Return 1.0 where Hopper-v5 is not healthy; obs = (z, angle, ...).
 
-    The environment also ends where a velocity reaches 100, which obs, clipped to 10, does not show.
+    The environment also ends if a velocity reaches 100, which obs does not show because it is clipped to 10.
     """
     z, angle, state = next_obs[:, 0], next_obs[:, 1], next_obs[:, 1:]
-    # Tests that a healthy state passes, so that NaN is not healthy.
+    # Comparisons that only a healthy state passes, so that NaN is not healthy.
     healthy = (z > 0.7) & (z < math.inf) & (angle.abs() < 0.2) & (state.abs() < 100).all(1)
     return (~healthy).to(obs.dtype)
 
 
 def walker2d_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where Walker2d-v5 is not healthy, shape (B,); obs = (z, angle, ...)."""
+    """Return 1.0 where Walker2d-v5 is not healthy; obs = (z, angle, ...)."""
     z, angle = next_obs[:, 0], next_obs[:, 1]
     healthy = (z > 0.8) & (z < 2) & (angle.abs() < 1)
     return (~healthy).to(obs.dtype)
 
 
 def ant_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where Ant-v5 is not healthy, shape (B,); positions and velocities are the first 27 elements."""
+    """Return 1.0 where Ant-v5 is not healthy; positions and velocities are the first 27 elements."""
     z = next_obs[:, 0]
     healthy = next_obs[:, :27].isfinite().all(1) & (z >= 0.2) & (z <= 1)
     return (~healthy).to(obs.dtype)
 
 
 def humanoid_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    """Tell where Humanoid-v5 is not healthy, shape (B,)."""
+    """Return 1.0 where Humanoid-v5 is not healthy."""
     healthy = (next_obs[:, 0] > 1) & (next_obs[:, 0] < 2)
     return (~healthy).to(obs.dtype)

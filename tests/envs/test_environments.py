@@ -1,4 +1,4 @@
-"""Every environment of the group trains, with an agent for each kind of actions that it has."""
+"""Every environment in `conf/env` trains with every agent that supports its actions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENVS = sorted(path.stem for path in (CONF / "env").glob("*.yaml"))
 NEEDS_ID = {"gym": "env.id=MountainCar-v0", "dmc": "env.id=dm_control/walker-walk-v0"}
 
 
-@pytest.mark.filterwarnings("ignore:.*GLFW")  # dm_control looks for a display
+@pytest.mark.filterwarnings("ignore:.*GLFW")  # dm_control searches for a display
 @pytest.mark.parametrize("name", ENVS)
 def test_every_environment_trains(name: str, train_in: Callable[..., dict[str, Any]]) -> None:
     chosen = [f"env={name}", *([NEEDS_ID[name]] if name in NEEDS_ID else [])]

@@ -21,14 +21,14 @@ def test_box_observations_of_any_shape_are_one_channel() -> None:
     assert space_spec(Box(-1, 1, (2, 3), np.float64), ACTIONS) == spaces((6,), 2)
 
 
-def test_dict_and_tuple_are_channels_in_the_order_of_the_flat_observation() -> None:
+def test_dict_and_tuple_entries_are_channels_in_flattened_order() -> None:
     env = ChannelsEnv()
     wrapped = Environment(env)
     assert wrapped.spaces.channels == (10, 4)
     obs = wrapped.reset(seed=0)
     assert obs.dtype == torch.float32
     assert obs.shape == (14,)
-    assert obs[10:].tolist() == [0.5] * 4, "channel b comes last"
+    assert obs[10:].tolist() == [0.5] * 4, "channel b is the last"
     pair = gym.spaces.Tuple((Box(-1, 1, (3,)), Box(-1, 1, (2,))))
     assert space_spec(pair, ACTIONS).channels == (3, 2)
 
@@ -50,13 +50,13 @@ def test_dict_and_tuple_are_channels_in_the_order_of_the_flat_observation() -> N
         (gym.spaces.Dict({}), ACTIONS, "no entries"),
     ],
 )
-def test_spaces_that_cannot_be_served_are_refused(observation: Any, action: Any, message: str) -> None:
+def test_unsuitable_spaces_are_rejected(observation: Any, action: Any, message: str) -> None:
     with pytest.raises(UnsuitableSpace, match=message):
         space_spec(observation, action)
 
 
 @pytest.mark.parametrize("num_steps", [MAX_REPLAY, MAX_REPLAY + 1])
-def test_episodes_are_played_again_up_to_a_length(num_steps: int) -> None:
+def test_episodes_are_replayed_up_to_a_maximum_length(num_steps: int) -> None:
     class Endless(PointMassEnv):
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
             obs, reward, _, _, info = super().step(action)
@@ -71,25 +71,25 @@ def test_episodes_are_played_again_up_to_a_length(num_steps: int) -> None:
 
 
 @pytest.mark.parametrize("last", [3, 9])
-def test_an_episode_that_ends_or_fails_when_it_is_played_again_begins_anew(last: int) -> None:
-    class Fickle(PointMassEnv):
-        """Ends at a step, and must not be asked for another one."""
+def test_an_episode_that_ends_or_fails_during_replay_is_restarted(last: int) -> None:
+    class Unrepeatable(PointMassEnv):
+        """Ends after a number of steps, and raises an error at the next one."""
 
         def __init__(self, last: int) -> None:
             super().__init__()
-            self.num_left = last
+            self.num_steps_left = last
 
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-            self.num_left -= 1
-            if self.num_left < 0:
-                raise RuntimeError("it is over")
+            self.num_steps_left -= 1
+            if self.num_steps_left < 0:
+                raise RuntimeError("the episode is over")
             obs, reward, _, _, info = super().step(action)
-            return obs, reward, self.num_left == 0, False, info
+            return obs, reward, self.num_steps_left == 0, False, info
 
-    collector = Collector([Environment(Fickle(10))], seed_of=lambda number: number)
+    collector = Collector([Environment(Unrepeatable(10))], seed_of=lambda number: number)
     for _ in range(9):
         collector.step(torch.tensor([[1.0]]))
-    again = Collector([Environment(Fickle(last))], seed_of=lambda number: number)
+    again = Collector([Environment(Unrepeatable(last))], seed_of=lambda number: number)
     assert not again.load_state_dict(collector.state_dict())
     assert again.steps == [0]
 
@@ -105,7 +105,7 @@ def test_actions_are_scaled_to_the_bounds_of_the_environment(dtype: Any) -> None
         assert counting.actions[-1].dtype == dtype
 
 
-def test_bounds_hold_in_the_environments_own_precision() -> None:
+def test_action_bounds_hold_in_the_environments_own_precision() -> None:
     class Tenth(CountingEnv):
         def __init__(self) -> None:
             super().__init__()
@@ -132,8 +132,8 @@ def test_observations_are_copies() -> None:
     assert first.tolist() == [1.0, 1.0]
 
 
-def test_pendulums_known_functions_agree_with_the_environment() -> None:
-    """2,000 random steps over 10 episodes, in float32."""
+def test_known_functions_of_pendulum_agree_with_the_environment() -> None:
+    """2,000 random steps in 10 episodes, in float32."""
     env = Environment(gym.make("Pendulum-v1"))
     g = torch.Generator().manual_seed(0)
     rows = []
@@ -153,7 +153,7 @@ def test_pendulums_known_functions_agree_with_the_environment() -> None:
     assert rows[199][2].truncated
 
 
-def test_discrete_actions_are_one_hot_within_and_numbers_of_the_environment_outside(
+def test_discrete_actions_are_one_hot_inside_and_integers_for_the_environment(
     g: torch.Generator,
 ) -> None:
     env = Environment(DiscretePointMassEnv())
@@ -167,7 +167,7 @@ def test_discrete_actions_are_one_hot_within_and_numbers_of_the_environment_outs
 
 
 @pytest.mark.parametrize(("limits", "expected"), [((), 200), ((30,), 30), ((500,), 200), ((50, 40), 40)])
-def test_the_least_time_limit_counts(limits: tuple[int, ...], expected: int) -> None:
+def test_the_smallest_time_limit_counts(limits: tuple[int, ...], expected: int) -> None:
     env: gym.Env[Any, Any] = gym.make("Pendulum-v1")
     for limit in limits:
         env = gym.wrappers.TimeLimit(env, limit)
@@ -175,13 +175,13 @@ def test_the_least_time_limit_counts(limits: tuple[int, ...], expected: int) -> 
     assert Environment(gym.make("tests/PointMass-v0")).max_steps is None
 
 
-def test_what_is_no_picture_is_blamed_on_the_environment() -> None:
+def test_a_failed_render_is_reported_as_an_environment_failure() -> None:
     env = Environment(gym.make("Pendulum-v1", render_mode="rgb_array"))
     with pytest.raises(EnvironmentFailed, match="ResetNeeded"):
         env.render()
     env.reset(0)
     assert env.render().shape == (500, 500, 3)
-    unseen = Environment(CountingEnv())
-    unseen.reset(0)
+    invisible = Environment(CountingEnv())
+    invisible.reset(0)
     with pytest.raises(EnvironmentFailed, match="CountingEnv, step 0 of the episode"):
-        unseen.render()
+        invisible.render()

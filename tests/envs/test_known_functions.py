@@ -1,4 +1,4 @@
-"""Known functions against the real environments, and the cart-poles that are our own."""
+"""Known functions against the real environments, and the cart-poles of this package."""
 
 import importlib
 import math
@@ -19,11 +19,11 @@ from tests.conftest import CONF
 ENVS: dict[str, dict[str, Any]] = {
     path.stem: vars(make_config(f"env={path.stem}").env)
     for path in sorted((CONF / "env").glob("*.yaml"))
-    if path.stem not in ("gym", "dmc")  # these need an id, and nothing is known of them
+    if path.stem not in ("gym", "dmc")  # these need an id, and have no known functions
 }
 NEVER = "mbpo_cli.envs.known.never"
 KNOWN = {name: env for name, env in ENVS.items() if env["reward_function"] or env["is_done_function"]}
-# Known functions hold for all of the observations that an environment can give.
+# Known functions also hold for the full observations, which the configuration reduces.
 KNOWN |= {f"{name} (all observations)": KNOWN[name] | {"kwargs": None} for name in ("ant", "humanoid")}
 
 
@@ -34,7 +34,7 @@ def make(env: dict[str, Any], **kwargs: Any) -> gym.Env[Any, Any]:
 
 
 def choose(env_id: str, obs: Any, sample: Any) -> Any:
-    """Choose an action: a random one, but one that adds energy where random ones hardly reach the goal."""
+    """Return a random action, or one that adds energy where random ones hardly reach the goal."""
     speed = {"MountainCar": 1, "Acrobot": 5}.get(env_id.split("Continuous")[0].split("-")[0])
     if speed is None:
         return sample
@@ -44,7 +44,7 @@ def choose(env_id: str, obs: Any, sample: Any) -> Any:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_functions_agree_with_the_environment(name: str) -> None:
-    """At least 1,000 steps, terminal ones among them wherever there are any, as one float32 batch."""
+    """At least 1,000 steps as one float32 batch, with terminal ones if the environment has any."""
     config = KNOWN[name]
     env = make(config)
     env.action_space.seed(0)
@@ -55,7 +55,7 @@ def test_known_functions_agree_with_the_environment(name: str) -> None:
         over = False
         while not over:
             action = env.action_space.sample()
-            if steps % 2:  # every other action random
+            if steps % 2:  # every other action is random
                 action = choose(config["id"], obs, action)
             next_obs, reward, terminated, truncated, _ = env.step(action)
             rows.append((obs.copy(), action, next_obs.copy(), float(reward), float(terminated)))
@@ -66,7 +66,7 @@ def test_known_functions_agree_with_the_environment(name: str) -> None:
     batch = (torch.from_numpy(obs).float(), torch.from_numpy(action), torch.from_numpy(next_obs).float())
     assert action.dtype == (np.int64 if action.ndim == 1 else np.float32)
     assert (terminals > 0) == ends
-    # The tip of the double pendulum is that of the integration's last stage.
+    # The double pendulum takes its tip from the last stage of the integration.
     tolerance = 1e-3 if "double" in name else 1e-4
     if config["is_done_function"]:
         assert torch.equal(resolve(config["is_done_function"])(*batch), torch.from_numpy(done).float())
@@ -76,8 +76,8 @@ def test_known_functions_agree_with_the_environment(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hopper", "walker2d", "ant", "humanoid"])
-def test_healthy_is_what_the_environment_calls_healthy(name: str) -> None:
-    """States around every limit, and a NaN in any place; velocities stay where obs does not clip them."""
+def test_healthy_states_agree_with_the_environment(name: str) -> None:
+    """States around every limit and NaN anywhere; velocities stay in the range that obs does not clip."""
     robot: Any = make(ENVS[name]).unwrapped
     robot.reset(seed=0)
     rest, rng = robot.data.qpos.copy(), np.random.default_rng(0)
@@ -86,7 +86,7 @@ def test_healthy_is_what_the_environment_calls_healthy(name: str) -> None:
         robot.data.qpos[:] = rest + rng.normal(size=rest.shape) * rng.choice([0.1, 0.5])
         robot.data.qvel[:] = rng.uniform(-9, 9, robot.data.qvel.shape)
         if row % 10 == 0:
-            # Hopper limits angles, too. Places along the ground, which obs does not have, stay finite.
+            # Hopper limits angles, too. Positions along the ground, which obs omits, stay finite.
             robot.data.qpos[rng.integers(2, rest.size)] = rng.choice([-101, 101, np.nan])
         if row % 10 == 5:
             robot.data.qvel[rng.integers(robot.data.qvel.size)] = np.nan
@@ -98,11 +98,11 @@ def test_healthy_is_what_the_environment_calls_healthy(name: str) -> None:
     assert is_done.tolist() == [float(not h) for h in healthy]
 
 
-# Velocities have no bound, and actions are scaled where all environments' are, not in each of them.
+# Velocities are unbounded, and actions are scaled by Environment, not by each Gymnasium environment.
 @pytest.mark.filterwarnings("ignore:.*A Box observation space m.* value is")
 @pytest.mark.filterwarnings("ignore:.*For Box action spaces, we recommend")
 @pytest.mark.parametrize("name", ["CartPoleContinuous", "CartPoleSwingUp"])
-def test_cart_poles_are_proper_environments(name: str) -> None:
+def test_cart_poles_pass_gymnasiums_environment_checker(name: str) -> None:
     env = gym.make(f"mbpo/{name}-v0")
     check_env(env.unwrapped, skip_render_check=True)
     assert env.spec is not None
@@ -117,9 +117,9 @@ def test_cart_poles_are_proper_environments(name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_full_force_is_the_cart_pole_of_gymnasium(seed: int) -> None:
+def test_full_force_equals_gymnasiums_cart_pole(seed: int) -> None:
     ours, theirs = gym.make("mbpo/CartPoleContinuous-v0"), gym.make("CartPole-v1")
-    # Both draw their starts in the same way.
+    # Both draw their initial states in the same way.
     assert np.array_equal(ours.reset(seed=seed)[0], theirs.reset(seed=seed)[0])
     terminated, rng = False, np.random.default_rng(seed)
     while not terminated:
@@ -142,7 +142,7 @@ def test_full_force_is_the_cart_pole_of_gymnasium(seed: int) -> None:
     ],
 )
 def test_a_fall_costs_fifty(state: State, reward: float, terminated: bool) -> None:
-    """From rest, the first step of Euler's method leaves position and angle as they are."""
+    """From rest, the first Euler step changes neither position nor angle."""
     env = CartPoleContinuous()
     env.reset(seed=0)
     env.state = state
@@ -160,7 +160,7 @@ def test_forces_are_limited() -> None:
     assert velocities[0] == velocities[1] > 0.1
 
 
-def test_swing_up_starts_hanging_and_pays_for_upright_and_centred() -> None:
+def test_swing_up_starts_hanging_and_rewards_upright_and_centered_states() -> None:
     env = CartPoleSwingUp()
     obs, _ = env.reset(seed=0)
     assert obs[2] < -0.99
@@ -188,7 +188,7 @@ def energy(state: State) -> float:
     )
 
 
-def test_no_force_keeps_the_energy() -> None:
+def test_energy_is_conserved_without_force() -> None:
     state: State = (0.0, 0.3, 2.0, -1.0)
     start = energy(state)
     for _ in range(20_000):
@@ -202,4 +202,4 @@ def test_no_force_keeps_the_energy() -> None:
     for _ in range(500):
         env.step(np.zeros(1, np.float32))
     swing = energy(env.state) - hanging
-    assert 0 < swing < 2 * start, "an unforced pole does not swing itself up"
+    assert 0 < swing < 2 * start, "a pole without force does not swing up"

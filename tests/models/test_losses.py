@@ -6,7 +6,7 @@ from torch import tensor
 from mbpo_cli.models.losses import channel_weights, gaussian_loss, half_mean_loss, is_done_loss
 
 
-def test_channels_of_the_page_count_the_same() -> None:
+def test_every_channel_has_the_same_total_weight() -> None:
     weights = channel_weights((10, 4))
     assert weights.tolist() == [tensor(1 / 20).item()] * 10 + [tensor(1 / 8).item()] * 4
     torch.testing.assert_close(weights.sum(), tensor(1.0))
@@ -21,7 +21,7 @@ def test_half_mean_loss_by_hand() -> None:
     assert half_mean_loss(output, target, channel_weights((1, 1))).tolist() == [1.75]
 
 
-def test_half_mean_loss_with_the_channels_of_the_page() -> None:
+def test_half_mean_loss_with_two_channels_by_hand() -> None:
     # Errors of 2 in the channel of 10 and of 3 in the channel of 4, batch of 5:
     # L_1 = 1/10 * 5 * 10 * 4 = 20, L_2 = 1/10 * 5 * 4 * 9 = 18, J = (20/10 + 18/4) / 2 = 3.25
     output = torch.cat((torch.full((1, 5, 10), 2.0), torch.full((1, 5, 4), 3.0)), dim=2)
@@ -29,12 +29,12 @@ def test_half_mean_loss_with_the_channels_of_the_page() -> None:
     torch.testing.assert_close(loss, tensor([3.25]))
 
 
-def test_members_have_losses_of_their_own() -> None:
+def test_each_member_has_its_own_loss() -> None:
     output = tensor([[[1.0]], [[2.0]]])
     assert half_mean_loss(output, torch.zeros(2, 1, 1), channel_weights((1,))).tolist() == [0.5, 2.0]
 
 
-def test_gaussian_loss_is_the_mean_negative_log_density() -> None:
+def test_gaussian_loss_is_the_mean_negative_log_likelihood() -> None:
     mean, std, target = tensor([[[0.0], [1.0]]]), tensor([[[1.0], [2.0]]]), tensor([[[1.0], [-3.0]]])
     # -ln N(1; 0, 1) = 0.5 + ln sqrt(2 pi); -ln N(-3; 1, 4) = 0.5 * 16/4 + ln 2 + ln sqrt(2 pi)
     by_hand = (0.5 + 2.0 + math.log(2)) / 2 + 0.5 * math.log(2 * math.pi)

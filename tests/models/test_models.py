@@ -55,7 +55,7 @@ def changed(before: list[Tensor], after: list[Tensor]) -> bool:
 @pytest.mark.parametrize("columns", [1, 2, NARROW - 1, NARROW])
 @pytest.mark.parametrize("activation", [functional.silu, functional.relu])
 @pytest.mark.parametrize("is_compiling", [False, True])
-def test_batched_networks_are_their_members_one_by_one(
+def test_a_batched_network_equals_its_members_evaluated_one_by_one(
     num_members: int,
     columns: int,
     activation: Activation,
@@ -95,7 +95,7 @@ def test_in_bfloat16_only_products_between_hidden_layers_are_rounded(
     with hidden_products_in(torch.bfloat16):
         rounded = BatchedMLP(num_members, (4, *hidden, 2), functional.silu, uniform, g)
     rounded.load_state_dict(exact.state_dict())
-    rounded = copy.deepcopy(rounded)  # as target networks are made
+    rounded = copy.deepcopy(rounded)  # like a target network
     inputs = torch.randn(num_members, 50, 4, generator=g)
     slopes = torch.randn(num_members, 50, 2, generator=g)
     right, got = (
@@ -110,26 +110,28 @@ def test_in_bfloat16_only_products_between_hidden_layers_are_rounded(
         assert torch.equal(rounded(inputs), got[0])
 
 
-def test_chosen_members_answer_in_the_order_chosen(g: torch.Generator) -> None:
+def test_selected_members_are_evaluated_in_the_given_order(g: torch.Generator) -> None:
     mlp = BatchedMLP(4, (2, 8, 2), functional.silu, truncated_normal, g)
     inputs = torch.randn(2, 5, 2, generator=g)
     everyone = mlp(inputs[:1].expand(4, -1, -1))[3], mlp(inputs[1:].expand(4, -1, -1))[1]
     together = mlp(inputs, torch.tensor([3, 1]))
     torch.testing.assert_close(together, torch.stack(everyone))
-    with torch.no_grad():  # one after the other
+    with torch.no_grad():  # evaluated one after the other
         torch.testing.assert_close(mlp(inputs, torch.tensor([3, 1])), together)
 
 
-def test_members_start_different_and_truncated(g: torch.Generator) -> None:
+def test_initial_weights_differ_between_members_and_are_truncated(g: torch.Generator) -> None:
     mlp = BatchedMLP(3, (100, 50), functional.silu, truncated_normal, g)
     weight = mlp.weights[0].detach()
     assert not torch.equal(weight[0], weight[1])
     std = 1 / (2 * 100**0.5)
     assert weight.abs().max() <= 2 * std
-    assert weight.std() == pytest.approx(0.88 * std, rel=0.02), "that of a normal cut at two deviations"
+    assert weight.std() == pytest.approx(0.88 * std, rel=0.02), (
+        "the deviation of a normal truncated at two deviations"
+    )
 
 
-def test_a_dimension_that_never_varies_does_not_blow_up() -> None:
+def test_a_constant_dimension_is_not_scaled() -> None:
     normalizer = Normalizer(3, torch.device("cpu"))
     values = torch.stack((torch.randn(50), torch.full((50,), 3.7), torch.full((50,), 1e6)), dim=1)
     normalizer.fit(values)
@@ -139,7 +141,7 @@ def test_a_dimension_that_never_varies_does_not_blow_up() -> None:
 
 
 @pytest.mark.parametrize("distribution", ["deterministic", "gaussian"])
-def test_a_regression_learns_what_can_be_learned(distribution: str, g: torch.Generator) -> None:
+def test_a_regression_fits_a_noisy_function(distribution: str, g: torch.Generator) -> None:
     net = Regression(distribution, 2, 1, [16], (1,), g)  # type: ignore[arg-type]
     inputs = torch.rand(256, 1, generator=g) * 4 - 2
     noise = 0.1 * torch.randn(256, 1, generator=g)
@@ -155,11 +157,11 @@ def test_a_regression_learns_what_can_be_learned(distribution: str, g: torch.Gen
     assert (mean - targets).square().mean().sqrt() < 0.5, "in the targets' own units"
     if log_variance is not None:
         error = (mean - targets).square().mean().sqrt()
-        assert 0.5 < (0.5 * log_variance).exp().mean() / error < 2, "the deviation tells the error"
+        assert 0.5 < (0.5 * log_variance).exp().mean() / error < 2, "the deviation matches the error"
 
 
 @pytest.mark.parametrize("distribution", ["deterministic", "gaussian"])
-def test_elements_in_small_units_are_learned_as_well_as_those_in_large_ones(
+def test_elements_with_small_and_large_units_are_learned_equally_well(
     distribution: str, g: torch.Generator
 ) -> None:
     net = Regression(distribution, 1, 2, [16], (2,), g)  # type: ignore[arg-type]
@@ -174,13 +176,13 @@ def test_elements_in_small_units_are_learned_as_well_as_those_in_large_ones(
         optimizer.step()
     error = (net.moments(inputs)[0][0] - targets).square().mean(0).sqrt() / targets.std(0)
     assert error.max() < 0.1
-    if distribution == "deterministic":  # what is reported is in the targets' own units
+    if distribution == "deterministic":  # the reported loss is in the targets' own units
         mean = net.moments(inputs)[0]
         by_hand = 0.5 * (mean - targets).square().mean()
         torch.testing.assert_close(net.losses(inputs, targets[None])[0], by_hand[None])
 
 
-def test_log_variance_limits_are_soft_learned_and_penalised(g: torch.Generator) -> None:
+def test_log_variance_limits_are_soft_learned_and_penalized(g: torch.Generator) -> None:
     net = Regression("gaussian", 1, 1, [4], (2,), g)
     with torch.no_grad():
         net.mlp.biases[-1][..., 2:] = 1000.0
@@ -195,13 +197,11 @@ def test_log_variance_limits_are_soft_learned_and_penalised(g: torch.Generator) 
 
 
 @pytest.mark.parametrize("size", [1, 200])
-def test_limits_give_way_to_the_likelihood_however_long_observations_are(
-    size: int, g: torch.Generator
-) -> None:
+def test_the_likelihood_outweighs_the_penalty_for_any_observation_size(size: int, g: torch.Generator) -> None:
     net = Regression("gaussian", 2, 1, [4], (size,), g)
     with torch.no_grad():
         net.mlp.weights[-1].zero_()
-        net.mlp.biases[-1][..., size:] = -20.0  # sure of itself, and right: the lower limit is in the way
+        net.mlp.biases[-1][..., size:] = -20.0  # confident and right: the lower limit is in the way
         net.min_log_variance.fill_(-5.0)
     _, objective = net.losses(torch.zeros(2, 3, 1), torch.zeros(2, 3, size))
     objective.backward()  # type: ignore[no-untyped-call]
@@ -261,7 +261,7 @@ def test_a_fit_moves_the_limits_of_the_log_variance() -> None:
     assert bool((network.min_log_variance != before[1]).all())
 
 
-def test_every_learned_part_is_trained() -> None:
+def test_every_learned_function_is_trained() -> None:
     config = make_config(*LEARNED)
     model = built(config)
     before = parameters(model)
@@ -272,7 +272,7 @@ def test_every_learned_part_is_trained() -> None:
 
 
 @pytest.mark.parametrize("part", ["transition", "reward", "is_done"])
-def test_learn_rate_0_leaves_a_part_alone(part: str) -> None:
+def test_a_learning_rate_of_0_leaves_a_function_unchanged(part: str) -> None:
     config = make_config(*LEARNED, f"model.{part}.optimizer.learn_rate=0")
     model = built(config)
     before = parameters(model)
@@ -282,7 +282,7 @@ def test_learn_rate_0_leaves_a_part_alone(part: str) -> None:
     assert f"model/{part}_loss" not in metrics
 
 
-def test_known_parts_are_not_trained() -> None:
+def test_known_functions_are_not_trained() -> None:
     config = make_config(*TINY)
     model = built(config, spaces((3,)))
     metrics = fitter(config.model.training).fit(model, random_transitions(50, spaces((3,))), 1)
@@ -291,12 +291,12 @@ def test_known_parts_are_not_trained() -> None:
     assert "model/is_done_loss" not in metrics
 
 
-def test_parts_are_trained_in_the_order_of_the_page() -> None:
+def test_functions_are_trained_in_the_order_of_the_page() -> None:
     assert list(built(make_config(*LEARNED)).learned) == ["transition", "reward", "is_done"]
 
 
 def test_logged_transition_loss_is_the_loss_of_the_page() -> None:
-    # With a learn rate too small to move anything, the one batch of all data has the loss by hand.
+    # The learning rate is too small to change any weight, and one batch holds all data.
     config = make_config(
         *LEARNED,
         "model/transition=deterministic",
@@ -317,7 +317,7 @@ def test_logged_transition_loss_is_the_loss_of_the_page() -> None:
     torch.testing.assert_close(torch.as_tensor(loss), torch.as_tensor(by_hand))
 
 
-def test_what_was_trained_on_is_never_held_out() -> None:
+def test_training_data_never_moves_to_the_holdout_set() -> None:
     options = make_config("model.training.holdout_ratio=0.3", "model.training.holdout_max=20").model.training
     fit = fitter(options)
     earlier: set[int] = set()
@@ -329,7 +329,7 @@ def test_what_was_trained_on_is_never_held_out() -> None:
     assert len(held_out) == 20
 
 
-def test_a_capped_holdout_is_spread_over_all_experience() -> None:
+def test_a_capped_holdout_set_is_spread_over_all_experience() -> None:
     options = make_config("model.training.holdout_ratio=0.2", "model.training.holdout_max=100").model.training
     _, held_out = fitter(options).split(1000)
     assert len(held_out) == 100
@@ -351,7 +351,7 @@ def test_held_out_rows_never_enter_training() -> None:
     assert len(data) == 100
 
 
-def test_elites_are_those_with_the_smallest_holdout_error() -> None:
+def test_elites_have_the_smallest_holdout_errors() -> None:
     config = make_config(*LEARNED, "model.transition.num_networks=4", "model.transition.num_elites=2")
     model = built(config)
     with torch.no_grad():
@@ -371,9 +371,9 @@ def test_without_holdout_all_members_predict() -> None:
     assert "model/holdout_error" not in metrics
 
 
-def test_early_stopping_keeps_the_best_of_each_member(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Errors of three members after each epoch; less than 10 % better is not better.
-    told = [(9, 9, 9), (5, 9, 8.5), (6, 4, 8.4), (4.6, 3.7, 8.2), (7, 7, 8.1), (1, 1, 1)]
+def test_early_stopping_restores_the_best_weights_of_each_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Errors of three members after each epoch; an improvement by less than 10 % does not count.
+    scripted = [(9, 9, 9), (5, 9, 8.5), (6, 4, 8.4), (4.6, 3.7, 8.2), (7, 7, 8.1), (1, 1, 1)]
     best_epoch = (1, 2, 0)
     config = make_config(*LEARNED, "model.training.patience=1", "model.training.improvement=0.1")
     model = built(config)
@@ -382,7 +382,7 @@ def test_early_stopping_keeps_the_best_of_each_member(monkeypatch: pytest.Monkey
 
     def errors(inputs: Tensor, targets: Tensor) -> Tensor:
         seen.append([parameter.detach().clone() for parameter in network.parameters()])
-        return torch.tensor(told[min(len(seen), len(told)) - 1], dtype=torch.float32)
+        return torch.tensor(scripted[min(len(seen), len(scripted)) - 1], dtype=torch.float32)
 
     monkeypatch.setattr(network, "errors", errors)
     metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 20)
@@ -393,23 +393,23 @@ def test_early_stopping_keeps_the_best_of_each_member(monkeypatch: pytest.Monkey
     assert model.transition.optimizer.step_counts[0] == 5 * config.model.training.num_mini_batches
 
 
-def test_every_learned_function_stops_by_itself() -> None:
+def test_every_learned_function_stops_independently() -> None:
     steps = ("model.training.num_mini_batches=all", "model.training.mini_batch_size=16")
     rate = "model.transition.optimizer.learn_rate=0.01"
     config = make_config(*LEARNED, *steps, rate, "model.training.patience=2")
     model = built(config)
     data = random_transitions(100, SPACE)
-    data.next_obs.copy_(data.obs + data.action[:, :1])  # rewards are noise
+    data.next_obs.copy_(data.obs + data.action[:, :1])  # the reward is noise
     metrics = fitter(config.model.training).fit(model, data, 1000)
     assert 3 < metrics["model/reward_epochs"] < metrics["model/transition_epochs"] < 1000
 
 
-def test_early_stopping_needs_something_to_look_at() -> None:
+def test_early_stopping_needs_a_holdout_set() -> None:
     with pytest.raises(ConfigError, match=r"model.training.patience=3: .*needs holdout_ratio"):
         make_config("model.training.patience=3", "model.training.holdout_ratio=0")
 
 
-def test_layers_decay_each_by_its_own_factor_and_biases_do_not(g: torch.Generator) -> None:
+def test_each_layer_has_its_own_weight_decay_and_biases_have_none(g: torch.Generator) -> None:
     mlp = BatchedMLP(2, (4, 8, 3), functional.silu, uniform, g)
     gradients = torch.autograd.grad(mlp.decay([0.5, 0.0]), list(mlp.parameters()), allow_unused=True)
     by_name = dict(zip((name for name, _ in mlp.named_parameters()), gradients, strict=True))
@@ -419,7 +419,7 @@ def test_layers_decay_each_by_its_own_factor_and_biases_do_not(g: torch.Generato
     assert by_name["biases.0"] is None
 
 
-def test_decayed_layers_stay_smaller() -> None:
+def test_weight_decay_keeps_weights_smaller() -> None:
     sizes = []
     for decays in ("null", "[10,0]"):
         config = make_config(*LEARNED, f"model.transition.layer_decays={decays}")
@@ -431,13 +431,13 @@ def test_decayed_layers_stay_smaller() -> None:
     assert sizes[1][0] < 0.9 * sizes[0][0]
 
 
-def test_a_decay_for_every_layer_or_none() -> None:
+def test_weight_decay_needs_one_factor_per_layer() -> None:
     with pytest.raises(ConfigError, match=r"layer_decays=\[0.1\]: needs a value for each of 4 layers"):
         make_config("model.transition.layer_decays=[0.1]")
 
 
 @pytest.mark.parametrize(("num_rows", "count", "size"), [(100, 3, 16), (20, 5, 16), (5, 4, 16), (1, 2, 16)])
-def test_mini_batches_by_number(num_rows: int, count: int, size: int) -> None:
+def test_a_number_of_mini_batches(num_rows: int, count: int, size: int) -> None:
     options = make_config(
         f"model.training.num_mini_batches={count}", f"model.training.mini_batch_size={size}"
     ).model.training
@@ -446,7 +446,7 @@ def test_mini_batches_by_number(num_rows: int, count: int, size: int) -> None:
     assert all(len(set(row.tolist())) == len(row) for batch in batches for row in batch)
 
 
-def test_mini_batches_all_is_one_pass_in_an_order_of_each_members_own() -> None:
+def test_all_mini_batches_are_one_pass_in_a_different_order_for_each_member() -> None:
     options = make_config(
         "model.training.num_mini_batches=all", "model.training.mini_batch_size=16"
     ).model.training
@@ -457,7 +457,7 @@ def test_mini_batches_all_is_one_pass_in_an_order_of_each_members_own() -> None:
     assert not torch.equal(rows[0], rows[1])
 
 
-def test_fitting_again_goes_on_from_the_last_fit() -> None:
+def test_a_fit_continues_from_the_last_one() -> None:
     config = make_config(*LEARNED)
     model = built(config)
     fit = fitter(config.model.training)
@@ -468,14 +468,14 @@ def test_fitting_again_goes_on_from_the_last_fit() -> None:
     fit.fit(model, data, 1)
     again = [count.item() for count in model.transition.optimizer.step_counts]
     assert steps[0] > 0
-    assert again == [2 * step for step in steps], "the optimiser was not reset"
+    assert again == [2 * step for step in steps], "the optimizer is not reset"
     difference = max(
         float((b - a).abs().max()) for b, a in zip(before, parameters(model)["transition"], strict=True)
     )
-    assert 0 < difference < 0.1, "nor were the weights"
+    assert 0 < difference < 0.1, "nor are the weights"
 
 
-def test_learned_reward_and_is_done_predict_what_they_were_shown(g: torch.Generator) -> None:
+def test_learned_reward_and_is_done_fit_their_data(g: torch.Generator) -> None:
     space = spaces((1,))
     config = make_config(
         *LEARNED,
@@ -522,7 +522,7 @@ def test_state_survives_a_restart(g: torch.Generator) -> None:
     ],
 )
 @pytest.mark.parametrize("part", ["reward", "is_done"])
-def test_reward_and_is_done_see_the_chosen_inputs_only(part: str, inputs: str, columns: list[int]) -> None:
+def test_reward_and_is_done_use_only_the_chosen_inputs(part: str, inputs: str, columns: list[int]) -> None:
     choices = ("model/reward=deterministic", "model/is_done=learned", f"model.{part}.inputs={inputs}")
     space = spaces((3,), action_size=2)
     model = build_model(make_config(*TINY, *choices), space, torch.device("cpu"))
@@ -535,7 +535,7 @@ def test_reward_and_is_done_see_the_chosen_inputs_only(part: str, inputs: str, c
     assert function.predict(obs, action, next_obs, stream).shape == (1,)
 
 
-def test_is_done_can_be_drawn_instead_of_rounded(g: torch.Generator) -> None:
+def test_is_done_is_rounded_or_sampled(g: torch.Generator) -> None:
     space = spaces((3,))
     for deterministic, expected in ((True, 1.0), (False, 0.7)):
         choices = ("model/is_done=learned", f"model.is_done.use_deterministic_predict={deterministic}")
