@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-cluster lint format typecheck tensorboard results reproduce bench bench-jobs bench-peers wheel clean
+.PHONY: help install train test test-slow test-cluster lint format typecheck tensorboard results reproduce bench bench-jobs bench-peers docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,8 +78,13 @@ PEER_PIP = .venv-peers/bin/pip install --quiet --disable-pip-version-check $(PIP
 
 bench-peers: .venv-peers/installed bench ## the same with stable-baselines3, sbx and mbrl-lib in an environment of their own
 
+# Material's notice about MkDocs 2 is not a warning about these pages.
+docs: install ## build the documentation into site/ (any warning fails)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'open site/index.html'
+
 wheel: install ## build the wheel
 	$(BIN)/python -m build --wheel
 
 clean: ## remove the environment and caches; runs stay
-	rm -rf $(VENV) .venv-peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

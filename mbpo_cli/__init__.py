@@ -8,12 +8,20 @@ Policy Optimization", NeurIPS 2019.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from mbpo_cli.config.compose import make_config
+    from mbpo_cli.run import run as train
+    from mbpo_cli.trained.episodes import evaluation_of
+    from mbpo_cli.trained.learned_env import LearnedVectorEnv
+    from mbpo_cli.trained.load import load
 
-# What a notebook or a script needs. Looked up when it is asked for, as torch takes seconds to import.
-_PLACES = {
+__all__ = ["LearnedVectorEnv", "evaluation_of", "load", "make_config", "train"]
+__version__ = "0.2.0.dev0"
+
+# What scripts and notebooks import. Loaded on first use, because torch takes seconds to import.
+_EXPORTS = {
     "make_config": "mbpo_cli.config.compose.make_config",
     "train": "mbpo_cli.run.run",
     "load": "mbpo_cli.trained.load.load",
@@ -23,8 +31,8 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Return something of a room that is not imported yet."""
-    if name not in _PLACES:
+    """Return an exported name; import its module first."""
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'mbpo_cli' has no attribute '{name}'")
-    room, _, own_name = _PLACES[name].rpartition(".")
-    return getattr(importlib.import_module(room), own_name)
+    module, _, own_name = _EXPORTS[name].rpartition(".")
+    return getattr(importlib.import_module(module), own_name)

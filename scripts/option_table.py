@@ -1,4 +1,4 @@
-"""Write the table of all options into the README, from the fields' descriptions and the composed values.
+"""Write the table of all options into docs/options.md, from the fields' descriptions and the composed values.
 
 python scripts/option_table.py
 """
@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.typed import Config, options_in
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
 
 # Every part that has options is chosen by one of these, and no environment tunes any.
@@ -76,11 +76,11 @@ def _kind(hint: Any) -> str:
 
 
 def with_table(text: str) -> str:
-    """Return the README's text with a fresh table."""
+    """Return the page's text with a fresh table."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The page on extending works as it stands: its files, copied into an empty folder, run with the program."""
+"""The pages on environments and on extending work as written: their files, in an empty folder, run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import CONF
 
-PAGE = CONF.parent / "docs" / "extending.md"
+PAGES = [CONF.parent / "docs" / name for name in ("tasks/environment.md", "extending.md")]
 BRIEF = (
     "trainer.num_env_steps=400",
     "trainer.evaluate_every_steps=200",
@@ -29,7 +29,8 @@ BRIEF = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("outside")
-    files = re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    text = "".join(page.read_text() for page in PAGES)
+    files = re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert len(files) == 6
     for name, text in files:
         path = root / name
@@ -59,7 +60,7 @@ def train(folder: Path, *overrides: str, name: str) -> subprocess.CompletedProce
     ],
     ids=["agent", "noise"],
 )
-def test_the_files_of_the_page_train_and_learn(folder: Path, overrides: tuple[str, ...]) -> None:
+def test_the_files_of_the_pages_train_and_learn(folder: Path, overrides: tuple[str, ...]) -> None:
     name = overrides[0].removeprefix("agent=")
     done = train(folder, "env=corridor", *overrides, name=name)
     assert done.returncode == 0, done.stderr
