@@ -1,1 +1,1 @@
-"""Many runs in one table and one page: who won, by how much, and how sure that is."""
+"""The report: compare groups of runs and say which agent is better, by how much, and how certain that is."""

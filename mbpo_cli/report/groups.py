@@ -1,21 +1,17 @@
-"""Runs that differ in nothing but their seed, as groups with names that tell them apart.
+"""Group runs that differ only in their seed, and label the groups by what tells them apart.
 
 Knows configurations; does not know statistics, files or pages.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from mbpo_cli.failures import one_line
 from mbpo_cli.report.runs import UNKNOWN, Run
-from mbpo_cli.storage.records import HARMLESS
 
 log = logging.getLogger(__name__)
 
@@ -29,75 +25,71 @@ class Group:
     """Runs of one agent on one environment with one configuration.
 
     Attributes:
-        env: The environment's name.
-        agent: The agent's name.
-        label: The agent and what tells this group from others on the same environment.
-        variant: The same over all environments: groups that share it can be compared as one.
-        config: What each option that matters was, as text.
-        model: The learned model in a few words.
-        runs: All of its runs.
+        env: Name of the environment.
+        label: The agent and the options that distinguish this group from others on the environment.
+        variant: The same for all environments: groups with equal variants are compared as one.
+        runs: All runs.
     """
 
     env: str
-    agent: str
     label: str
     variant: str
-    config: Mapping[str, str]
-    model: str
     runs: tuple[Run, ...]
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The options that affect the result, the seed apart; all runs have the same."""
+        return self.runs[0].options
+
+    @property
+    def model(self) -> str:
+        """A short description of the learned model; "none" if the agent trains on real experience only."""
+        options = self.options
+        if not options:
+            return UNKNOWN
+        if options.get("mbpo.use_model") == "false" or options.get("mbpo.real_ratio") in ("1", "1.0"):
+            return "none"
+        custom = options.get("model.transition._target_", UNKNOWN).rpartition(".")[2]
+        kind = options.get("model.transition.distribution", custom)
+        return f"{kind} x {options.get('model.transition.num_networks', UNKNOWN)}"
 
     @cached_property
     def counted(self) -> tuple[Run, ...]:
-        """The runs whose final returns count: the finished ones, or all if none is; one for each seed."""
+        """The runs whose final returns count: the finished ones, or all if none has; one per seed."""
         evaluated = [run for run in self.runs if run.score is not None]
         pool = [run for run in evaluated if run.status == "done"] or evaluated
-        farthest = sorted(pool, key=lambda run: run.env_steps)
-        return tuple({run.seed if run.seed != UNKNOWN else run.path: run for run in farthest}.values())
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether final returns are those of finished runs."""
-        return any(run.status == "done" for run in self.counted)
+        longest_last = sorted(pool, key=lambda run: run.env_steps)
+        return tuple({run.seed if run.seed != UNKNOWN else run.path: run for run in longest_last}.values())
 
     @property
     def scores(self) -> tuple[float, ...]:
         """The final returns that count."""
         return tuple(run.score for run in self.counted if run.score is not None)
 
-    @property
-    def num_failed(self) -> int:
-        """How many runs failed."""
-        return sum(run.status == "failed" for run in self.runs)
-
-    @property
-    def num_unfinished(self) -> int:
-        """How many runs go on, or were stopped or killed."""
-        return sum(run.status not in ("done", "failed") for run in self.runs)
-
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
-    """Return runs in groups, by environment and agent."""
-    members: defaultdict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    """Return the groups of some runs, by environment and agent."""
+    members: defaultdict[tuple[str, str, tuple[tuple[str, str], ...]], list[Run]] = defaultdict(list)
     for run in runs:
-        members[run.env, run.agent, json.dumps(sorted(_config(run).items()))].append(run)
-    configs: defaultdict[tuple[str, str], list[Mapping[str, str]]] = defaultdict(list)
+        members[run.env, run.agent, tuple(sorted(run.options.items()))].append(run)
+    options_of: defaultdict[tuple[str, str], list[Mapping[str, str]]] = defaultdict(list)
     for (env, agent, _), (first, *_) in members.items():
-        configs[env, agent].append(_config(first))
-    telling = {place: telling_keys(trees) for place, trees in configs.items()}
+        options_of[env, agent].append(first.options)
+    telling = {place: telling_keys(options) for place, options in options_of.items()}
     groups = []
-    for (env, agent, _), mine in sorted(members.items()):
-        config = _config(mine[0])
-        anywhere = dict.fromkeys(key for (_, who), keys in telling.items() if who == agent for key in keys)
-        more = len(differing_keys(configs[env, agent])) > len(telling[env, agent])
-        label, variant = (_named(agent, config, keys) for keys in (telling[env, agent], anywhere))
-        group = Group(
-            env, agent, label + (" ..." if more else ""), variant, config, _model(mine[0].config), tuple(mine)
+    for (env, agent, _), mine in sorted(members.items(), key=lambda item: item[0]):
+        here = telling[env, agent]
+        anywhere = dict.fromkeys(key for place, keys in telling.items() if place[1] == agent for key in keys)
+        label, variant = (
+            " ".join([agent, *(f"{key}={mine[0].options.get(key, ABSENT)}" for key in keys)])
+            for keys in (here, anywhere)
         )
-        if len({run.seed for run in mine if run.status == "done"}) < sum(
-            run.status == "done" for run in mine
-        ):
-            log.warning("%s on %s: a seed was run more than once, and counts once", group.label, env)
-        groups.append(group)
+        if len(differing_keys(options_of[env, agent])) > len(here):
+            label += " ..."
+        groups.append(Group(env, label, variant, tuple(mine)))
+        seeds = [run.seed for run in mine if run.status == "done"]
+        if len(set(seeds)) < len(seeds):
+            log.warning("%s on %s: a seed was run more than once; only its longest run counts", label, env)
     return groups
 
 
@@ -108,7 +100,7 @@ def differing_keys(configs: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def telling_keys(configs: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the keys that differ, or, where they are many, a few that tell all configurations apart."""
+    """Return the differing keys, or, if there are many, a few that distinguish all configurations."""
     differing = differing_keys(configs)
     if len(differing) <= MAX_KEYS:
         return differing
@@ -121,27 +113,3 @@ def telling_keys(configs: Sequence[Mapping[str, str]]) -> list[str]:
     while num_told(chosen) < len(configs):
         chosen.append(max(differing, key=lambda key: num_told([*chosen, key])))
     return chosen
-
-
-def _config(run: Run) -> dict[str, str]:
-    """Return the options of a run that matter, as text."""
-    return {
-        one_line(key): one_line(value if isinstance(value, str) else json.dumps(value, default=str))
-        for key, value in run.config.items()
-        if key != "seed" and not key.startswith(HARMLESS)
-    }
-
-
-def _named(agent: str, config: Mapping[str, str], keys: Iterable[str]) -> str:
-    return " ".join([agent, *(f"{key}={config.get(key, ABSENT)}" for key in keys)])
-
-
-def _model(config: Mapping[str, Any]) -> str:
-    """Return a few words on the learned model; with all experience real there is none."""
-    if not config:
-        return UNKNOWN
-    if config.get("mbpo.use_model") is False or config.get("mbpo.real_ratio") == 1:
-        return "none"
-    own = str(config.get("model.transition._target_", UNKNOWN)).rpartition(".")[2]
-    kind = config.get("model.transition.distribution", own)
-    return one_line(f"{kind} x {config.get('model.transition.num_networks', UNKNOWN)}")

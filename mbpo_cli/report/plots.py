@@ -1,4 +1,4 @@
-"""One picture for each environment: learning curves, and beside them final returns with their intervals.
+"""One picture per environment: learning curves, and next to them the final returns with their intervals.
 
 Knows groups and how to draw; does not know files or pages.
 """
@@ -22,30 +22,31 @@ from mbpo_cli.report.reference import Reference
 from mbpo_cli.report.statistics import Curve, interquartile_mean
 from mbpo_cli.report.table import Threshold, interval, numbers
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; a second round is dashed, with squares.
+# Okabe and Ito's colors, which color-blind people can tell apart; a second round is dashed, with squares.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#5B5B00")
-STYLES = ("-", "--", ":", "-.")
-GREY = "#777777"
+LINES = ("-", "--", ":", "-.")
+GRAY = "#777777"
+
+Style = tuple[str, str]
 
 
-def styles(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return a colour and a line style for each agent, the same on all environments."""
+def styles(variants: Sequence[str]) -> dict[str, Style]:
+    """Return a color and a line style for each agent, the same on all environments."""
     return {
-        name: (COLORS[i % len(COLORS)], STYLES[i // len(COLORS) % len(STYLES)])
+        name: (COLORS[i % len(COLORS)], LINES[i // len(COLORS) % len(LINES)])
         for i, name in enumerate(variants)
     }
 
 
 def picture(
-    title: str,
     groups: Sequence[Group],
     curves: Sequence[Curve],
-    style: Mapping[str, tuple[str, str]],
+    style: Mapping[str, Style],
     threshold: Threshold | None,
     reference: Reference | None,
 ) -> bytes:
-    """Return a PNG of the groups of an environment, best first."""
-    # Names are not formulas, and may have letters that the font lacks.
+    """Return a PNG of the groups on an environment, best first."""
+    # Names are not formulas, and can have letters that the font lacks.
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9.5}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = Figure(figsize=(10.5, max(3.9, 0.62 * len(groups) + 1)), layout="constrained")
@@ -56,14 +57,14 @@ def picture(
         for group, curve in zip(groups, curves, strict=True):
             _draw_curve(left, group, curve, style[group.variant])
         if threshold is not None:
-            left.axhline(threshold.value, color=GREY, linestyle=":", linewidth=1, zorder=0)
+            left.axhline(threshold.value, color=GRAY, linestyle=":", linewidth=1, zorder=0)
             place = (0.004, threshold.value)
             text = f"threshold {numbers(threshold.value)[0]}"
             left.annotate(
-                text, place, xycoords=("axes fraction", "data"), color=GREY, fontsize=8, va="bottom"
+                text, place, xycoords=("axes fraction", "data"), color=GRAY, fontsize=8, va="bottom"
             )
         left.set(xlabel="real environment steps", ylabel="evaluation return")
-        left.set_title(title, loc="left", fontweight="bold")
+        left.set_title(groups[0].env, loc="left", fontweight="bold")
         left.xaxis.set_major_formatter("{x:,.0f}")
         left.yaxis.set_major_formatter("{x:,g}")
         if left.get_legend_handles_labels()[0]:
@@ -77,16 +78,16 @@ def picture(
 
 
 def _draw_reference(axes: Axes, reference: Reference, last_step: float) -> None:
-    """Draw a published curve, as far as ours go and a bit beyond."""
+    """Draw a published curve, a little further than ours."""
     shown = np.array(reference.steps) <= max(1.15 * last_step, reference.steps[0])
     at, mean, std = (np.array(v)[shown] for v in (reference.steps, reference.mean, reference.std))
-    axes.fill_between(at, mean - std, mean + std, color=GREY, alpha=0.2, linewidth=0, zorder=0)
+    axes.fill_between(at, mean - std, mean + std, color=GRAY, alpha=0.2, linewidth=0, zorder=0)
     label = f"reference, {reference.num_seeds} seeds, ± std"
-    axes.plot(at, mean, color=GREY, linewidth=1.8, label=label, zorder=1)
+    axes.plot(at, mean, color=GRAY, linewidth=1.8, label=label, zorder=1)
 
 
-def _draw_curve(axes: Axes, group: Group, curve: Curve, style: tuple[str, str]) -> None:
-    """Draw the mean over seeds with its interval, and each seed thinly."""
+def _draw_curve(axes: Axes, group: Group, curve: Curve, style: Style) -> None:
+    """Draw the mean over seeds with its interval, and each seed as a thin line."""
     color, line = style
     for run in group.runs:
         axes.plot(list(run.returns), list(run.returns.values()), line, color=color, alpha=0.35, linewidth=0.7)
@@ -97,26 +98,26 @@ def _draw_curve(axes: Axes, group: Group, curve: Curve, style: tuple[str, str]) 
         axes.plot(curve.steps, curve.mean, line, color=color, linewidth=2.2, marker=mark, label=label)
 
 
-def _draw_finals(axes: Axes, groups: Sequence[Group], style: Mapping[str, tuple[str, str]]) -> None:
-    """Draw each group's final returns as dots, and over them the interquartile mean with its interval."""
+def _draw_finals(axes: Axes, groups: Sequence[Group], style: Mapping[str, Style]) -> None:
+    """Draw the final returns of each group as dots, and its interquartile mean with the interval."""
+    above = axes.get_yaxis_transform() + ScaledTranslation(0, 0.1, axes.figure.dpi_scale_trans)
     for place, group in enumerate(groups):
         color, line = style[group.variant]
         label = textwrap.shorten(group.label, 44)
         if group.scores:
             iqm = interquartile_mean(group.scores)
-            axes.plot(
-                group.scores, [place + 0.13] * len(group.scores), "o", color=color, alpha=0.3, markersize=4
-            )
+            dots = [place + 0.13] * len(group.scores)
+            axes.plot(group.scores, dots, "o", color=color, alpha=0.3, markersize=4)
             if iqm.low is not None and iqm.high is not None:
                 axes.plot([iqm.low, iqm.high], [place, place], color=color, linewidth=5, alpha=0.6)
             axes.plot(iqm.value, place, "D" if line == "-" else "s", color=color, markersize=8)
             label += f":  {interval(iqm)}"
-        top = ScaledTranslation(0, 0.1, axes.figure.dpi_scale_trans)
-        at = axes.get_yaxis_transform() + top
-        axes.text(0.01, place, label, transform=at, color=color, fontweight="bold", fontsize=9, va="bottom")
+        axes.text(
+            0.01, place, label, transform=above, color=color, fontweight="bold", fontsize=9, va="bottom"
+        )
     axes.set_ylim(len(groups) - 0.5, -0.8)
     axes.set_yticks([])
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.locator_params(axis="x", nbins=5)
-    axes.set_title("final return, IQM [95 % interval]", loc="left", fontsize=9.5)
-    axes.set_xlabel("each dot a seed; right is better")
+    axes.set_title("final return: IQM [95 % interval]", loc="left", fontsize=9.5)
+    axes.set_xlabel("each dot is a seed; right is better")

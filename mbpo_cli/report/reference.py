@@ -1,4 +1,4 @@
-"""Published learning curves, and which environment each is of.
+"""Read published learning curves, and find the one for an environment.
 
 Knows a CSV file; does not know runs, statistics or pictures.
 """
@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbpo_cli.failures import ConfigError, one_line
+from mbpo_cli.failures import ConfigError
 
 COLUMNS = ("env", "env_steps", "return_mean", "return_std", "num_seeds")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A published curve of one environment, with one entry for each point."""
+    """A published curve for one environment, with one entry per point."""
 
     steps: tuple[float, ...]
     mean: tuple[float, ...]
@@ -28,16 +28,16 @@ class Reference:
     num_seeds: int
 
     def before(self, step: float) -> tuple[float, float, float] | None:
-        """Return step, mean and standard deviation of the last point that is not after a step."""
+        """Return step, mean and standard deviation of the last point at or before a step."""
         points = [p for p in zip(self.steps, self.mean, self.std, strict=True) if p[0] <= step]
         return points[-1] if points else None
 
 
 def read(path: Path) -> dict[str, Reference]:
-    """Return the curves of a file by the plain name of their environment.
+    """Return the curves in a file by the plain name of their environment.
 
     Raises:
-        ConfigError: It cannot be read.
+        ConfigError: The file cannot be read.
     """
     points: defaultdict[str, list[tuple[float, ...]]] = defaultdict(list)
     try:
@@ -52,19 +52,19 @@ def read(path: Path) -> dict[str, Reference]:
                     raise ValueError(f"line {rows.line_num}: a number is not finite")
                 points[plain(row["env"])].append(point)
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read as a reference: {one_line(error)}") from error
+        raise ConfigError(f"{path}: cannot be read as a reference: {error}") from error
     curves = {}
-    for name, rows_of_env in points.items():
-        steps, mean, std, num_seeds = zip(*sorted(rows_of_env), strict=True)
+    for name, points_of_env in points.items():
+        steps, mean, std, num_seeds = zip(*sorted(points_of_env), strict=True)
         curves[name] = Reference(steps, mean, std, int(num_seeds[-1]))
     return curves
 
 
 def matching(curves: Mapping[str, Reference], names: Iterable[str]) -> Reference | None:
-    """Return the curve of the environment that has one of these names: Hopper is hopper and Hopper-v5."""
+    """Return the curve for an environment with one of these names: Hopper matches hopper and Hopper-v5."""
     return next((curves[plain(name)] for name in names if plain(name) in curves), None)
 
 
 def plain(name: str) -> str:
-    """Return an environment's name without namespace, version, case and punctuation."""
+    """Return the name of an environment in lower case, without namespace, version and punctuation."""
     return re.sub(r"[\W_]", "", re.sub(r"-v\d+$", "", name.rpartition("/")[2])).lower()

@@ -1,4 +1,4 @@
-"""What the directories of runs hold, however far each run got and whatever state its files are in.
+"""Read run directories, finished or not, with whatever files they have and in whatever state those are.
 
 Knows files; does not know groups or statistics, and does not import torch.
 """
@@ -8,19 +8,29 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import math
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mbpo_cli.failures import ConfigError, one_line
-from mbpo_cli.storage.records import CONFIG, EVALUATION, LOCK, METRICS, SUMMARY, leaves, stored_config
+from mbpo_cli.storage.records import (
+    CONFIG,
+    EVALUATION,
+    HARMLESS,
+    LOCK,
+    METRICS,
+    SUMMARY,
+    leaves,
+    stored_config,
+)
 
 log = logging.getLogger(__name__)
 
 UNKNOWN = "?"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,15 +40,16 @@ class Run:
     Attributes:
         path: Its directory.
         status: done, failed, interrupted, running or killed.
-        error: What it failed with.
+        error: The error it failed with.
         agent: Name of the agent.
         env: Name of the environment.
-        seed: Its seed, as text.
-        config: Value of every option by its dotted key; empty where it could not be read.
+        seed: The seed, as text.
+        options: Value of each option that affects the result, the seed apart, as text by dotted key;
+            empty if the configuration could not be read.
         returns: Mean return of each evaluation, by real environment step.
-        env_steps: Real environment steps that it is known to have taken.
-        score: Its return at the end: that of its summary, or else of its last evaluation.
-        wall_seconds: Wall time; None until it has ended.
+        env_steps: The last real environment step on record.
+        score: The final return: the summary's score, or the last evaluation if the summary has none.
+        wall_seconds: Wall time; None for a run that has not ended.
     """
 
     path: Path
@@ -47,7 +58,7 @@ class Run:
     agent: str
     env: str
     seed: str
-    config: Mapping[str, Any]
+    options: Mapping[str, str]
     returns: Mapping[int, float]
     env_steps: int
     score: float | None
@@ -55,10 +66,10 @@ class Run:
 
 
 def find(roots: Iterable[Path]) -> list[Path]:
-    """Return the run directories in these directories, each once, in order.
+    """Return the run directories below some directories, each once, in order.
 
     Raises:
-        ConfigError: One is not a directory, or holds no run.
+        ConfigError: A root is not a directory, or has no run in it.
     """
     found: dict[Path, Path] = {}
     for root in roots:
@@ -78,29 +89,36 @@ def find(roots: Iterable[Path]) -> list[Path]:
 
 
 def read(path: Path) -> Run | None:
-    """Return the run in a directory, or None where nothing tells what it was."""
+    """Return the run in a directory, or None if neither its agent nor its environment is known."""
     config: dict[str, Any] = {}
     try:
         config = dict(leaves(stored_config(path)))
     except ConfigError as error:
         _warn(error)
-    summary = _summary(path)
+    summary = _contents(path / SUMMARY, _mapping) or {}
     returns, last_step = _evaluations(path / METRICS)
-    names = [_text(config.get(f"{noun}.name", summary.get(noun))) for noun in ("agent", "env")]
-    if names == [UNKNOWN, UNKNOWN]:
-        _warn(f"{path}: left out, as nothing tells which agent and environment it is of")
+    agent, env, seed = (
+        _text(config.get(key, summary.get(noun)))
+        for key, noun in (("agent.name", "agent"), ("env.name", "env"), ("seed", "seed"))
+    )
+    if agent == env == UNKNOWN:
+        _warn(f"{path}: left out, its agent and environment are unknown")
         return None
     score = _number(summary.get("score"))
     if score is None:
         score = returns[max(returns)] if returns else _number(summary.get("eval_return_mean"))
     return Run(
         path=path,
-        status=_text(summary["status"]) if "status" in summary else _open_status(path / LOCK),
+        status=_text(summary["status"]) if "status" in summary else _status_of_lock(path / LOCK),
         error=_text(summary["error"]) if summary.get("error") else "",
-        agent=names[0],
-        env=names[1],
-        seed=_text(config.get("seed", summary.get("seed"))),
-        config=config,
+        agent=agent,
+        env=env,
+        seed=seed,
+        options={
+            one_line(key): one_line(value if isinstance(value, str) else json.dumps(value, default=str))
+            for key, value in config.items()
+            if key != "seed" and not key.startswith(HARMLESS)
+        },
         returns=returns,
         env_steps=max(last_step, int(_number(summary.get("env_steps")) or 0)),
         score=score,
@@ -108,34 +126,32 @@ def read(path: Path) -> Run | None:
     )
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    """Return what closed a run; nothing where it is still open."""
+def _contents(path: Path, parse: Callable[[bytes], T]) -> T | None:
+    """Return the parsed contents of a file, or None if it does not exist or cannot be read."""
     try:
-        summary = json.loads((path / SUMMARY).read_bytes())
-        if not isinstance(summary, dict):
-            raise ValueError("not a mapping")
+        return parse(path.read_bytes())
     except FileNotFoundError:
-        return {}
+        pass
     except (OSError, ValueError, RecursionError) as error:
-        _warn(f"{path / SUMMARY}: cannot be read: {error}")
-        return {}
-    return summary
+        _warn(f"{path}: cannot be read: {error}")
+    return None
+
+
+def _mapping(contents: bytes) -> dict[str, Any]:
+    value = json.loads(contents)
+    if not isinstance(value, dict):
+        raise ValueError("not a mapping")
+    return value
 
 
 def _evaluations(path: Path) -> tuple[dict[int, float], int]:
-    """Return the evaluations by step, and the last step that was logged."""
+    """Return the evaluation returns by step, and the last step that was logged."""
     returns: dict[int, float] = {}
     last_step, broken = 0, 0
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return {}, 0
-    except OSError as error:
-        _warn(f"{path}: cannot be read: {error}")
-        return {}, 0
-    if not lines[-1].endswith(b"}"):  # nothing, or half a line of a run that still writes or was killed
+    lines = (_contents(path, bytes) or b"").split(b"\n")
+    if not lines[-1].endswith(b"}"):  # empty, or an incomplete line of a run that is writing or was killed
         lines.pop()
-    # Only a few lines are evaluations, and to parse the others would take most of the time.
+    # Few lines are evaluations; parsing the others would take most of the time.
     for line in [line for line in lines[:-1] if EVALUATION.encode() in line] + lines[-1:]:
         try:
             row = json.loads(line)
@@ -146,24 +162,19 @@ def _evaluations(path: Path) -> tuple[dict[int, float], int]:
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             broken += 1
     if broken:
-        _warn(f"{path}: {broken} lines cannot be read, and are left out")
+        _warn(f"{path}: skipped {broken} lines that cannot be read")
     return dict(sorted(returns.items())), last_step
 
 
-def _open_status(lock: Path) -> str:
-    """Return whether a run without a summary is running: then a process holds its lock."""
+def _status_of_lock(path: Path) -> str:
+    """Return the status of a run without a summary: running if a process holds its lock, or else killed."""
     try:
-        descriptor = os.open(lock, os.O_RDONLY)
-    except OSError:
-        return "killed"
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return "running"
-    except OSError:  # a file system without locks
-        return "killed"
-    finally:
-        os.close(descriptor)
+    except OSError:  # no lock file, or a file system without locks
+        pass
     return "killed"
 
 
@@ -172,12 +183,10 @@ def _warn(message: object) -> None:
 
 
 def _number(value: object) -> float | None:
-    """Return a finite number, or None for anything else."""
-    try:
-        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    """Return a finite number as a float, and None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+        return float(value)
+    return None
 
 
 def _text(value: object) -> str:

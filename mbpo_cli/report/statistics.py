@@ -1,4 +1,4 @@
-"""Estimates from a few seeds, with intervals that say how sure they are.
+"""Estimates from a few seeds, with intervals that show how certain they are.
 
 Knows numbers, and leaves all formulas to scipy; does not know runs, agents or pages.
 """
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with the limits of its 95 % interval, which are None where there is but one seed."""
+    """A value and the limits of its 95 % interval, which are None if a sample has only one seed."""
 
     value: float
     low: float | None = None
@@ -32,7 +32,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Curve:
-    """The mean over seeds at each step, with the limits of its interval: NaN where one seed is all."""
+    """The mean over seeds at each step and the limits of its interval, which are NaN for a single seed."""
 
     steps: Array
     mean: Array
@@ -51,19 +51,15 @@ def interquartile_mean(returns: tuple[float, ...]) -> Estimate:
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Return by how much one interquartile mean is above another; each group is resampled by itself."""
-
-    def statistic(x: Array, y: Array, axis: int) -> Array:
-        return np.asarray(_trimmed(x, axis) - _trimmed(y, axis))
-
-    return _estimate(statistic, [ours, theirs])
+    """Return the difference of two interquartile means; each group is resampled by itself."""
+    return _estimate(lambda x, y, axis: _trimmed(x, axis) - _trimmed(y, axis), [ours, theirs])
 
 
 def probability_of_improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Estimate:
-    """Return how likely a run of the first group is better than one of the second, ties counting half.
+    """Return the probability that a run of the first group beats one of the second; ties count half.
 
     Args:
-        pairs: Returns of both groups on each environment, over which the mean is taken.
+        pairs: Returns of both groups on each environment; the result is the mean over environments.
 
     Source: Agarwal et al. 2021, section 4.3: the mean over tasks of the Mann-Whitney statistic. Each group
     on each task is resampled by itself, which is their stratified bootstrap.
@@ -81,9 +77,9 @@ def probability_of_improvement(pairs: Sequence[tuple[Sequence[float], Sequence[f
 
 
 def median_steps(curves: Sequence[Mapping[int, float]], threshold: float) -> tuple[float, int]:
-    """Return the median over seeds of the first step at or above a threshold, and how many got there.
+    """Return the median over seeds of the first step at or above a threshold, and the number that got there.
 
-    Seeds that did not count as later than all others; the median is infinite where it is one of them.
+    Seeds that did not get there count as later than all others, so that the median can be infinite.
     """
     firsts = [
         min((step for step, value in curve.items() if value >= threshold), default=np.inf) for curve in curves
@@ -92,10 +88,7 @@ def median_steps(curves: Sequence[Mapping[int, float]], threshold: float) -> tup
 
 
 def mean_curve(curves: Sequence[Mapping[int, float]]) -> Curve:
-    """Return the mean of several seeds at each step, over those that got so far.
-
-    Between two evaluations of a seed lies the straight line.
-    """
+    """Return the mean over seeds at each step, with those that got that far; linear between evaluations."""
     steps = np.unique([step for curve in curves for step in curve]).astype(np.float64)
     if len(steps) > MAX_POINTS:  # more than a picture can show
         steps = steps[np.linspace(0, len(steps) - 1, MAX_POINTS).astype(int)]
@@ -104,12 +97,10 @@ def mean_curve(curves: Sequence[Mapping[int, float]]) -> Curve:
         if curve:
             values[seed] = np.interp(steps, list(curve), list(curve.values()), left=np.nan, right=np.nan)
     is_there = np.isfinite(values)
-    mean, low, high = (np.full(len(steps), np.nan) for _ in range(3))
-    for pattern in np.unique(
-        is_there, axis=1
-    ).T:  # one resampling for all steps that the same seeds have reached
-        where = (is_there == pattern[:, None]).all(0)
-        sample = values[pattern][:, where]
+    mean, low, high = np.full((3, len(steps)), np.nan)
+    for seeds in np.unique(is_there, axis=1).T:  # steps that the same seeds reached are resampled together
+        where = (is_there == seeds[:, None]).all(0)
+        sample = values[seeds][:, where]
         if len(sample):
             mean[where] = sample.mean(0)
         if len(sample) > 1:
@@ -131,7 +122,7 @@ def _estimate(statistic: Any, samples: Sequence[Sequence[float]]) -> Estimate:
 
 
 def _interval(statistic: Any, samples: Sequence[Array]) -> tuple[Any, Any]:
-    """Return the limits of the percentile bootstrap, in which each sample is resampled by itself."""
+    """Return the limits of the percentile bootstrap, which resamples each sample by itself."""
     interval = stats.bootstrap(
         samples,
         statistic,

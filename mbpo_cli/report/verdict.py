@@ -1,4 +1,4 @@
-"""Who is better, by how much, and how sure that is: comparisons, and one sentence for each environment.
+"""Compare groups: which is better, by how much, and how certain that is; a verdict for each environment.
 
 Knows groups and statistics; does not know pictures or pages.
 """
@@ -12,25 +12,24 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from mbpo_cli.report.groups import Group
-from mbpo_cli.report.statistics import Estimate, difference, interquartile_mean, probability_of_improvement
-from mbpo_cli.report.table import DASH, Row, interval, numbers, steps
+from mbpo_cli.report.statistics import Estimate, difference, probability_of_improvement
+from mbpo_cli.report.table import DASH, Row, interval, numbers, percent, steps
 
 MIN_SEEDS = 3
-CLOSE, FEW = "too close to call", "too few seeds"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two groups, or two agents over several environments.
+    """Two groups on one environment, or two agents over several.
 
     Attributes:
         where: The environments.
         ours: Label of the first.
         theirs: Label of the second.
-        seeds: Seeds of both, fewest on any environment.
-        gain: By how much the first one's interquartile mean is above; None over several environments,
+        seeds: Number of seeds of both, the smallest of all environments.
+        gain: Interquartile mean of the first minus that of the second; None over several environments,
             whose returns have no common unit.
-        probability: How likely a run of the first is better.
+        probability: Probability that a run of the first beats one of the second.
     """
 
     where: tuple[str, ...]
@@ -42,7 +41,7 @@ class Comparison:
 
     @property
     def winner(self) -> str | None:
-        """Which of the two is better; None where that is not sure."""
+        """The better one; None if that is not certain."""
         low, high = self.probability.low, self.probability.high
         if min(self.seeds) < MIN_SEEDS or low is None or high is None or low <= 0.5 <= high:
             return None
@@ -50,39 +49,35 @@ class Comparison:
 
     @property
     def result(self) -> str:
-        """What comes of it, in a few words."""
+        """The outcome in a few words."""
         if min(self.seeds) < MIN_SEEDS:
-            return FEW
-        return f"{self.winner} is better" if self.winner else CLOSE
+            return "too few seeds"
+        return f"{self.winner} is better" if self.winner else "too close to call"
 
-    def cells(self) -> tuple[str, ...]:
-        """Return what a person reads in a table."""
-        gain = DASH if self.gain is None else interval(self.gain)
-        seeds = f"{self.seeds[0]} and {self.seeds[1]}"
-        return (
-            ", ".join(self.where),
-            self.ours,
-            self.theirs,
-            seeds,
-            gain,
-            percent(self.probability),
-            self.result,
-        )
+    def cells(self) -> dict[str, str]:
+        """Return the comparison as text, by heading."""
+        return {
+            "environment": ", ".join(self.where),
+            "A": self.ours,
+            "B": self.theirs,
+            "seeds": f"{self.seeds[0]} and {self.seeds[1]}",
+            "IQM of A - IQM of B [95 %]": DASH if self.gain is None else interval(self.gain),
+            "P [95 %]": percent(self.probability),
+            "result": self.result,
+        }
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome on one environment for a person in a hurry.
+    """The outcome on one environment, for a person in a hurry.
 
     Attributes:
-        env: The environment.
         kind: won, open or none.
-        headline: A few words.
-        sentence: By how much, how sure, on how many seeds.
-        notes: What makes it less sure.
+        headline: The outcome in a few words.
+        sentence: By how much, how certain, and from how many seeds.
+        notes: Reasons to trust it less.
     """
 
-    env: str
     kind: str
     headline: str
     sentence: str
@@ -90,14 +85,14 @@ class Verdict:
 
 
 def compare(ours: Group, theirs: Group) -> Comparison:
-    """Compare two groups of one environment that have final returns."""
+    """Compare two groups on one environment, both with final returns."""
     x, y = ours.scores, theirs.scores
-    chance = probability_of_improvement([(x, y)])
-    return Comparison((ours.env,), ours.label, theirs.label, (len(x), len(y)), difference(x, y), chance)
+    probability = probability_of_improvement([(x, y)])
+    return Comparison((ours.env,), ours.label, theirs.label, (len(x), len(y)), difference(x, y), probability)
 
 
 def compare_over_environments(groups: Iterable[Group]) -> list[Comparison]:
-    """Compare all pairs of agents over the environments that they share, where these are several."""
+    """Compare all pairs of agents over the environments that they share, if there are several."""
     by_variant: defaultdict[str, dict[str, tuple[float, ...]]] = defaultdict(dict)
     for group in groups:
         if group.scores:
@@ -107,64 +102,56 @@ def compare_over_environments(groups: Iterable[Group]) -> list[Comparison]:
         x, y = by_variant[ours], by_variant[theirs]
         shared = tuple(env for env in x if env in y)
         if len(shared) > 1:
-            chance = probability_of_improvement([(x[env], y[env]) for env in shared])
+            probability = probability_of_improvement([(x[env], y[env]) for env in shared])
             seeds = min(len(x[env]) for env in shared), min(len(y[env]) for env in shared)
-            comparisons.append(Comparison(shared, ours, theirs, seeds, None, chance))
+            comparisons.append(Comparison(shared, ours, theirs, seeds, None, probability))
     return comparisons
 
 
-def verdict(
-    env: str, groups: Sequence[Group], rows: Sequence[Row], comparisons: Sequence[Comparison]
-) -> Verdict:
-    """Return the verdict on an environment; groups come best first, and so do their rows and comparisons."""
-    judged = [group for group in groups if group.scores]
-    notes = _notes(groups)
+def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Verdict:
+    """Return the verdict on an environment from the rows of its groups, best first, and their comparisons."""
+    judged = [row for row in rows if row["seeds"]]
+    notes = _notes(rows)
     if not judged:
-        return Verdict(env, "none", "No results yet", "No run has been evaluated.", notes)
-    best = judged[0]
+        return Verdict("none", "No results yet", "No run has been evaluated.", notes)
+    best, label = judged[0], judged[0]["agent"]
     if len(judged) == 1:
-        value = interval(interquartile_mean(best.scores)).removesuffix(f" {DASH}")
-        text = f"Final return {value}, seeds: {len(best.scores)}; there is nothing to compare it with."
-        return Verdict(env, "none", f"Only {best.label}", text, notes)
+        final = interval(Estimate(best["return_iqm"], best["return_iqm_low"], best["return_iqm_high"]))
+        text = f"Final return (IQM): {final}. Seeds: {best['seeds']}."
+        return Verdict("none", f"{label} has no other agent to compare with", text, notes)
     second, comparison = judged[1], comparisons[0]
     assert comparison.gain is not None
-    x, y = numbers(*(interquartile_mean(group.scores).value for group in (best, second)))
+    x, y = numbers(best["return_iqm"], second["return_iqm"])
     gain, low, high = numbers(comparison.gain.value, comparison.gain.low, comparison.gain.high)
     limits = "" if comparison.gain.low is None else f" (95 % interval of the difference: {low} to {high})"
-    rank = "" if len(judged) == 2 else f", the next of {len(judged) - 1}"
-    chance = percent(comparison.probability).removesuffix(f" {DASH}")
+    rank = "" if len(judged) == 2 else ", the second best"
     text = (
-        f"Final return {x} against {y} of {second.label}{rank}{limits}. One run of {best.label} beats one of "
-        f"{second.label} with probability {chance}; {len(best.scores)} against {len(second.scores)} seeds."
+        f"Final return (IQM): {x}, against {y} for {second['agent']}{rank}{limits}. "
+        f"Probability that a run of {label} beats a run of {second['agent']}: "
+        f"{percent(comparison.probability)}. Seeds: {best['seeds']} and {second['seeds']}."
     )
-    took = [row["steps_to_threshold"] for row in rows[:2]]
-    if None not in took and min(took) < math.inf:
-        goal = numbers(rows[0]["threshold"])[0]
-        text += f" Steps to {goal}: {steps(took[0])} against {steps(took[1])}."
-    if comparison.winner == best.label:
-        return Verdict(env, "won", f"{best.label} wins, {gain} above {second.label}", text, notes)
-    # The one that loses more often may have the larger mean.
+    medians = best["steps_to_threshold"], second["steps_to_threshold"]
+    if None not in medians and min(medians) < math.inf:
+        goal = numbers(best["threshold"])[0]
+        text += f" Median steps to a return of {goal}: {steps(medians[0])} and {steps(medians[1])}."
+    if comparison.winner == label:
+        return Verdict("won", f"{label} is better than {second['agent']} by {gain}", text, notes)
+    # The group with the larger mean can be the one that loses more often.
     reason = "the measures disagree" if comparison.winner else comparison.result
-    return Verdict(env, "open", f"{reason.capitalize()}: {best.label} leads by {gain}", text, notes)
+    return Verdict("open", f"{reason.capitalize()}: {label} leads by {gain}", text, notes)
 
 
-def percent(estimate: Estimate) -> str:
-    """Return a probability and its interval as text."""
-    limits = "" if estimate.low is None else f" [{100 * estimate.low:.0f}, {100 * (estimate.high or 0):.0f}]"
-    return f"{100 * estimate.value:.0f} %{limits or ' ' + DASH}"
-
-
-def _notes(groups: Sequence[Group]) -> tuple[str, ...]:
-    """Return what a person should know before trusting a verdict."""
+def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the reasons to trust a verdict less."""
     notes = []
-    judged = [group for group in groups if group.scores]
-    so_far = [group.label for group in judged if not group.is_finished]
-    if so_far:
-        notes.append(f"So far only: no run of {', '.join(so_far)} is finished.")
-    failed = [f"{group.num_failed} of {group.label}" for group in groups if group.num_failed]
+    judged = [row for row in rows if row["seeds"]]
+    unfinished = [row["agent"] for row in judged if not row["of_finished_runs"]]
+    if unfinished:
+        notes.append(f"Preliminary: no run of {', '.join(unfinished)} has finished.")
+    failed = [f"{row['failed']} of {row['agent']}" for row in rows if row["failed"]]
     if failed:
         notes.append(f"Failed and not counted: {', '.join(failed)}.")
-    reached = {max(run.env_steps for run in group.counted) for group in judged}
-    if len(reached) > 1:
-        notes.append(f"Compared at different lengths: {min(reached):,} to {max(reached):,} steps.")
+    lengths = {row["steps_max"] for row in judged}
+    if len(lengths) > 1:
+        notes.append(f"The groups differ in length: {min(lengths):,} to {max(lengths):,} steps.")
     return tuple(notes)

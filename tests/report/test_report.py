@@ -1,4 +1,4 @@
-"""The report reads whatever runs have left, and says who won only where that is sure."""
+"""The report reads runs in any state, and names a winner only if that is certain."""
 
 from __future__ import annotations
 
@@ -23,19 +23,31 @@ from mbpo_cli.failures import ConfigError
 from mbpo_cli.report import reference, statistics, table, verdict
 from mbpo_cli.report.groups import Group, grouped, telling_keys
 from mbpo_cli.report.runs import Run, find, read
+from mbpo_cli.report.sections import sections
 from mbpo_cli.storage.records import stored_config
 
 
 def write_run(
     path: Path,
-    returns: Sequence[float] = (),
+    returns: Sequence[float] | Mapping[int, float] = (),
     status: str | None = "done",
     summary: Mapping[str, Any] | None = None,
     rest: str = "",
     **options: Any,
 ) -> Path:
-    """Write a run whose evaluations are 100 steps apart; options are config.yaml's, __ for a dot."""
+    """Write a run; options are those of config.yaml, with __ for a dot.
+
+    Args:
+        path: Its directory.
+        returns: Evaluations by step, or 100 steps apart.
+        status: As in summary.json; None for a run without that file.
+        summary: Further values of summary.json.
+        rest: What follows the evaluations in metrics.jsonl.
+        options: Values of options.
+    """
     path.mkdir(parents=True)
+    if not isinstance(returns, Mapping):
+        returns = {100 * (i + 1): value for i, value in enumerate(returns)}
     values = {"agent__name": "sac", "env__name": "pendulum", "env__id": "Pendulum-v1", "seed": 0, **options}
     config: dict[str, Any] = {}
     for key, value in values.items():
@@ -46,11 +58,12 @@ def write_run(
         tree[name] = value
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     rows: list[dict[str, float]] = [{"step": 50, "agent/entropy": 1.0}]
-    rows += [{"step": 100 * (i + 1), "eval/return_mean": value} for i, value in enumerate(returns)]
+    rows += [{"step": step, "eval/return_mean": value} for step, value in returns.items()]
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + rest)
     (path / "train.log").write_text("a log\n")
     if status is not None:
-        closed = {"status": status, "env_steps": 100 * len(returns), "wall_seconds": 60.0, **(summary or {})}
+        closed = {"status": status, "env_steps": max(returns, default=0), "wall_seconds": 60.0}
+        closed |= summary or {}
         (path / "summary.json").write_text(json.dumps(closed))
     return path
 
@@ -87,7 +100,7 @@ def test_interquartile_mean_leaves_the_outer_quarters_out() -> None:
     assert estimate.low < 3.5
 
 
-def test_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+def test_interval_covers_the_mean_about_as_often_as_its_confidence() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(100):
@@ -130,7 +143,7 @@ def test_steps_to_a_threshold() -> None:
     assert statistics.median_steps([fast, slow], 5.0) == (250.0, 2)
 
 
-def test_mean_curve_goes_as_far_as_any_seed() -> None:
+def test_mean_curve_extends_to_the_last_step_of_any_seed() -> None:
     curve = statistics.mean_curve([{100: 0.0, 200: 2.0, 300: 8.0}, {100: 2.0, 200: 4.0}, {150: 6.0}, {}])
     assert curve.steps.tolist() == [100, 150, 200, 300]
     assert curve.mean.tolist() == [1.0, (1 + 3 + 6) / 3, 3.0, 8.0]
@@ -185,7 +198,7 @@ def test_a_broken_file_is_one_warning(
     assert name in caplog.messages[0]
 
 
-def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_numbers_are_left_out(tmp_path: Path) -> None:
     rest = '{"step": 200, "eval/return_mean": NaN}\n{"step": 300, "eval/return_mean": true}\n'
     run = run_in(
         write_run(tmp_path / "run", (1.0,), summary={"score": math.inf, "env_steps": None}, rest=rest)
@@ -193,7 +206,9 @@ def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
     assert (run.score, run.returns, run.env_steps) == (1.0, {100: 1.0}, 300)
 
 
-def test_a_directory_that_tells_nothing_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_directory_without_agent_and_environment_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "summary.json").write_text("{}")
     assert read(tmp_path) is None
     assert "left out" in caplog.text
@@ -216,7 +231,7 @@ def test_a_configuration_that_exhausts_the_stack_is_refused(tmp_path: Path) -> N
 # Groups
 
 
-def test_groups_differ_in_what_matters_only(tmp_path: Path) -> None:
+def test_groups_ignore_options_that_do_not_affect_the_result(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / f"{seed}", (1.0,), seed=seed, threads=seed, trainer__num_env_steps=seed)
     write_run(tmp_path / "alone", (1.0,), mbpo__use_model=False)
@@ -229,7 +244,7 @@ def test_groups_differ_in_what_matters_only(tmp_path: Path) -> None:
     }
 
 
-def test_of_many_keys_the_fewest_that_tell_configurations_apart_make_the_name() -> None:
+def test_label_uses_the_fewest_keys_that_distinguish_configurations() -> None:
     same = {"p": "1", "q": "1", "r": "1", "s": "1", "mbpo.use_model": "true", "t": "9"}
     other = {"p": "2", "q": "2", "r": "2", "s": "3", "mbpo.use_model": "false", "t": "9"}
     third = {**other, "s": "4"}
@@ -247,7 +262,7 @@ def test_of_many_keys_the_fewest_that_tell_configurations_apart_make_the_name() 
         ({}, {"_target_": "mine.Own", "num_networks": 2}, "Own x 2"),
     ],
 )
-def test_the_model_in_a_few_words(
+def test_description_of_the_model(
     tmp_path: Path, mbpo: Mapping[str, Any], transition: Mapping[str, Any], model: str
 ) -> None:
     write_run(tmp_path / "run", mbpo=mbpo, model={"transition": transition})
@@ -263,17 +278,18 @@ def test_finished_runs_count_and_each_seed_once(tmp_path: Path, caplog: pytest.L
     write_run(tmp_path / "3", (3.0, 4.0), seed=3)
     (group,) = groups_in(tmp_path)
     assert sorted(group.scores) == [2.0, 4.0]
-    assert (group.num_failed, group.num_unfinished, group.is_finished) == (1, 1, True)
+    row = table.row(group, None)
+    assert (row["failed"], row["unfinished"], row["of_finished_runs"]) == (1, 1, True)
     assert "more than once" in caplog.text
 
 
-def test_where_none_is_finished_all_count(tmp_path: Path) -> None:
+def test_all_runs_count_if_none_has_finished(tmp_path: Path) -> None:
     write_run(tmp_path / "0", (1.0,), seed=0, status="interrupted")
     write_run(tmp_path / "1", (3.0,), seed=1, status=None)
     write_run(tmp_path / "2", (), seed=2, status=None)
     (group,) = groups_in(tmp_path)
     assert sorted(group.scores) == [1.0, 3.0]
-    assert not group.is_finished
+    assert not table.row(group, None)["of_finished_runs"]
 
 
 # Table and thresholds
@@ -309,7 +325,7 @@ def test_csv_has_every_group_in_full_precision(tmp_path: Path, capsys: pytest.Ca
     assert (float(sac["steps_to_threshold"]), sac["seeds_at_threshold"]) == (200.0, "2")
     assert (td3["return_std"], td3["return_iqm_low"], td3["steps_to_threshold"]) == ("", "", "inf")
     line = next(line for line in capsys.readouterr().out.splitlines() if " td3 " in line)
-    assert re.search(r"-300  +-300 -  +never", line)
+    assert re.search(r"-300  +-300  +not reached", line)
 
 
 @pytest.mark.parametrize(
@@ -331,13 +347,13 @@ def verdict_of(folder: Path) -> verdict.Verdict:
     groups = sorted(groups_in(folder), key=lambda group: -sum(group.scores))
     pairs = [verdict.compare(groups[0], other) for other in groups[1:]]
     rows = [table.row(group, table.Threshold(-200.0, "here")) for group in groups]
-    return verdict.verdict("pendulum", groups, rows, pairs)
+    return verdict.verdict(rows, pairs)
 
 
 @pytest.mark.parametrize(
     ("sac", "td3", "kind", "headline"),
     [
-        ((-100, -110, -120, -130), (-300, -310, -320, -330), "won", "sac wins, 200 above td3"),
+        ((-100, -110, -120, -130), (-300, -310, -320, -330), "won", "sac is better than td3 by 200"),
         ((-100, -300, -105, -290), (-110, -310, -300, -100), "open", "Too close to call: sac leads by "),
         ((-100, -110), (-300, -310, -320), "open", "Too few seeds: sac leads by "),
         ((0,) * 34 + (100,) * 16, (1,) * 50, "open", "The measures disagree: sac leads by "),
@@ -352,21 +368,23 @@ def test_verdict(
     assert said.headline.startswith(headline)
 
 
-def test_a_verdict_says_by_how_much_how_sure_and_how_soon(tmp_path: Path) -> None:
+def test_a_verdict_has_the_difference_its_certainty_and_the_steps_to_the_threshold(tmp_path: Path) -> None:
     two_agents(tmp_path, (-100, -110, -120, -130), (-300, -310, -320, -330))
     said = verdict_of(tmp_path).sentence
-    assert said.startswith("Final return -115 against -315 of td3 (95 % interval of the difference: ")
-    assert "beats one of td3 with probability 100 % [100, 100]; 4 against 4 seeds." in said
-    assert said.endswith("Steps to -200: 200 against never.")
+    assert said.startswith(
+        "Final return (IQM): -115, against -315 for td3 (95 % interval of the difference: "
+    )
+    assert "a run of sac beats a run of td3: 100 % [100, 100]. Seeds: 4 and 4." in said
+    assert said.endswith("Median steps to a return of -200: 200 and not reached.")
 
 
-def test_a_verdict_says_what_makes_it_less_sure(tmp_path: Path) -> None:
+def test_a_verdict_has_notes_on_unfinished_failed_and_shorter_runs(tmp_path: Path) -> None:
     two_agents(tmp_path, (-100, -110, -120), ())
     for seed in range(3):
         write_run(tmp_path / f"td3_{seed}", (-300,), seed=seed, agent__name="td3", status=None)
     write_run(tmp_path / "bad", (), seed=9, status="failed")
     notes = " ".join(verdict_of(tmp_path).notes)
-    assert "no run of td3 is finished" in notes
+    assert "no run of td3 has finished" in notes
     assert "1 of sac" in notes
     assert "100 to 200 steps" in notes
 
@@ -380,10 +398,63 @@ def test_agents_are_compared_over_the_environments_that_they_share(tmp_path: Pat
     assert pair.probability.value == 1.0
 
 
+# All figures
+
+
+def test_figures_are_those_of_version_0_1(tmp_path: Path) -> None:
+    """figures.json has small runs (finished, failed, interrupted, killed, and one without evaluations).
+
+    Its expected values are those that the report of version 0.1.0 computed from them.
+    """
+    stored = json.loads((Path(__file__).parent / "figures.json").read_text())
+    for run in stored["runs"]:
+        returns = {int(step): value for step, value in run["returns"].items()}
+        options = {key.replace(".", "__"): value for key, value in run["options"].items()}
+        summary = run["summary"] or {}
+        write_run(tmp_path / run["name"], returns, summary.get("status"), summary, **options)
+    groups = groups_in(tmp_path)
+    found = sections(groups, {}, None)
+    assert [section.env for section in found] == list(stored["expected"])
+    for section, expected in zip(found, stored["expected"].values(), strict=True):
+        assert [group.variant for group in section.groups] == expected["variants"]
+        assert [value for row in section.rows for value in row.values()] == [
+            approximately(value) for row in expected["rows"] for value in row.values()
+        ]
+        assert [list(row) for row in section.rows] == [list(row) for row in expected["rows"]]
+        assert section.verdict.kind == expected["kind"]
+        pairs = [
+            [p.ours, p.theirs, *p.seeds, *limits(p.gain), *limits(p.probability), p.winner]
+            for p in section.comparisons
+        ]
+        assert pairs == [
+            [ours, theirs, *seeds, *map(approximately, (*gain, *probability)), winner]
+            for ours, theirs, *seeds, gain, probability, winner in expected["pairs"]
+        ]
+        for group, curve in zip(section.groups, expected["curves"], strict=True):
+            mean_curve = statistics.mean_curve([run.returns for run in group.runs])
+            for name, values in curve.items():
+                actual = getattr(mean_curve, name)
+                np.testing.assert_allclose(actual, np.array(values, np.float64), rtol=1e-12)
+    (over,) = verdict.compare_over_environments(groups)
+    *names_and_seeds, probability, winner = stored["over_environments"][0]
+    assert [*over.where, over.ours, over.theirs, *over.seeds, over.winner] == [*names_and_seeds, winner]
+    assert limits(over.probability) == list(map(approximately, probability))
+
+
+def limits(estimate: statistics.Estimate | None) -> list[float | None]:
+    assert estimate is not None
+    return [estimate.value, estimate.low, estimate.high]
+
+
+def approximately(value: Any) -> Any:
+    """Return a value that equals all that differ from it only by rounding."""
+    return pytest.approx(value, rel=1e-12) if isinstance(value, float) else value
+
+
 # Reference
 
 
-def test_reference_is_drawn_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reference_is_drawn_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "runs" / "run", (1.0, 2.0), env__name="hopper", env__id="Hopper-v5")
     published = tmp_path / "published.csv"
     report([tmp_path / "runs"], tmp_path / "without")
@@ -414,7 +485,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return line
 
 
-def test_what_cannot_be_right_is_one_line_and_writes_nothing(
+def test_a_wrong_argument_is_reported_in_one_line_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = write_run(tmp_path / "run", (1.0,)), tmp_path / "out"
@@ -449,7 +520,7 @@ def test_hostile_names_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_the_page_needs_nothing_else_and_links_to_logs(tmp_path: Path) -> None:
+def test_the_page_is_self_contained_and_links_to_logs(tmp_path: Path) -> None:
     two_agents(tmp_path / "runs", (-1, -2, -3), (-4, -5, -6))
     write_run(tmp_path / "runs" / "bad #1", status="failed", summary={"error": "Diverged: Q is 1e9"}, seed=5)
     report([tmp_path / "runs"], tmp_path / "out")
@@ -466,7 +537,7 @@ def test_the_page_needs_nothing_else_and_links_to_logs(tmp_path: Path) -> None:
     assert f"tensorboard --logdir {tmp_path / 'runs'}" in page
 
 
-def test_runs_without_evaluations_make_a_page_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_of_runs_without_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs").mkdir()
     early = {"status": "failed", "error": "x", "agent": "sac", "env": "ant", "seed": 0, "env_steps": 0}
     (tmp_path / "runs" / "summary.json").write_text(json.dumps(early))
