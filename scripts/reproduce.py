@@ -1,12 +1,12 @@
-"""Train the paper's tasks on several seeds, and draw our curves over the published ones.
+"""Train the paper's tasks with several seeds, and draw our curves over the published ones.
 
     python scripts/reproduce.py [--tasks hopper ...] [--seeds 0 1 2] [--steps 40000] [--jobs 1]
         [--precision bfloat16] [--dry]
 
-A run is `mbpo-train experiment=paper/TASK seed=SEED threads=1` and goes on where it was stopped, so that the
-same command can be given until all is done. What was evaluated so far is kept in `docs/paper/TASK.csv`, also
-of unfinished runs. Writes a picture per task and the tables in `docs/paper/README.md`. The exit code is that
-of the first run that was stopped or failed.
+Each run is `mbpo-train experiment=paper/TASK seed=SEED threads=1`. Stopped runs are resumed, so the same
+command can be repeated until all have finished. The evaluations so far, of unfinished runs as well, are
+stored in `docs/paper/TASK.csv`. Writes a picture per task and the tables in `docs/paper/README.md`. The exit
+code is that of the first run that stopped or failed.
 """
 
 from __future__ import annotations
@@ -37,35 +37,37 @@ PUBLISHED = ROOT / "docs" / "paper" / "published.csv"
 INTRODUCTION = """\
 # The paper's tasks, measured
 
-Written by `make reproduce` (`scripts/reproduce.py`). Published: MBPO's learning curves, mean and standard
-deviation over five seeds, in [`published.csv`](published.csv). They are those with which the authors of
-DHMBPO compare theirs (Kubo et al. 2025; `results/main/gym/mbpo` of `4kubo/erl_lib`), at each step the mean
-over the last 10,000. Where a return of ours stands beside one of theirs it is such a mean too, the random
-steps left out; the pictures show each evaluation.
+Written by `make reproduce` (`scripts/reproduce.py`).
 
-Of three seeds and more the mean and its 95 % interval (Student's t) stand there, of fewer each seed, at the
-last published step that all have reached. A threshold is reached with the first evaluation at or above it;
-the median counts seeds that have not reached it as later than all others.
+**Published** are MBPO's learning curves, mean and standard deviation over five seeds, in
+[`published.csv`](published.csv). The authors of DHMBPO compare their own curves with these (Kubo et al.
+2025; `results/main/gym/mbpo` of `4kubo/erl_lib`). Each point is the mean over the last 10,000 steps. A
+return of ours beside a published one is such a mean as well, without the random steps; the pictures show
+every evaluation.
+
+**Ours**: for three seeds and more, the mean and its 95 % interval (Student's t); for fewer, each seed; at
+the last published step that all have reached. A threshold is reached with the first evaluation at or above
+it; the median counts seeds that have not reached it as later than all others.
 """
 
 MAX_ROWS = 8
-WINDOW, RANDOM_STEPS = 10_000, 5_000  # of all tasks with published curves
+WINDOW, RANDOM_STEPS = 10_000, 5_000  # the same for all tasks with published curves
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a run was evaluated at.
+    """The learning curve of a run.
 
     Attributes:
         returns: Mean evaluation return by environment step.
-        precision: Of the run's matrix products.
+        precision: Precision of the matrix products.
     """
 
     returns: dict[int, float]
     precision: str
 
     def recent(self, step: int) -> float:
-        """Return the mean over the last 10,000 steps, from the first that was not random on."""
+        """Return the mean over the last 10,000 steps, without random steps."""
         first = max(step - WINDOW, RANDOM_STEPS if step > RANDOM_STEPS else 0)
         return statistics.fmean(value for at, value in self.returns.items() if first < at <= step)
 
@@ -76,7 +78,7 @@ class Task:
 
     Attributes:
         title: Its name in the paper.
-        threshold: A return that tells who learns sooner.
+        threshold: A return to reach, by which learning speed is compared.
     """
 
     title: str
@@ -94,7 +96,7 @@ TASKS = {
 
 
 def train(task: str, seed: int, num_env_steps: int | None, precision: str) -> int:
-    """Train one run, or go on with it; return its exit code."""
+    """Train or resume a run; return its exit code."""
     length = [] if num_env_steps is None else [f"trainer.num_env_steps={num_env_steps}"]
     overrides = [f"experiment=paper/{task}", f"seed={seed}", f"precision={precision}", "threads=1", *length]
     name = task if precision == "float32" else f"{task}_{precision}"
@@ -102,8 +104,8 @@ def train(task: str, seed: int, num_env_steps: int | None, precision: str) -> in
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
 
 
-def kept(path: Path) -> dict[int, Curve]:
-    """Return the curves in a file by seed; none if there is no such file."""
+def stored(path: Path) -> dict[int, Curve]:
+    """Return the curves in a file by seed; empty if the file does not exist."""
     curves: dict[int, Curve] = {}
     if path.exists():
         with path.open(newline="") as file:
@@ -114,10 +116,10 @@ def kept(path: Path) -> dict[int, Curve]:
 
 
 def collected(task: str) -> dict[int, Curve]:
-    """Return a task's curves by seed, those at hand before shorter ones that were kept; keep them all."""
+    """Return the longest curve of a task for each seed, from its runs and its file, and store them."""
     path = FOLDER / f"{task}.csv"
-    curves = kept(path)
-    for directory in sorted(RUNS.glob(f"{task}_*seed*")):  # a precision may stand between
+    curves = stored(path)
+    for directory in sorted(RUNS.glob(f"{task}_*seed*")):  # the name can include a precision
         returns, seed = evaluations(directory), int(directory.name.rpartition("seed")[2])
         if returns and (seed not in curves or len(returns) >= len(curves[seed].returns)):
             curves[seed] = Curve(returns, stored_config(directory)["precision"])
@@ -134,14 +136,14 @@ def collected(task: str) -> dict[int, Curve]:
 
 
 def published(title: str) -> list[tuple[int, float, float]]:
-    """Return steps, mean and standard deviation of the published curve; empty if there is none."""
+    """Return the points of the published curve (step, mean, standard deviation); empty if there is none."""
     with PUBLISHED.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["env"] == title]
     return [(int(row["env_steps"]), float(row["return_mean"]), float(row["return_std"])) for row in rows]
 
 
 def half_interval(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % interval of a mean, by Student's t; 0 for a single value."""
+    """Return half the width of the 95 % interval of a mean (Student's t); 0 for a single value."""
     if len(values) < 2:
         return 0.0
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
@@ -162,7 +164,7 @@ def draw(name: str, task: Task, curves: Mapping[int, Curve]) -> None:
         steps, returns = zip(*sorted(curve.returns.items()), strict=True)
         axes.plot(steps, returns, color="tab:blue", alpha=0.25, linewidth=0.8)
     label = f"ours, mean of {len(curves)} seeds" if len(curves) > 1 else "ours, one seed"
-    if len(curves) > 2:  # that of two seeds would dwarf the curves
+    if len(curves) > 2:  # the interval of two seeds would dwarf the curves
         label += ", 95 % interval"
         axes.fill_between(shared, mean - half, mean + half, color="tab:blue", alpha=0.15, linewidth=0)
     axes.plot(shared, mean, color="tab:blue", linewidth=2.2, label=label)
@@ -180,17 +182,17 @@ def draw(name: str, task: Task, curves: Mapping[int, Curve]) -> None:
 
 
 def published_shown(title: str) -> dict[int, str]:
-    """Return the published mean and standard deviation by step, as the tables show them."""
+    """Return the published mean and standard deviation by step, as text."""
     return {step: f"{mean:,.0f} ± {std:,.0f}" for step, mean, std in published(title)}
 
 
 def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
-    """Return a task's line of the table."""
+    """Return the row of a task."""
     last = min(max(curve.returns) for curve in curves.values())
     theirs = published_shown(task.title)
     compared = max(theirs.keys() & set(shared_steps(curves)), default=last)
     at = [curve.recent(compared) if theirs else curve.returns[compared] for curve in curves.values()]
-    # The interval of two seeds says less than the two.
+    # The interval of two seeds says less than the two values.
     ours = ", ".join(f"{value:,.0f}" for value in at)
     if len(at) > 2:
         ours = f"{np.mean(at):,.0f} ± {half_interval(at):,.0f}"
@@ -214,7 +216,7 @@ def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
 
 
 def by_step(task: Task, curves: Mapping[int, Curve]) -> list[str]:
-    """Return the table of a task's returns beside the published ones, at up to eight steps of both."""
+    """Return the table of a task: our returns and the published ones, at up to eight common steps."""
     theirs = published_shown(task.title)
     steps = [step for step in shared_steps(curves) if step in theirs]
     if not steps:
@@ -230,17 +232,17 @@ def by_step(task: Task, curves: Mapping[int, Curve]) -> list[str]:
 
 
 def page() -> str:
-    """Draw what is at hand, and return the page."""
+    """Draw the curves so far, and return the page."""
     columns = (
         "mbpo-train",
         "precision",
         "seeds",
-        "steps of all",
+        "steps of all seeds",
         "compared at",
-        "return there",
-        "published there",
+        "return",
+        "published",
         "threshold",
-        "median steps",
+        "median steps to it",
     )
     lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     pictures = []
@@ -254,16 +256,16 @@ def page() -> str:
 
 
 def main() -> int:
-    """Train what was asked for, then write down what is at hand; return the first exit code that is not 0."""
+    """Train the chosen runs, then write the page; return the first exit code other than 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="environment steps; without it, as many as in the paper")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--steps", type=int, help="environment steps (default: as in the paper)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--dry", action="store_true", help="train nothing; write down what is at hand")
+    parser.add_argument("--dry", action="store_true", help="train nothing; only write page and pictures")
     options = parser.parse_args()
     jobs = [] if options.dry else [(task, seed) for task in options.tasks for seed in options.seeds]
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -1,10 +1,10 @@
-"""Train the runs of the results page, or reuse those at hand, and draw their learning curves.
+"""Train the runs that are missing on the results page, and draw the learning curves of all.
 
     python scripts/results.py [--jobs 2] [--seeds 0 1 2 3 4] [--only sac_pendulum ...] [--dry]
 
-Every run is `mbpo-train OVERRIDES mbpo=on|off seed=...`, in a process of its own. Finished runs are kept in
-`docs/results/` with their configuration, and repeated only where an option has another value now; a
-program that was interrupted goes on where it was. Writes `docs/results.md` and a picture per task.
+Each run is `mbpo-train OVERRIDES mbpo=on|off seed=...`, in its own process. Finished runs are stored in
+`docs/results/` with their configuration, and repeated only if the value of an option has changed.
+Interrupted runs are resumed. Writes `docs/results.md` and a picture per task.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.typed import options_in
-from mbpo_cli.storage.records import evaluations
+from mbpo_cli.storage.records import SUMMARY, evaluations
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "outputs" / "results"
@@ -40,27 +40,30 @@ FOLDER = ROOT / "docs" / "results"
 INTRODUCTION = """\
 # Learning results
 
-Written by `make results` (`scripts/results.py`), which trains what is missing, and anew what had another
-value of an option; the rest is of the program of its day. Returns are those of greedy evaluation episodes at
-the goal's number of real environment steps, mean ± standard deviation over seeds. Beneath each row with a
-model stands the same agent without one, with as many real steps and updates. Wall time: median of the runs,
-one thread each, on two cores that had other work to do. The points are in [`results/`](results).
+Written by `make results` (`scripts/results.py`). It trains the runs that are missing and those whose
+options have changed since; the other figures are from the version that measured them.
+
+Each row gives greedy evaluation returns at the goal's number of real environment steps: mean ± standard
+deviation over seeds 0-4. Below each row with a model is the same agent without one, with the same number of
+real steps and updates. The values of an environment were chosen on seeds that include these, so fresh seeds
+may do worse. The time is the median wall time of the runs, one thread each, on two cores that had other
+work to do. The points of every curve are in `docs/results/`.
 """
 COLORS = {"on": "tab:blue", "off": "tab:orange"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, and what it should reach.
+    """A configuration to train, and its goal.
 
     Attributes:
-        name: Names its files.
-        title: Names it to a reader.
-        overrides: What `mbpo-train` is told, apart from `mbpo` and `seed`.
+        name: Name of its files.
+        title: Name on the page.
+        overrides: Overrides for `mbpo-train`, except `mbpo` and `seed`.
         target: Return to reach.
         budget: Real environment steps within which to reach it.
         num_env_steps: Length of the runs.
-        variants: With (`on`) and without (`off`) the model.
+        variants: With the model (`on`), without it (`off`), or both.
     """
 
     name: str
@@ -73,7 +76,7 @@ class Task:
 
     def command(self, variant: str, seed: int) -> list[str]:
         """Return the overrides of one run."""
-        # An experiment is MBPO itself; the group is named only to switch it off.
+        # The model is on by default, in experiments as well.
         chosen = ["mbpo=off"] if variant == "off" else []
         length = f"trainer.num_env_steps={self.num_env_steps}"
         return [*self.overrides, *chosen, length, "threads=1", f"seed={seed}"]
@@ -91,7 +94,7 @@ def _alone(agent: str, env: str, title: str, target: float, num_env_steps: int, 
     )
 
 
-# Without a model the usual values serve better than those tuned for rollouts.
+# Without a model the usual values work better than those tuned for rollouts.
 PENDULUM_ALONE = (
     "agent.num_warm_start_steps=1_000",
     "agent.warm_start_hold_steps=1",
@@ -143,10 +146,10 @@ TASKS = (
 
 @dataclass
 class Curves:
-    """The finished runs of a task with or without the model, as `docs/results/TASK.json` keeps them.
+    """The finished runs of a task with or without the model, as stored in `docs/results/TASK.json`.
 
     Attributes:
-        config: Value of every option but the seed.
+        config: Value of every option except the seed.
         wall_seconds: By seed.
         returns: Mean evaluation return by seed and environment step.
     """
@@ -156,23 +159,23 @@ class Curves:
     returns: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def at(self, step: int) -> list[float]:
-        """Return every seed's evaluation at a step."""
+        """Return the evaluation of each seed at a step."""
         return [points[str(step)] for points in self.returns.values()]
 
 
 def configuration(overrides: list[str]) -> dict[str, Any]:
-    """Return the value of every option that a run has, but its seed."""
+    """Return the value of every option of a run except the seed."""
     return {key: value for key, _, _, value in options_in(make_config(*overrides)) if key != "seed"}
 
 
 def matters(key: str, config: dict[str, Any]) -> bool:
-    """Tell whether an option changes what a run computes; without a model none of the model's does."""
+    """Return True if an option affects the result of a run; without a model, its options do not."""
     of_model = key.startswith(("model.", "mbpo.")) and key != "mbpo.mini_batch_size"
     return config["mbpo.use_model"] or not of_model
 
 
 def load(task: Task) -> dict[str, Curves]:
-    """Read the runs of a task that are at hand; an option that has another value now makes them void."""
+    """Return the stored runs of a task, without those for which the value of an option has changed."""
     path = FOLDER / f"{task.name}.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
     results = {}
@@ -190,39 +193,37 @@ def save(task: Task, results: dict[str, Curves]) -> None:
     """Store the runs of a task."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     text = json.dumps({variant: asdict(curves) for variant, curves in results.items()}, indent=1)
-    # One line for each curve.
+    # One line per curve.
     text = re.sub(r'("\d+": \{)([^{}]*)\}', lambda m: m[1] + " ".join(m[2].split()) + "}", text)
     (FOLDER / f"{task.name}.json").write_text(text + "\n")
 
 
 def train(task: Task, variant: str, seed: int, config: dict[str, Any]) -> tuple[float, dict[str, float]]:
-    """Train one run, or go on with it, or read it; return its wall time and its evaluations."""
+    """Train or resume a run unless it has finished; return its wall time and its evaluations."""
     overrides = task.command(variant, seed)
     digest = hashlib.sha256(repr(config).encode()).hexdigest()[:8]
     directory = RUNS / f"{task.name}_{variant}_{digest}_seed{seed}"
-    if status_of(directory) != "done":
+    if read_summary(directory).get("status") != "done":
         command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={directory}"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    summary = json.loads((directory / "summary.json").read_text())
+    summary = read_summary(directory)
     points = {str(step): round(value, 2) for step, value in evaluations(directory).items()}
     print(f"{task.name} {variant} seed {seed}: {summary['eval_return_mean']:.1f}", flush=True)
     return round(summary["wall_seconds"], 1), points
 
 
-def status_of(directory: Path) -> str | None:
-    """Return how the run in a directory ended; None if it did not, or there is none."""
-    path = directory / "summary.json"
-    return str(json.loads(path.read_text())["status"]) if path.exists() else None
+def read_summary(directory: Path) -> dict[str, Any]:
+    """Return the summary of the run in a directory, empty if the run has not ended."""
+    path = directory / SUMMARY
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def draw(task: Task, results: dict[str, Curves]) -> None:
-    """Draw the mean over seeds, and each seed thinly."""
+    """Draw the mean over seeds, and each seed as a thin line."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    num_seeds = 0
-    for variant, curves in results.items():
-        if not curves.returns:
-            continue
-        num_seeds = max(num_seeds, len(curves.returns))
+    measured = {variant: curves for variant, curves in results.items() if curves.returns}
+    num_seeds = max(len(curves.returns) for curves in measured.values())
+    for variant, curves in measured.items():
         steps = sorted(map(int, next(iter(curves.returns.values()))))
         values = np.array([curves.at(step) for step in steps])
         label = "MBPO (mbpo=on)" if variant == "on" else "the agent alone (mbpo=off)"
@@ -244,7 +245,7 @@ def draw(task: Task, results: dict[str, Curves]) -> None:
 
 
 def row(task: Task, variant: str, curves: Curves) -> str:
-    """Return one line of the table."""
+    """Return a row of the table."""
     command = " ".join(override for override in task.command(variant, 0) if "seed=" not in override)
     cells = [f"`{command}`", f"{task.target:g} within {task.budget:,}"]
     if not curves.returns:
@@ -269,10 +270,10 @@ def page(results: dict[str, dict[str, Curves]]) -> str:
     columns = (
         "mbpo-train",
         "goal",
-        "return there",
+        "return at the goal's step",
         "worst seed",
-        "goal first reached",
-        "seeds at the goal there",
+        "steps at which each seed first reached it",
+        "seeds at the goal at its step",
         "time",
     )
     lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -284,14 +285,14 @@ def page(results: dict[str, dict[str, Curves]]) -> str:
 
 
 def main() -> None:
-    """Train what is missing, tabulate and draw."""
+    """Train the missing runs, then write the page and the pictures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--only", nargs="+", choices=[task.name for task in TASKS], metavar="TASK")
-    parser.add_argument("--dry", action="store_true", help="train nothing; write the page of what is there")
+    parser.add_argument("--dry", action="store_true", help="train nothing; only write page and pictures")
     options = parser.parse_args()
     results = {task.name: load(task) for task in TASKS}
     chosen = [task for task in TASKS if not options.only or task.name in options.only]
@@ -308,13 +309,10 @@ def main() -> None:
             save(task, results[task.name])
 
     if not options.dry:
+        jobs = [
+            (task, variant, seed) for task in chosen for seed in options.seeds for variant in task.variants
+        ]
         with ThreadPoolExecutor(options.jobs) as pool:
-            jobs = [
-                (task, variant, seed)
-                for task in chosen
-                for seed in options.seeds
-                for variant in task.variants
-            ]
             list(pool.map(lambda job: obtain(*job), jobs))
     for task in TASKS:
         if any(curves.returns for curves in results[task.name].values()):

@@ -1,4 +1,4 @@
-"""The page of the paper's tasks says what the runs measured, unfinished ones included."""
+"""The page of the paper's tasks has the results of all runs, unfinished ones included."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def test_table_and_curves(folders: Path) -> None:
     assert f"| `experiment=paper/hopper` | {row}" in page
     assert (folders / "docs" / "hopper.png").stat().st_size > 10_000
     assert len((folders / "docs" / "hopper.csv").read_text().splitlines()) == 1 + 5
-    # What was kept stays when the runs are gone, or were begun anew.
+    # Stored curves stay when the runs have been deleted or started again.
     write_run(folders, "hopper_seed0", {10_000: 1.0})
     assert reproduce.page() == page
 
 
-def test_one_seed_that_reached_the_threshold(folders: Path) -> None:
+def test_one_seed_that_reaches_the_threshold(folders: Path) -> None:
     write_run(folders, "inverted_pendulum_seed3", {250: 100.0, 500: 1_000.0, 750: 1_000.0})
     row = "| `experiment=paper/inverted_pendulum` | float32 | 1 | 750 | 750 | 1,000 |  | 1,000 | 500 |"
     assert row in reproduce.page()
 
 
-def test_seeds_are_compared_at_the_last_published_step_that_all_have_reached(folders: Path) -> None:
+def test_seeds_are_compared_at_the_last_published_step_that_all_reached(folders: Path) -> None:
     for seed, value in enumerate((100.0, 200.0, 600.0)):
         write_run(folders, f"hopper_seed{seed}", {20_000: value, 21_000: 5.0, 22_000 + seed: 7.0})
-    # Student's t for three values is 4.303, the standard error of these 152.75.
+    # Student's t for three values is 4.303, and the standard error of these is 152.75.
     row = "float32 | 3 | 22,000 | 20,000 | 300 ± 657 | 442 ± 229 | 3,000 | not yet |"
     page = reproduce.page()
     assert f"| `experiment=paper/hopper` | {row}" in page
@@ -69,7 +69,7 @@ def test_seeds_are_compared_at_the_last_published_step_that_all_have_reached(fol
     assert "\n| 20,000 | 100 | 200 | 600 | 300 | 442 ± 229 |\n" in page
 
 
-def test_beside_published_means_stand_means_over_as_many_steps(folders: Path) -> None:
+def test_published_means_are_compared_with_means_over_the_same_steps(folders: Path) -> None:
     returns = {5_000: -50.0, 6_000: 10.0, 8_000: 20.0, 10_000: 60.0, 20_000: 100.0, 25_000: 300.0}
     write_run(folders, "hopper_seed0", returns)
     page = reproduce.page()
@@ -79,9 +79,7 @@ def test_beside_published_means_stand_means_over_as_many_steps(folders: Path) ->
     assert "| float32 | 1 | 25,000 | 25,000 | 200 | 521 ± 248 |" in page
 
 
-def test_what_was_evaluated_is_written_down_though_a_run_was_stopped(
-    folders: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluations_of_stopped_runs_are_on_the_page(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[Sequence[str]] = []
 
     def stopped(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
