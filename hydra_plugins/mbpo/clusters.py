@@ -1,6 +1,6 @@
-"""Jobs of a sweep on a cluster: Ray's or Slurm's. Each is the command that this machine would run.
+"""Launchers for clusters: each job is a Ray task or part of a Slurm array, and runs the same command as here.
 
-Knows how Ray and Slurm are asked; imports them only when a sweep uses them.
+Imports Ray and submitit only when a sweep uses them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from omegaconf import DictConfig, OmegaConf
-
-from hydra_plugins.mbpo.launchers import VARIABLES, CommandLauncher
-from mbpo_cli.failures import Interrupted, one_line
+from hydra_plugins.mbpo.launchers import VARIABLES, CommandLauncher, OnEnd
+from mbpo_cli.failures import Interrupted, StopOnSignal, one_line
 
 if TYPE_CHECKING:
     from mbpo_cli.sweeps.jobs import Job
@@ -25,32 +24,30 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 
-# Options of submitit's that are not Slurm's alone.
+# Options of submitit that are not specific to Slurm.
 SHARED = ("cpus_per_task", "gpus_per_node", "mem_gb", "name", "stderr_to_stdout", "timeout_min")
 
 
 class Submitted(Protocol):
-    """A job in the hands of a cluster."""
+    """A job that was submitted to a cluster."""
 
     def has_ended(self) -> bool:
-        """Return whether nothing more will come of it."""
+        """Return True if the job no longer runs and will not be restarted."""
 
     def failure(self) -> str | None:
-        """Return None, or one line that says how it failed, once it has ended."""
+        """Return None, or one line with the reason of the failure; only after the job has ended."""
 
     def stop(self) -> None:
-        """Ask it to keep its state and end, or not to begin."""
+        """Ask the job to save its state and end, or not to start."""
 
 
-def wait_for(submitted: Sequence[Submitted], on_end: Callable[[int, str | None], None]) -> None:
-    """Wait for all jobs; a first signal to this process stops them, Ctrl-C pressed twice leaves them alone.
+def wait_for(submitted: Sequence[Submitted], on_end: OnEnd) -> None:
+    """Wait for all jobs; the first signal to this process stops them.
 
     Raises:
-        Interrupted: There was a signal; all jobs have ended.
-        KeyboardInterrupt: Ctrl-C was pressed twice.
+        Interrupted: A signal was received; all jobs have ended.
+        KeyboardInterrupt: Ctrl-C was pressed twice; the jobs may still run.
     """
-    from mbpo_cli.failures import StopOnSignal
-
     waiting = dict(enumerate(submitted))
     with StopOnSignal() as signals:
         are_stopped = False
@@ -67,47 +64,46 @@ def wait_for(submitted: Sequence[Submitted], on_end: Callable[[int, str | None],
         raise Interrupted(signals.received)
 
 
+@dataclass
 class RayLauncher(CommandLauncher):
-    """Runs the jobs as tasks of Ray."""
+    """Runs the jobs as Ray tasks.
 
-    def __init__(self, ray: DictConfig) -> None:
-        """Take what `ray.init` and `ray.remote` are told."""
-        self.ray = ray
+    Attributes:
+        ray: Arguments `init` of `ray.init` and `remote` of `ray.remote`.
+    """
 
-    def _run(
-        self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: Callable[[int, str | None], None]
-    ) -> None:
+    ray: dict[str, dict[str, Any]]
+
+    def _run(self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: OnEnd) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
         from mbpo_cli.sweeps.processes import run_command
 
-        options: Any = OmegaConf.to_container(self.ray, resolve=True)
         if not ray.is_initialized():
-            # A cluster that runs already refuses what is for one that starts here.
-            ray.init(**{key: value for key, value in options["init"].items() if value is not None})
-        # Workers of such a cluster have its environment, not this process's.
+            # A running cluster refuses options that only apply when a cluster is started here.
+            ray.init(**{key: value for key, value in self.ray["init"].items() if value is not None})
+        # The workers of a running cluster have its environment, not that of this process.
         here = {key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ}
-        task = ray.remote(**options["remote"])(run_command)
+        task = ray.remote(**self.ray["remote"])(run_command)
         folder, variables = os.getcwd(), {**here, **VARIABLES}
         wait_for([RayTask(task.remote(folder, command, variables)) for command in commands], on_end)
 
 
+@dataclass
 class RayTask:
-    """A job that Ray runs."""
+    """A job that was submitted to Ray, by the reference to its result."""
 
-    def __init__(self, result: Any) -> None:
-        """Take Ray's reference to its result."""
-        self.result = result
+    result: Any
 
     def has_ended(self) -> bool:
-        """Return whether nothing more will come of it."""
+        """Return True if the result is there."""
         import ray
 
         return bool(ray.wait([self.result], timeout=0)[0])
 
     def failure(self) -> str | None:
-        """Return None, or one line that says how it failed."""
+        """Return None, or one line with the reason of the failure."""
         import ray
 
         try:
@@ -119,29 +115,27 @@ class RayTask:
         return failure
 
     def stop(self) -> None:
-        """Interrupt it."""
+        """Interrupt the job."""
         import ray
 
         ray.cancel(self.result)
 
 
 class SlurmLauncher(CommandLauncher):
-    """Runs the jobs as an array of Slurm's, by way of submitit."""
+    """Runs the jobs as a Slurm array, submitted with submitit.
+
+    Args:
+        submitit_folder: Directory of submitit's files.
+        max_num_timeout: Number of times that a job is requeued.
+        options: Options of the jobs, as `conf/hydra/launcher/slurm.yaml` explains them.
+    """
 
     def __init__(self, submitit_folder: str, max_num_timeout: int, **options: Any) -> None:
-        """Take what submitit is told of the executor, and of the jobs."""
         self.folder = submitit_folder
         self.max_num_timeout = max_num_timeout
-        self.options = {
-            key if key in SHARED else f"slurm_{key}": OmegaConf.to_container(value, resolve=True)
-            if OmegaConf.is_config(value)
-            else value
-            for key, value in options.items()
-        }
+        self.options = {key if key in SHARED else f"slurm_{key}": value for key, value in options.items()}
 
-    def _run(
-        self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: Callable[[int, str | None], None]
-    ) -> None:
+    def _run(self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: OnEnd) -> None:
         import submitit
 
         executor = submitit.AutoExecutor(
@@ -150,22 +144,22 @@ class SlurmLauncher(CommandLauncher):
         executor.update_parameters(**self.options)
         with executor.batch():
             submitted = [executor.submit(Requeued(), os.getcwd(), command, VARIABLES) for command in commands]
-        log.info("Slurm's job %s", submitted[0].job_id.partition("_")[0])
+        log.info("Slurm job %s", submitted[0].job_id.partition("_")[0])
         wait_for([SlurmTask(job) for job in submitted], on_end)
 
 
 class Requeued:
-    """Runs a command, and lets submitit queue it again when its place is taken; the run then goes on."""
+    """Runs a command; when Slurm preempts the job, submitit requeues it and the run resumes."""
 
     def __call__(self, *arguments: Any) -> str | None:
-        """Run the command; return how it failed."""
+        """Run the command; return None, or the reason of its failure."""
         from mbpo_cli.sweeps.processes import run_command
 
         try:
             return run_command(*arguments)
         except Interrupted:
-            # submitit has answered its own signal. Others come with Slurm's SIGTERM: who cancels a job has
-            # changed its state before, who preempts it need not have.
+            # submitit handles its own signal. Slurm may also preempt with SIGTERM alone; unlike scancel, this
+            # can leave the state of the job at RUNNING.
             import submitit
 
             ask = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"]
@@ -174,35 +168,34 @@ class Requeued:
             raise
 
     def checkpoint(self, *arguments: Any) -> Any:
-        """Return what to queue: the same."""
+        """Return the submission that requeues the same command."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, *arguments)
 
 
+@dataclass
 class SlurmTask:
-    """A job that Slurm runs."""
+    """A job that was submitted to Slurm, as submitit's object."""
 
-    def __init__(self, job: Any) -> None:
-        """Take submitit's job."""
-        self.job = job
+    job: Any
 
     def has_ended(self) -> bool:
-        """Return whether nothing more will come of it."""
+        """Return True if the job no longer runs and will not be requeued."""
         return bool(self.job.done())
 
     def failure(self) -> str | None:
-        """Return None, or one line that says how it failed."""
+        """Return None, or one line with the reason of the failure."""
         import submitit
 
         try:
             failure: str | None = self.job.result()
-        except submitit.core.utils.FailedJobError as error:  # its trace is between two lines of dashes
+        except submitit.core.utils.FailedJobError as error:  # its trace stands between two lines of dashes
             return one_line(str(error).split("-" * 22)[1].strip().split("\n")[-1])
         except submitit.core.utils.UncompletedJobError:
             return f"lost by Slurm: {self.job.state}"
         return failure
 
     def stop(self) -> None:
-        """Cancel it; Slurm sends SIGTERM first."""
+        """Cancel the job; Slurm sends SIGTERM first."""
         self.job.cancel(check=False)

@@ -1,14 +1,12 @@
-"""Jobs of a sweep as Hydra knows them: composed, checked, launched, and what is left of each."""
+"""Jobs of a sweep as Hydra sees them: composed, checked and launched, with failures recorded."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -22,24 +20,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What launchers need that comes with the extra of their name.
-MODULES = {"joblib": "hydra_plugins.hydra_joblib_launcher", "ray": "ray", "slurm": "submitit"}
 
+class JobPlugin:
+    """What sweepers and launchers share: Hydra's objects, and jobs composed with them."""
 
-def launcher_of(context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Launcher:
-    """Return the launcher that was chosen.
+    hydra_context: Any  # HydraContext, which Hydra's own classes declare as optional
+    task_function: TaskFunction
+    config: Any  # DictConfig
 
-    Raises:
-        ConfigError: The extra that it needs is not installed.
-    """
-    choice = str(config.hydra.runtime.choices["hydra/launcher"])
-    if choice in MODULES and find_spec(MODULES[choice]) is None:
-        raise ConfigError(f"hydra/launcher={choice}: needs pip install 'mbpo-cli[{choice}]'")
-    return Plugins.instance().instantiate_launcher(context, task_function, config)
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Store Hydra's objects."""
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def job(self, overrides: Sequence[str], number: int) -> Job:
+        """Compose a job of the sweep and check its configuration.
+
+        Raises:
+            ConfigError: The configuration is wrong, or its directory holds another run.
+        """
+        from mbpo_cli.sweeps.jobs import Job
+
+        if any(override.startswith("resume=") for override in overrides):
+            raise ConfigError("resume: continues a single run; leave out --multirun")
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(composed):
+            composed.hydra.job.num = number
+        name = str(composed.hydra.sweep.subdir)
+        job = Job(name, tuple(overrides), Path(composed.hydra.sweep.dir) / name, typed_config(composed))
+        job.check()
+        return job
 
 
 def parallel_jobs(threads: int | str, device: str) -> int:
-    """Return how many jobs at a time suit this machine, where a launcher cannot give each a GPU."""
+    """Return the number of parallel jobs for this machine when the launcher cannot assign GPUs."""
     from mbpo_cli.nn.machine import num_cores, visible_gpus
 
     if device != "cpu" and visible_gpus():
@@ -47,39 +62,19 @@ def parallel_jobs(threads: int | str, device: str) -> int:
     return max(num_cores() // (1 if threads == "auto" else int(threads)), 1)
 
 
-def job_of(context: HydraContext, config: DictConfig, overrides: Sequence[str], number: int) -> Job:
-    """Return a job of a sweep, after a check of its configuration.
-
-    Raises:
-        ConfigError: The configuration is wrong, or another run is in its directory.
-    """
-    from mbpo_cli.sweeps.jobs import Job
-
-    if any(override.startswith("resume=") for override in overrides):
-        raise ConfigError("resume: goes on with one run; leave out --multirun")
-    composed = context.config_loader.load_sweep_config(config, list(overrides))
-    with open_dict(composed):
-        composed.hydra.job.num = number
-    name = str(composed.hydra.sweep.subdir)
-    job = Job(name, tuple(overrides), Path(composed.hydra.sweep.dir) / name, typed_config(composed))
-    job.check()
-    return job
-
-
 def launch(launcher: Launcher, jobs: Sequence[Job]) -> dict[Path, str]:
-    """Run jobs, and record every failure; return why jobs have no summary, by directory."""
+    """Run jobs and record their failures; return by directory why a job may have no summary."""
     if not jobs:
         return {}
     broken = "it was not started"
     try:
-        for job, ended in zip(
-            jobs, launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0), strict=True
-        ):
+        returns = launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
+        for job, ended in zip(jobs, returns, strict=True):
             if ended.status == JobStatus.FAILED:
                 job.record_failure(ended._return_value)
     except (ConfigError, RunFailed):
         raise
-    except Exception as error:  # a launcher that has lost its workers, for one
+    except Exception as error:  # for example a launcher that has lost its workers
         broken = one_line(f"{type(error).__name__}: {error}")
         log.error("the launcher failed: %s", broken)
         for job in jobs:

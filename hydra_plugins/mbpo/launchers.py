@@ -1,4 +1,4 @@
-"""Who runs the jobs of a sweep: each as a command of its own, here as processes of this machine."""
+"""Launchers run the jobs of a sweep, each as a command of its own; here as processes on this machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import os
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 
-from hydra_plugins.mbpo.jobs import job_of
+from hydra_plugins.mbpo.jobs import JobPlugin
 from mbpo_cli.failures import ConfigError, RunFailed
 
 if TYPE_CHECKING:
@@ -23,34 +22,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Parts of Hydra's own configuration that a single job is not to inherit from its sweep.
+# Parts of Hydra's own configuration that a job does not inherit from its sweep.
 OF_A_SWEEP = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
 
-# This process wants exceptions from Hydra; a job is to end with one line.
+# This process needs Hydra's exceptions; a job ends with one line instead.
 VARIABLES = {"HYDRA_FULL_ERROR": "0"}
 
+OnEnd = Callable[[int, str | None], None]
+"""Called when a job has ended, with its index and None or one line with the reason of its failure."""
 
-class CommandLauncher(Launcher):
-    """Runs each job as a command of its own, so that none takes another along."""
 
-    hydra_context: HydraContext
-    config: DictConfig
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra has composed."""
-        self.hydra_context = hydra_context
-        self.config = config
+class CommandLauncher(JobPlugin, Launcher):
+    """Runs each job as a command of its own, so that a failure affects no other job."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; return how each ended."""
+        """Run the jobs and return their results."""
+        from mbpo_cli.logs.progress import on_terminal
         from mbpo_cli.sweeps.jobs import summary_in
 
         setup_globals()
-        jobs = [
-            job_of(self.hydra_context, self.config, overrides, initial_job_idx + number)
-            for number, overrides in enumerate(job_overrides)
-        ]
+        jobs = [self.job(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         returns = [JobReturn(overrides=job.overrides) for job in jobs]
+        view = None
+        if on_terminal():
+            from mbpo_cli.sweeps.view import SweepView
+
+            view = SweepView(jobs)
         num_ended = 0
 
         def on_end(index: int, failure: str | None) -> None:
@@ -65,19 +62,20 @@ class CommandLauncher(Launcher):
                 returns[index].status, returns[index].return_value = JobStatus.FAILED, RunFailed(error)
                 text = f"{summary.get('status', 'failed')}: {error}"
             log.info("%d of %d: %s: %s", num_ended, len(jobs), jobs[index].name, text)
+            if view is not None:
+                view.end(index)
 
-        self._run(jobs, [self._command(job) for job in jobs], on_end)
+        with view or nullcontext():
+            self._run(jobs, [self._command(job) for job in jobs], on_end)
         return returns
 
     @abstractmethod
-    def _run(
-        self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: Callable[[int, str | None], None]
-    ) -> None:
-        """Run the jobs' commands; when one has ended, say its index, and None or how it failed."""
+    def _run(self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: OnEnd) -> None:
+        """Run the commands of the jobs."""
 
     def _command(self, job: Job) -> list[str]:
-        """Return the command of a single run that is this job."""
-        # Where the user's modules are found, as in this process.
+        """Return the command that runs the job as a single run."""
+        # The user's modules are imported from the same places as in this process.
         flags = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]
         sources = self.config.hydra.runtime.config_sources
         folders = [source.path for source in sources if source.provider == "command-line"]
@@ -97,21 +95,21 @@ class CommandLauncher(Launcher):
 
 
 class ProcessLauncher(CommandLauncher):
-    """Runs the jobs on this machine, some at a time."""
+    """Runs the jobs on this machine.
+
+    Args:
+        n_jobs: Parallel jobs; auto = the number of cores, or of GPUs if jobs use them.
+
+    Raises:
+        ConfigError: The number of jobs is not positive.
+    """
 
     def __init__(self, n_jobs: int | str) -> None:
-        """Run so many jobs at a time; auto = as many as there are cores, or GPUs if jobs use them.
-
-        Raises:
-            ConfigError: The number of jobs is none.
-        """
         if n_jobs != "auto" and not (isinstance(n_jobs, int) and n_jobs > 0):
             raise ConfigError(f"hydra.launcher.n_jobs={n_jobs}: must be a whole number from 1, or auto")
         self.n_jobs = n_jobs
 
-    def _run(
-        self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: Callable[[int, str | None], None]
-    ) -> None:
+    def _run(self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: OnEnd) -> None:
         from mbpo_cli.nn.machine import num_cores, visible_gpus
         from mbpo_cli.sweeps.processes import run_commands, slots_of
 

@@ -1,6 +1,6 @@
-"""Who decides on the jobs of a sweep: a grid of all combinations, or a search.
+"""Sweepers choose the jobs of a sweep: a grid of all combinations, or a search.
 
-Translates between Hydra and `mbpo_cli.sweeps`, which knows nothing of Hydra.
+Translates between Hydra and `mbpo_cli.sweeps`, which does not know Hydra.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, RangeSweep
+from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 
-from hydra_plugins.mbpo.jobs import job_of, launch, launcher_of, parallel_jobs
+from hydra_plugins.mbpo.jobs import JobPlugin, launch, parallel_jobs
 from mbpo_cli.failures import ConfigError
 
 if TYPE_CHECKING:
@@ -30,49 +31,58 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A search stops no run within this part of its steps, which tell little of the rest: 4 = a quarter.
+# Modules that launchers need, installed with the extra of the launcher's name.
+MODULES = {"joblib": "hydra_plugins.hydra_joblib_launcher", "ray": "ray", "slurm": "submitit"}
+
+# A search prunes no run during the first 1/PRUNED_AFTER of its steps, which predict the result badly.
 PRUNED_AFTER = 4
 
 
-class JobSweeper(Sweeper):
-    """Decides on jobs, which the launcher that was chosen runs."""
+class JobSweeper(JobPlugin, Sweeper):
+    """Chooses jobs and runs them with the chosen launcher."""
 
-    hydra_context: HydraContext
-    config: DictConfig
-    launcher: Launcher
+    def make_launcher(self) -> Launcher:
+        """Return the chosen launcher.
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra has composed."""
-        self.hydra_context = hydra_context
-        self.config = config
-        self.launcher = launcher_of(hydra_context, task_function, config)
+        Raises:
+            ConfigError: The extra that it needs is not installed.
+        """
+        choice = str(self.config.hydra.runtime.choices["hydra/launcher"])
+        if choice in MODULES and find_spec(MODULES[choice]) is None:
+            raise ConfigError(f"hydra/launcher={choice}: needs pip install 'mbpo-cli[{choice}]'")
+        return Plugins.instance().instantiate_launcher(self.hydra_context, self.task_function, self.config)
+
+    def configure_log(self) -> None:
+        """Set up the log of the sweep; a job in this process has its own."""
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
 
 
 class GridSweeper(JobSweeper):
-    """Runs every combination of the values given, but those that are done; one failure stops no other job."""
+    """Runs every combination of the given values that is not done; a failure stops no other job."""
 
     def sweep(self, arguments: list[str]) -> list[float]:
-        """Run the jobs that are not done; return the scores of all.
+        """Run the jobs that are not done; return the scores of all jobs.
 
         Raises:
-            ConfigError: A job's configuration is wrong, or another run is in its directory.
-            SweepFailed: Some jobs have no score in the end.
+            ConfigError: The configuration of a job is wrong, or its directory holds another run.
+            SweepFailed: Some jobs have no score at the end.
         """
         from mbpo_cli.sweeps.jobs import SweepFailed, closing_table
 
+        launcher = self.make_launcher()
         jobs = [
-            job_of(self.hydra_context, self.config, overrides, number)
+            self.job(overrides, number)
             for number, overrides in enumerate(self._named(combinations(arguments)))
         ]
         missing = [job for job in jobs if job.score is None]
         num_earlier = len(jobs) - len(missing)
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        self.configure_log()
         log.info("%d jobs in %s, %d of them done", len(jobs), self.config.hydra.sweep.dir, num_earlier)
         reasons: dict[Path, str] = {}
         try:
-            reasons = launch(self.launcher, missing)
+            reasons = launch(launcher, missing)
         finally:
-            configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+            self.configure_log()
             log.info("%s", closing_table(jobs, num_earlier, reasons))
         scores = [job.score for job in jobs]
         if None in scores:
@@ -80,9 +90,10 @@ class GridSweeper(JobSweeper):
         return [score for score in scores if score is not None]
 
     def _named(self, jobs: list[list[str]]) -> list[list[str]]:
-        """Give each job a directory that says what sets it apart from the others, unless the user does."""
+        """Add a directory to each job, named by the overrides that not all jobs share."""
         from mbpo_cli.sweeps.jobs import name_of
 
+        # The user's own choice comes first.
         if any(item.startswith("hydra.sweep.subdir=") for item in self.config.hydra.overrides.hydra):
             return jobs
         common = set.intersection(*map(set, jobs))
@@ -90,37 +101,27 @@ class GridSweeper(JobSweeper):
         return [[*job, f"hydra.sweep.subdir='{name}'"] for job, name in zip(jobs, names, strict=True)]
 
 
+@dataclass
 class SearchSweeper(JobSweeper):
-    """Searches for the values with the greatest score."""
+    """Searches for the values with the highest score; conf/hydra/sweeper/optuna.yaml explains its options."""
 
-    def __init__(
-        self,
-        n_trials: int,
-        n_jobs: int | str,
-        seeds: Sequence[int],
-        prune: bool,
-        sampler_seed: int,
-        storage: str,
-        study_name: str,
-        params: Mapping[str, Any],
-    ) -> None:
-        """Take the options, which `conf/hydra/sweeper/optuna.yaml` explains."""
-        self.n_trials = n_trials
-        self.n_jobs = n_jobs
-        self.seeds = list(seeds)
-        self.prune = prune
-        self.sampler_seed = sampler_seed
-        self.storage = storage
-        self.study_name = study_name
-        self.params = dict(params)
+    n_trials: int
+    n_jobs: int | str
+    seeds: list[int]
+    prune: bool
+    sampler_seed: int
+    storage: str
+    study_name: str
+    params: dict[str, Any]
 
     def sweep(self, arguments: list[str]) -> float:
-        """Try values until there are so many trials; return the greatest score.
+        """Run trials until the study has `n_trials`; return the highest score.
 
         Raises:
-            ConfigError: An option or the space is wrong, or the directory holds another search.
+            ConfigError: An option or the search space is wrong, or the directory holds another search.
             SweepFailed: No trial has a score.
         """
+        launcher = self.make_launcher()
         try:
             from mbpo_cli.sweeps.search import Search
         except ModuleNotFoundError as error:
@@ -128,25 +129,24 @@ class SearchSweeper(JobSweeper):
         from mbpo_cli.sweeps.jobs import SweepFailed
 
         self.check_options()
-        overrides = [f"{key}={value}" for key, value in self.params.items()]
-        constants, space = space_of([*overrides, *arguments])
+        constants, space = space_of([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
         if not space:
-            raise ConfigError("hydra.sweeper.params: nothing is searched; take hparams_search=sac, for one")
+            raise ConfigError(
+                "hydra.sweeper.params: the search space is empty; use for example hparams_search=sac"
+            )
         folder = Path(self.config.hydra.sweep.dir)
 
         def job(name: str, values: Mapping[str, Any], seed: int) -> Job:
-            chosen = [*constants, *(f"{key}={value}" for key, value in values.items())]
-            place = (f"seed={seed}", f"hydra.sweep.subdir='{name}/seed={seed}'")
-            return job_of(self.hydra_context, self.config, [*chosen, *place], 0)
+            chosen = (f"{key}={value}" for key, value in values.items())
+            return self.job(
+                [*constants, *chosen, f"seed={seed}", f"hydra.sweep.subdir='{name}/seed={seed}'"], 0
+            )
 
-        def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
-            return [job(name, values, seed) for seed in self.seeds]
-
-        config = tried(space, lambda values: job("trial", values, self.seeds[0])).config
-        at_a_time = self.n_jobs
-        if at_a_time == "auto":
-            at_a_time = max(parallel_jobs(config.threads, config.device) // len(self.seeds), 1)
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        config = check_space(space, lambda values: job("trial", values, self.seeds[0])).config
+        num_parallel = self.n_jobs
+        if num_parallel == "auto":
+            num_parallel = max(parallel_jobs(config.threads, config.device) // len(self.seeds), 1)
+        self.configure_log()
         search = Search(
             folder,
             self.storage,
@@ -158,7 +158,11 @@ class SearchSweeper(JobSweeper):
         )
         log.info("%d of %d trials in %s", search.num_trials, self.n_trials, folder)
         search.run(
-            self.n_trials, int(at_a_time), jobs_of, lambda jobs: launch(self.launcher, jobs), self.prune
+            self.n_trials,
+            int(num_parallel),
+            lambda name, values: [job(name, values, seed) for seed in self.seeds],
+            lambda jobs: launch(launcher, jobs),
+            self.prune,
         )
         best = search.best()
         if best is None:
@@ -170,29 +174,36 @@ class SearchSweeper(JobSweeper):
         """Check the options.
 
         Raises:
-            ConfigError: One is wrong.
+            ConfigError: An option is wrong.
         """
-        for key in ("n_trials", "n_jobs"):
-            value = getattr(self, key)
-            if not ((isinstance(value, int) and value > 0) or (key, value) == ("n_jobs", "auto")):
-                raise ConfigError(f"hydra.sweeper.{key}={value}: must be a whole number, 1 or more")
-        if not (isinstance(self.sampler_seed, int) and self.sampler_seed >= 0):
-            reason = "must be a whole number, 0 or more"
-            raise ConfigError(f"hydra.sweeper.sampler_seed={self.sampler_seed}: {reason}")
-        if not isinstance(self.prune, bool):
-            raise ConfigError(f"hydra.sweeper.prune={self.prune}: must be true or false")
-        if not ("://" in self.storage or self.storage.endswith(".journal")):
-            reason = f"must be a database, as in sqlite:///{self.storage}, or a path that ends in .journal"
-            raise ConfigError(f"hydra.sweeper.storage={self.storage}: {reason}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"hydra.sweeper.seeds={self.seeds}: must be one seed or more, each once")
+
+        def is_whole(value: object, low: int) -> bool:
+            return isinstance(value, int) and value >= low
+
+        database = f"must be a database, as in sqlite:///{self.storage}, or a path that ends in .journal"
+        is_storage = "://" in self.storage or self.storage.endswith(".journal")
+        is_seeds = bool(self.seeds) and len(set(self.seeds)) == len(self.seeds)
+        for key, is_valid, reason in (
+            ("n_trials", is_whole(self.n_trials, 1), "must be a whole number, 1 or more"),
+            (
+                "n_jobs",
+                self.n_jobs == "auto" or is_whole(self.n_jobs, 1),
+                "must be a whole number, 1 or more",
+            ),
+            ("sampler_seed", is_whole(self.sampler_seed, 0), "must be a whole number, 0 or more"),
+            ("prune", isinstance(self.prune, bool), "must be true or false"),
+            ("storage", is_storage, database),
+            ("seeds", is_seeds, "must be one seed or more, each once"),
+        ):
+            if not is_valid:
+                raise ConfigError(f"hydra.sweeper.{key}={getattr(self, key)}: {reason}")
 
 
 def space_of(overrides: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
-    """Return what all trials share, and what is searched, by key; later overrides win.
+    """Return the overrides that all trials share, and the search space by key; later overrides win.
 
     Raises:
-        ConfigError: An override makes no sense in a search.
+        ConfigError: An override is not possible in a search.
     """
     from optuna.distributions import CategoricalDistribution
 
@@ -223,7 +234,7 @@ def _distribution(sweep: IntervalSweep | RangeSweep) -> BaseDistribution:
     low, high, step = sweep.start, None, None
     if isinstance(sweep, IntervalSweep):
         high = sweep.end
-    elif low is not None and sweep.stop is not None:  # a range ends before its last number
+    elif low is not None and sweep.stop is not None:  # a range excludes its end
         step = sweep.step
         high = low + (math.ceil((sweep.stop - low) / step) - 1) * step
     if low is None or high is None:
@@ -233,11 +244,11 @@ def _distribution(sweep: IntervalSweep | RangeSweep) -> BaseDistribution:
     return FloatDistribution(low, high, is_log, step)
 
 
-def tried(space: Mapping[str, BaseDistribution], job: Callable[[Mapping[str, Any]], Job]) -> Job:
-    """Try every choice, and the ends of every range, which tell of all that lies between; return one job.
+def check_space(space: Mapping[str, BaseDistribution], job: Callable[[Mapping[str, Any]], Job]) -> Job:
+    """Check every choice and both ends of every range by composing a job with it; return one of the jobs.
 
-    Each is tried beside the first of all others, and if that is wrong beside the last: some values need not
-    go together.
+    Each value is combined with the first values of all other keys or, if that is wrong, with their last
+    values: some combinations may be invalid, and then fail their trial alone.
 
     Raises:
         ConfigError: A value is wrong.
@@ -254,7 +265,7 @@ def tried(space: Mapping[str, BaseDistribution], job: Callable[[Mapping[str, Any
 
 
 def ends_of(distribution: BaseDistribution) -> list[Any]:
-    """Return the extreme values of a range, or all values that there are to choose from."""
+    """Return both ends of a range, or all choices."""
     from optuna.distributions import CategoricalDistribution
 
     if isinstance(distribution, CategoricalDistribution):
@@ -263,7 +274,7 @@ def ends_of(distribution: BaseDistribution) -> list[Any]:
 
 
 def combinations(arguments: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of every job, the last sweep varying fastest.
+    """Return the overrides of every job; the last sweep varies fastest.
 
     Raises:
         ConfigError: A sweep is not over a list of values.

@@ -153,7 +153,7 @@ def test_a_killed_run_goes_on_by_its_directory_or_its_command(tmp_path: Path) ->
     assert steps[-1] == stopped_at + 9
     refused = command(*arguments, "agent.mini_batch_size=7", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "of other values (agent.mini_batch_size: 256 -> 7" in refused.stderr
+    assert "with other values (agent.mini_batch_size: 256 -> 7" in refused.stderr
 
 
 HOSTILE = [
@@ -270,7 +270,7 @@ def test_a_broken_or_hostile_configuration_is_one_line(text: str, tmp_path: Path
         ("env.module=no_such_module", "env.module=no_such_module: there is no such module"),
         ("env.kwargs={gg: 1}", "env.kwargs={'gg': 1}: not accepted by Pendulum-v1"),
         ("device=cpu:", "device=cpu:: must be auto, cpu, cuda or cuda:i"),
-        ("hydra.run.dir=/proc/version/x", "hydra.run.dir=/proc/version/x: /proc/version is not a directory"),
+        ("hydra.run.dir=/proc/version/x", "hydra.run.dir=/proc/version/x: /proc/version is not a writable directory"),
         ("env.reward_function=.x.y", "model.reward.function=.x.y: '.x.y' is not of the form"),
         ("env.module=''", "while the parts were checked"),
         ("device=gpu", "device=gpu: must be auto, cpu, cuda or cuda:i"),

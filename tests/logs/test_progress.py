@@ -46,5 +46,5 @@ def test_a_live_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.close()
     shown = terminal.getvalue().rsplit("\r", 1)[-1]
     assert "4/4" in shown
-    assert "return=-7.0" in shown
-    assert "evaluation=-5.0" in shown
+    assert "return -7.0" in shown
+    assert "evaluation -5.0" in shown

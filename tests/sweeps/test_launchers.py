@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hydra_plugins.mbpo.clusters import wait_for
-from hydra_plugins.mbpo.jobs import MODULES
+from hydra_plugins.mbpo.sweepers import MODULES
 from mbpo_cli.failures import Interrupted
 from mbpo_cli.sweeps.processes import run_command
 

@@ -19,7 +19,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from hydra_plugins.mbpo.sweepers import SearchSweeper, ends_of, space_of, tried
+from hydra_plugins.mbpo.sweepers import SearchSweeper, check_space, ends_of, space_of
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.typed import options_in
 from mbpo_cli.failures import ConfigError
@@ -203,10 +203,10 @@ def test_every_choice_is_tried_beforehand_but_not_every_combination() -> None:
         return Job("j", (), Path(), CONFIG)
 
     numbers = IntDistribution(1, 3)
-    tried({"a": CategoricalDistribution(["x", "y", "z"]), "n": numbers}, job)
+    check_space({"a": CategoricalDistribution(["x", "y", "z"]), "n": numbers}, job)
     assert {"a": "y", "n": 1} in seen
     with pytest.raises(ConfigError, match="a=bad"):
-        tried({"a": CategoricalDistribution(["x", "bad", "z"]), "n": numbers}, job)
+        check_space({"a": CategoricalDistribution(["x", "bad", "z"]), "n": numbers}, job)
 
 
 @pytest.mark.parametrize(
