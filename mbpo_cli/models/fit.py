@@ -118,6 +118,7 @@ class ModelFitter:
         is_held_out = torch.zeros(num_rows, dtype=torch.bool, device=numbers.device)
         is_held_out[low[numbers[low].argsort()[: self.options.holdout_max]]] = True
         training, held_out = (~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0]
+        # A few rows may all be in the hold-out set; then they are the training data.
         return (training, held_out) if len(training) > 0 else (held_out, training)
 
     def _train(
