@@ -164,13 +164,7 @@ class Checkpoints:
         Raises:
             NoUsableCheckpoint: They cannot be read.
         """
-
-        def rows(step: int) -> Tensor:
-            stored = self._manifest(step).experience[name]
-            contents = self._rows(stored)
-            return contents[len(contents) - stored.size :]
-
-        found = self._newest(rows, [step])
+        found = self._newest(lambda step: self._rows(self._manifest(step).experience[name]), [step])
         assert found is not None
         return found
 
@@ -239,7 +233,8 @@ class Checkpoints:
             pieces.append(safetensors.torch.load(read_file(self._experience, part.file))["rows"])
             if len(pieces[-1]) != part.end - part.start:
                 raise BadCheckpoint(f"{part.file.name} has {len(pieces[-1])} rows")
-        return torch.cat(pieces) if pieces else torch.empty(0, 0)
+        rows = torch.cat(pieces) if pieces else torch.empty(0, 0)
+        return rows[len(rows) - stored.size :]
 
     def _remove_unneeded(self, last: int) -> None:
         """Remove what no kept checkpoint up to step `last` needs; a failure only costs disk space."""
