@@ -1,6 +1,7 @@
 """Launchers for clusters: each job is a Ray task or part of a Slurm array, and runs the same command as here.
 
-Imports Ray and submitit only when a sweep uses them.
+Imports Ray and submitit only when a sweep uses them. Nothing here is a dataclass: Hydra may load plugins
+without entering them in `sys.modules`, where dataclasses look for their annotations.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hydra_plugins.mbpo.launchers import VARIABLES, CommandLauncher, OnEnd
@@ -64,15 +64,15 @@ def wait_for(submitted: Sequence[Submitted], on_end: OnEnd) -> None:
         raise Interrupted(signals.received)
 
 
-@dataclass
 class RayLauncher(CommandLauncher):
     """Runs the jobs as Ray tasks.
 
-    Attributes:
+    Args:
         ray: Arguments `init` of `ray.init` and `remote` of `ray.remote`.
     """
 
-    ray: dict[str, dict[str, Any]]
+    def __init__(self, ray: dict[str, dict[str, Any]]) -> None:
+        self.ray = ray
 
     def _run(self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: OnEnd) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -90,11 +90,11 @@ class RayLauncher(CommandLauncher):
         wait_for([RayTask(task.remote(folder, command, variables)) for command in commands], on_end)
 
 
-@dataclass
 class RayTask:
     """A job that was submitted to Ray, by the reference to its result."""
 
-    result: Any
+    def __init__(self, result: Any) -> None:
+        self.result = result
 
     def has_ended(self) -> bool:
         """Return True if the result is there."""
@@ -174,11 +174,11 @@ class Requeued:
         return submitit.helpers.DelayedSubmission(self, *arguments)
 
 
-@dataclass
 class SlurmTask:
     """A job that was submitted to Slurm, as submitit's object."""
 
-    job: Any
+    def __init__(self, job: Any) -> None:
+        self.job = job
 
     def has_ended(self) -> bool:
         """Return True if the job no longer runs and will not be requeued."""

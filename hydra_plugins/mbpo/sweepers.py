@@ -9,7 +9,6 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,18 +100,28 @@ class GridSweeper(JobSweeper):
         return [[*job, f"hydra.sweep.subdir='{name}'"] for job, name in zip(jobs, names, strict=True)]
 
 
-@dataclass
 class SearchSweeper(JobSweeper):
     """Searches for the values with the highest score; conf/hydra/sweeper/optuna.yaml explains its options."""
 
-    n_trials: int
-    n_jobs: int | str
-    seeds: list[int]
-    prune: bool
-    sampler_seed: int
-    storage: str
-    study_name: str
-    params: dict[str, Any]
+    def __init__(
+        self,
+        n_trials: int,
+        n_jobs: int | str,
+        seeds: list[int],
+        prune: bool,
+        sampler_seed: int,
+        storage: str,
+        study_name: str,
+        params: dict[str, Any],
+    ) -> None:
+        self.n_trials = n_trials
+        self.n_jobs = n_jobs
+        self.seeds = seeds
+        self.prune = prune
+        self.sampler_seed = sampler_seed
+        self.storage = storage
+        self.study_name = study_name
+        self.params = params
 
     def sweep(self, arguments: list[str]) -> float:
         """Run trials until the study has `n_trials`; return the highest score.
