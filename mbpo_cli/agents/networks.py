@@ -1,4 +1,4 @@
-"""Actors and critics as batched networks, and the target update that agents share."""
+"""Actors, critics and the update of target networks. All are built on the generator's device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ class Critics(nn.Module):
     def __init__(
         self, num_critics: int, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator
     ) -> None:
-        """Build the critics on the generator's device."""
         super().__init__()
         self.num_critics = num_critics
         sizes = (spaces.obs_size + spaces.action_size, *hidden_sizes, 1)
@@ -34,7 +33,7 @@ class Critics(nn.Module):
         return values[..., 0]
 
     def first(self, obs_BO: Tensor, action_BA: Tensor) -> Tensor:
-        """Return the first critic's values, shape (B,), without asking the others."""
+        """Return the first critic's values, shape (B,), without evaluating the others."""
         inputs = torch.cat((obs_BO, action_BA), dim=-1)
         values: Tensor = self.mlp(inputs[None], slice(1))
         return values[0, :, 0]
@@ -46,7 +45,6 @@ class DiscreteCritics(nn.Module):
     def __init__(
         self, num_critics: int, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator
     ) -> None:
-        """Build the critics on the generator's device."""
         super().__init__()
         self.num_critics = num_critics
         sizes = (spaces.obs_size, *hidden_sizes, spaces.action_size)
@@ -66,7 +64,6 @@ class DeterministicActor(nn.Module):
     """A policy that maps each observation to one action in [-1, 1]."""
 
     def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
-        """Build the actor on the generator's device."""
         super().__init__()
         sizes = (spaces.obs_size, *hidden_sizes, spaces.action_size)
         self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
@@ -81,7 +78,6 @@ class SquashedGaussianActor(nn.Module):
     """A Gaussian policy squashed to [-1, 1] by tanh."""
 
     def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
-        """Build the actor on the generator's device."""
         super().__init__()
         self.action_size = spaces.action_size
         sizes = (spaces.obs_size, *hidden_sizes, 2 * spaces.action_size)
@@ -97,7 +93,7 @@ class SquashedGaussianActor(nn.Module):
         return self.moments(obs_BO)[0].tanh()
 
     def noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
-        """Draw what makes `num_rows` actions random: standard normal, shape (B, A)."""
+        """Draw the standard normal noise of `num_rows` actions, shape (B, A)."""
         return torch.randn(num_rows, self.action_size, generator=generator, device=generator.device)
 
     def sample(self, obs_BO: Tensor, generator: torch.Generator) -> Tensor:
@@ -119,16 +115,15 @@ class SquashedGaussianActor(nn.Module):
     def expect(
         self, obs_BO: Tensor, critics: Critics | DiscreteCritics, noise_BA: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Estimate the policy's least Q-value and its entropy, both (B,), from one action per row."""
+        """Estimate the policy's value (minimum over critics) and entropy, both (B,), from one action per row."""
         action, log_density = self.act_with_log_density(obs_BO, noise_BA)
         return critics(obs_BO, action).amin(0), -log_density
 
 
 class CategoricalActor(nn.Module):
-    """A policy that gives each discrete action a probability."""
+    """A categorical policy for discrete actions."""
 
     def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
-        """Build the actor on the generator's device."""
         super().__init__()
         self.num_actions = spaces.action_size
         sizes = (spaces.obs_size, *hidden_sizes, self.num_actions)
@@ -143,7 +138,7 @@ class CategoricalActor(nn.Module):
         return DiscreteActions(self.num_actions).one_hot(self.log_probabilities(obs_BO).argmax(-1))
 
     def noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
-        """Return nothing, shape (B, 0): expectations are exact."""
+        """Return an empty tensor, shape (B, 0): expectations are exact and need no noise."""
         return torch.empty(num_rows, 0, device=generator.device)
 
     def sample(self, obs_BO: Tensor, generator: torch.Generator) -> Tensor:
@@ -155,7 +150,7 @@ class CategoricalActor(nn.Module):
     def expect(
         self, obs_BO: Tensor, critics: Critics | DiscreteCritics, noise_B0: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the policy's expected least Q-value and its entropy, both (B,), exactly.
+        """Return the policy's value (minimum over critics) and entropy, both (B,), exactly.
 
         Source: Christodoulou 2019, "Soft Actor-Critic for Discrete Action Settings", equations 10 to 12.
         """

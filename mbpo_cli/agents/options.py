@@ -1,4 +1,4 @@
-"""Options that every base agent has; the rest of the program may rely on them."""
+"""Options of all base agents, on which the rest of the program relies."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class AgentOptions(Component):
         high=1000,
         matlab="NumGradientStepsPerUpdate",
     )
-    mini_batch_size: int = option(
-        "experiences in a mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize"
-    )
+    mini_batch_size: int = option("transitions per mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize")
     experience_buffer_length: int = option(
-        "capacity of the real buffer", low=1, high=1_000_000_000, matlab="ExperienceBufferLength"
+        "capacity of the replay buffer of real transitions",
+        low=1,
+        high=1_000_000_000,
+        matlab="ExperienceBufferLength",
     )
     num_warm_start_steps: int = option(
         "environment steps with uniformly random actions before anything is trained",
@@ -30,22 +31,24 @@ class AgentOptions(Component):
         matlab="NumWarmStartSteps",
     )
     warm_start_hold_steps: int = option(
-        "steps for which each of those random actions is held, where a single one changes little", low=1
+        "steps for which each random action is held; more than 1 where a single step changes little", low=1
     )
     discount_factor: float = option("discount of future rewards", low=0, high=1, matlab="DiscountFactor")
-    hidden_sizes: list[int] = option("units of each hidden layer of actor and critics", low=1, high=65536)
+    hidden_sizes: list[int] = option(
+        "units of each hidden layer of the actor and the critics", low=1, high=65536
+    )
 
 
 @dataclass
 class TargetNetworkOptions(AgentOptions):
-    """Options of agents whose targets are slowly moving copies of their networks."""
+    """Options of agents with target networks."""
 
     target_smooth_factor: float = option(
-        "share by which target networks move to their networks; 1 = copy",
+        "fraction by which target networks move towards their networks; 1 = copy",
         above=0,
         high=1,
         matlab="TargetSmoothFactor",
     )
     target_update_frequency: int = option(
-        "updates between two moves of the target networks", low=1, matlab="TargetUpdateFrequency"
+        "updates per update of the target networks", low=1, matlab="TargetUpdateFrequency"
     )
