@@ -1,7 +1,6 @@
-"""Exploration: what is done to greedy actions so that something new is tried.
+"""Exploration: noise on greedy actions, and the policy of rollouts in the model.
 
-The same noise models serve agents in the real environment and rollouts in the model. Knows agents
-only by their contract.
+The same noise models serve agents in the real environment and rollouts.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,9 +16,7 @@ from torch import Tensor
 from mbpo_cli.options import Component, option
 from mbpo_cli.types import ActionSpec, Agent, ContinuousActions, DiscreteActions, SpaceSpec
 
-DECAY = (
-    "share by which it shrinks: an agent's at each step after the warm start, a rollout's at each generation"
-)
+DECAY = "decay rate: per step after the warm start for agents, per generation of experience for rollouts"
 
 
 class Noise(ABC):
@@ -28,14 +25,17 @@ class Noise(ABC):
     actions: type[ActionSpec]
     """The kind of actions that can be perturbed."""
 
+    SAVED: ClassVar[tuple[str, ...]] = ()
+    """Attributes in `state_dict`. Tensors must be replaced, never changed in place."""
+
     @abstractmethod
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
         """Perturb greedy actions, shape (B, A), each row on its own."""
 
     def advance(self, action: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
-        """Perturb the actions of the next real steps, a row per environment, and decay once for each.
+        """Perturb the actions of the next real steps, one row per environment, and decay once per row.
 
-        `first`, shape (E,), is true where an episode begins; noise that is correlated in time starts anew.
+        `first`, shape (E,), is true where an episode begins; noise that is correlated in time restarts there.
         """
         action = self(action, generator)
         self.decay(len(action))
@@ -43,19 +43,20 @@ class Noise(ABC):
 
     @abstractmethod
     def decay(self, num_steps: int = 1) -> None:
-        """Shrink the amount of noise so many times."""
+        """Apply the decay `num_steps` times."""
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return the current amount of noise, and all else that must survive a restart."""
+        """Return the attributes in `SAVED`."""
+        return {name: getattr(self, name) for name in self.SAVED}
 
-    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the result of `state_dict`."""
+        for name in self.SAVED:
+            setattr(self, name, state[name])
 
 
 def decayed(value: float, rate: float, minimum: float, num_steps: int) -> float:
-    """Return `value` shrunk by `rate` so often, not below `minimum`; one that is below it already stays."""
+    """Return `value` after `num_steps` decays, at least `minimum`; a smaller `value` does not change."""
     return max(value * (1 - rate) ** num_steps, minimum) if value > minimum else value
 
 
@@ -65,38 +66,31 @@ class DecayingNoiseOptions(Component):
 
     mean: float = option("mean of the noise", low=-2, high=2, matlab="Mean")
     standard_deviation: float = option(
-        "standard deviation of the noise (what a step adds, where it is correlated), at first",
+        "initial standard deviation (of a step's increment, if the noise is correlated)",
         low=0,
         high=10,
         matlab="StandardDeviation",
     )
     standard_deviation_decay_rate: float = option(DECAY, low=0, high=1, matlab="StandardDeviationDecayRate")
     standard_deviation_min: float = option(
-        "it does not shrink below this", low=0, high=10, matlab="StandardDeviationMin"
+        "lower limit of the decay", low=0, high=10, matlab="StandardDeviationMin"
     )
 
 
 class DecayingNoise(Noise):
-    """What noise that is added to continuous actions has in common: a deviation that shrinks."""
+    """Base of noise that is added to continuous actions: a standard deviation that decays."""
 
     actions = ContinuousActions
+    SAVED: ClassVar[tuple[str, ...]] = ("standard_deviation",)
 
-    def __init__(self, options: DecayingNoiseOptions) -> None:
-        """Start with the first standard deviation."""
+    def __init__(self, options: DecayingNoiseOptions, spaces: SpaceSpec) -> None:
+        self.options = options
         self.standard_deviation = options.standard_deviation
-        self._rate, self._minimum = options.standard_deviation_decay_rate, options.standard_deviation_min
 
     def decay(self, num_steps: int = 1) -> None:
-        """Shrink the standard deviation by the decay rate, not below its minimum."""
-        self.standard_deviation = decayed(self.standard_deviation, self._rate, self._minimum, num_steps)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the current standard deviation."""
-        return {"standard_deviation": self.standard_deviation}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.standard_deviation = state["standard_deviation"]
+        """Apply the decay of the standard deviation `num_steps` times."""
+        rate, minimum = self.options.standard_deviation_decay_rate, self.options.standard_deviation_min
+        self.standard_deviation = decayed(self.standard_deviation, rate, minimum, num_steps)
 
 
 @dataclass
@@ -107,7 +101,7 @@ class GaussianNoiseOptions(DecayingNoiseOptions):
     upper_limit: float = option("largest noise", low=-2, high=2, matlab="UpperLimit")
 
     def __post_init__(self) -> None:
-        """Check what no single option can tell."""
+        """Check the limits against each other."""
         if self.lower_limit > self.upper_limit:
             raise ValueError(
                 f"lower_limit={self.lower_limit}: must be at most upper_limit={self.upper_limit}"
@@ -118,11 +112,7 @@ class GaussianNoise(DecayingNoise):
     """Adds limited Gaussian noise and clips actions to [-1, 1]."""
 
     Options = GaussianNoiseOptions
-
-    def __init__(self, options: GaussianNoiseOptions, spaces: SpaceSpec) -> None:
-        """Start with the first standard deviation."""
-        super().__init__(options)
-        self.options = options
+    options: GaussianNoiseOptions
 
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
         """Return noisy actions, shape (B, A)."""
@@ -134,11 +124,11 @@ class GaussianNoise(DecayingNoise):
 
 @dataclass
 class OrnsteinUhlenbeckNoiseOptions(DecayingNoiseOptions):
-    """MATLAB's OrnsteinUhlenbeckActionNoise, with steps as unit of time."""
+    """MATLAB's OrnsteinUhlenbeckActionNoise; the unit of time is a step."""
 
     initial_action: float = option("noise at the start of an episode", low=-2, high=2, matlab="InitialAction")
     mean_attraction_constant: float = option(
-        "share of the distance to the mean that is covered in a step",
+        "fraction of the distance to the mean that is covered per step",
         above=0,
         high=1,
         matlab="MeanAttractionConstant",
@@ -154,11 +144,11 @@ class OrnsteinUhlenbeckNoise(DecayingNoise):
     """
 
     Options = OrnsteinUhlenbeckNoiseOptions
+    SAVED = (*DecayingNoise.SAVED, "noise")
+    options: OrnsteinUhlenbeckNoiseOptions
 
     def __init__(self, options: OrnsteinUhlenbeckNoiseOptions, spaces: SpaceSpec) -> None:
-        """Start at the initial action."""
-        super().__init__(options)
-        self.options = options
+        super().__init__(options, spaces)
         self.noise = torch.full((1, spaces.action_size), options.initial_action)
 
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
@@ -179,38 +169,29 @@ class OrnsteinUhlenbeckNoise(DecayingNoise):
         self.decay(len(action))
         return (action + self.noise).clamp(-1, 1)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the noise and its current standard deviation."""
-        return {**super().state_dict(), "noise": self.noise.clone()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        super().load_state_dict(state)
-        self.noise = state["noise"].clone()
-
 
 @dataclass
 class EpsilonGreedyOptions(Component):
     """MATLAB's EpsilonGreedyExploration."""
 
-    epsilon: float = option("probability of a random action, at first", low=0, high=1, matlab="Epsilon")
+    epsilon: float = option("initial probability of a random action", low=0, high=1, matlab="Epsilon")
     epsilon_decay: float = option(DECAY, low=0, high=1, matlab="EpsilonDecay")
-    epsilon_min: float = option("it does not shrink below this", low=0, high=1, matlab="EpsilonMin")
+    epsilon_min: float = option("lower limit of the decay", low=0, high=1, matlab="EpsilonMin")
 
 
 class EpsilonGreedy(Noise):
-    """Replaces some actions by random ones."""
+    """Replaces actions by random ones with probability epsilon."""
 
     Options = EpsilonGreedyOptions
     actions = DiscreteActions
+    SAVED = ("epsilon",)
 
     def __init__(self, options: EpsilonGreedyOptions, spaces: SpaceSpec) -> None:
-        """Start with the first epsilon."""
         self.options = options
         self.epsilon = options.epsilon
 
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the actions, shape (B, A), a share of epsilon of them random."""
+        """Return one-hot actions, shape (B, A)."""
         num_rows, num_actions = action.shape
         is_random = torch.rand(num_rows, generator=generator, device=action.device) < self.epsilon
         index = torch.randint(num_actions, (num_rows,), generator=generator, device=action.device)
@@ -218,49 +199,44 @@ class EpsilonGreedy(Noise):
         return torch.where(is_random[:, None], random_action, action)
 
     def decay(self, num_steps: int = 1) -> None:
-        """Shrink epsilon by its decay, not below its minimum."""
+        """Apply the decay of epsilon `num_steps` times."""
         options = self.options
         self.epsilon = decayed(self.epsilon, options.epsilon_decay, options.epsilon_min, num_steps)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the current epsilon."""
-        return {"epsilon": self.epsilon}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.epsilon = state["epsilon"]
 
 
 @dataclass
 class EmptyOptions(Component):
-    """Empty noise options: in rollouts the base agent explores as it does outside."""
+    """Empty noise options: in rollouts the base agent explores as it does in the environment."""
 
 
 class Empty:
-    """The mark of empty noise options."""
+    """Stands for empty noise options; never built."""
 
     Options = EmptyOptions
 
 
+@dataclass
 class RolloutPolicy:
-    """How actions are chosen within rollouts.
+    """Chooses actions within rollouts.
 
     Source: the page, step 3.2.3: with the noise, or, if it is empty, with the base agent's exploration.
+
+    Attributes:
+        agent: The base agent.
+        noise: Noise on the agent's greedy actions; None for the agent's own exploration.
     """
 
-    def __init__(self, agent: Agent, noise: Noise | None) -> None:
-        """Explore with `noise` around the greedy actions of `agent`, or, without it, as the agent does."""
-        self.agent = agent
-        self.noise = noise
+    agent: Agent
+    noise: Noise | None
 
     def __call__(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        """Return actions, shape (B, A); greedy ones without a random stream."""
+        """Return actions, shape (B, A); greedy without a random stream."""
         if self.noise is None or explore is None:
             return self.agent.act(obs, explore)
         return self.noise(self.agent.act(obs), explore)
 
     def decay(self) -> None:
-        """Let the noise shrink, once per generation; an agent's own decays with real steps."""
+        """Decay the noise, once per generation; an agent's own decays with real steps."""
         if self.noise is not None:
             self.noise.decay()
 
@@ -269,6 +245,6 @@ class RolloutPolicy:
         return {} if self.noise is None else self.noise.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the result of `state_dict`."""
         if self.noise is not None:
             self.noise.load_state_dict(state)

@@ -1,9 +1,7 @@
-"""The data that walks between the rooms: transitions, spaces, metrics, and what an agent is.
+"""The contracts between packages: transitions, spaces, metrics and agents.
 
-Knows nothing of any room; every room may import it.
-
-Shape suffixes used in mathematical code throughout: B batch, N rollouts or rows, M members of an
-ensemble, G rows of one member, O observation, A action.
+Shape suffixes in mathematical code: B batch, N rollouts or rows, M members of an ensemble, G rows of one
+member, O observation, A action.
 """
 
 from __future__ import annotations
@@ -17,16 +15,16 @@ from torch import Tensor
 from torch.nn import functional
 
 Metrics = Mapping[str, Tensor | float]
-"""Quantities by tag (`room/quantity`); tensors are detached and zero-dimensional."""
+"""Quantities by tag (`group/quantity`); tensors are detached and zero-dimensional."""
 
 GradientStep = Callable[..., dict[str, Tensor]]
-"""Changes parameters, and returns what is worth watching."""
+"""Changes parameters and returns metrics."""
 
 GradientSteps = Callable[[Sequence[Mapping[str, Any]]], Sequence[dict[str, Tensor]]]
-"""Takes one gradient step after the other, each with arguments of its own."""
+"""Takes one gradient step per element, which holds the arguments of that step."""
 
 Accelerate = Callable[[GradientStep], GradientSteps]
-"""Makes faster steps of one, and changes nothing else."""
+"""Returns faster gradient steps whose results are the same within rounding."""
 
 
 @dataclass
@@ -34,12 +32,12 @@ class Transitions:
     """Experience as batch-first float32 tensors on one device.
 
     Attributes:
-        obs: Observations o, shape (B, O): all channels flattened and side by side.
+        obs: Observations o, shape (B, O): all channels flattened and concatenated.
         action: Actions a, shape (B, A): scaled to [-1, 1], or one-hot.
         reward: Rewards r, shape (B,).
         next_obs: Next observations o', shape (B, O).
         terminated: 1.0 where the episode ended in a terminal state, else 0.0; shape (B,). Time
-            limits are not terminations: the value of o' still counts there.
+            limits are not terminations: the value of o' counts there.
     """
 
     obs: Tensor
@@ -52,29 +50,17 @@ class Transitions:
         return self.obs.shape[0]
 
     def to(self, device: torch.device) -> Transitions:
-        """Return them on a device."""
-        return Transitions(
-            self.obs.to(device),
-            self.action.to(device),
-            self.reward.to(device),
-            self.next_obs.to(device),
-            self.terminated.to(device),
-        )
+        """Return the transitions on a device."""
+        return Transitions(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def __getitem__(self, rows: Tensor | slice) -> Transitions:
         """Return the chosen rows."""
-        return Transitions(
-            self.obs[rows],
-            self.action[rows],
-            self.reward[rows],
-            self.next_obs[rows],
-            self.terminated[rows],
-        )
+        return Transitions(**{name: tensor[rows] for name, tensor in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class ContinuousActions:
-    """A Box of actions. Within the program they are scaled to [-1, 1].
+    """Actions of a Box space, scaled to [-1, 1] within the program.
 
     Attributes:
         low: Lower bounds of the environment's actions, shape (A,).
@@ -86,7 +72,7 @@ class ContinuousActions:
 
     @property
     def size(self) -> int:
-        """A, the elements of an action."""
+        """A, the number of elements of an action."""
         return len(self.low)
 
     def sample(self, generator: torch.Generator) -> Tensor:
@@ -99,7 +85,7 @@ class ContinuousActions:
         return torch.clamp(low + (action + 1) / 2 * (high - low), low, high)
 
     def from_env(self, action: Tensor) -> Tensor:
-        """Scale actions of shape (..., A) from the environment's bounds, to which they are clipped."""
+        """Clip actions of shape (..., A) to the environment's bounds and scale them to [-1, 1]."""
         low, high = action.new_tensor(self.low), action.new_tensor(self.high)
         width = torch.where(high > low, high - low, 1.0)
         return torch.clamp(2 * (action - low) / width - 1, -1, 1)
@@ -107,11 +93,11 @@ class ContinuousActions:
 
 @dataclass(frozen=True)
 class DiscreteActions:
-    """Finitely many actions. Within the program they are one-hot vectors.
+    """Actions of a Discrete space, one-hot within the program.
 
     Attributes:
         size: A, the number of actions.
-        start: The environment's number of the first one.
+        start: The environment's number of the first action.
     """
 
     size: int
@@ -139,12 +125,11 @@ ActionSpec = ContinuousActions | DiscreteActions
 
 @dataclass(frozen=True)
 class SpaceSpec:
-    """What the rest of the program needs to know of an environment's spaces.
+    """An environment's spaces.
 
     Attributes:
-        channels: Number of elements of each observation channel, in the order in which they stand
-            in the flat observation.
-        actions: What actions there are.
+        channels: Number of elements of each observation channel, in the order of the flat observation.
+        actions: The action space.
     """
 
     channels: tuple[int, ...]
@@ -152,80 +137,79 @@ class SpaceSpec:
 
     @property
     def obs_size(self) -> int:
-        """Elements of the flat observation."""
+        """The number of elements of the flat observation."""
         return sum(self.channels)
 
     @property
     def action_size(self) -> int:
-        """Elements of an action: of the Box, or of the one-hot vector."""
+        """The number of elements of an action, scaled or one-hot."""
         return self.actions.size
 
 
 class Policy(Protocol):
-    """Anything that chooses actions."""
+    """Chooses actions."""
 
     def __call__(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         """Return actions of shape (B, A) for observations of shape (B, O).
 
-        With `explore`, actions are drawn with exploration from that random stream; without it
-        they are greedy.
+        With `explore`, a random stream, actions include exploration; without it they are greedy.
         """
         ...
 
 
 class Agent(Protocol):
-    """An off-policy base agent: it acts, and takes a gradient step on each mini-batch that it is given.
+    """An off-policy base agent: chooses actions and takes a gradient step per mini-batch.
 
-    It never samples a buffer, logs, or looks at the count of environment steps. A class that serves
-    one kind of actions only says so in an attribute `actions`: that kind's class.
+    It never samples a buffer, logs, or uses the number of environment steps. A class that supports only
+    one kind of actions names that kind's class in a class attribute `actions`.
     """
 
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        """Choose actions, as described in `Policy`; each row explores on its own."""
+        """Return actions as in `Policy`; each row explores on its own."""
         ...
 
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
-        """Choose the actions of the next real steps, shape (E, A), for E environments that show (E, O).
+        """Return the actions of the next real step of E environments, shape (E, A), for obs (E, O).
 
-        This is where exploration moves on in time: noise that is correlated from step to step, and
-        what decays with the number of steps. `first`, shape (E,), is true where an episode begins.
+        Advances exploration in time: noise that is correlated from step to step, and decay with the
+        number of steps. `first`, shape (E,), is true where an episode begins.
         """
         ...
 
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Return what the critics expect of actions (B, A), scaled or one-hot, in (B, O); shape (B,)."""
+        """Return the Q-values, shape (B,), of actions (B, A), scaled or one-hot, in obs (B, O)."""
         ...
 
     def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
-        """Take one gradient step after the other, and return what is worth watching in each."""
+        """Take one gradient step per mini-batch, and return the metrics of each."""
         ...
 
     def compile(self, accelerate: Accelerate) -> None:
-        """Replace the steps of `update` by what `accelerate` makes of one, a function of tensors.
+        """Replace the gradient steps of `update` by `accelerate(step)`; `step` is a function of tensors.
 
-        An agent that has no such function leaves this empty.
+        Agents without such a function do nothing.
         """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that must survive a restart."""
+        """Return everything that a resumed run needs."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the result of `state_dict`."""
         ...
 
     def policy_state(self) -> dict[str, Tensor]:
-        """Return the weights of the greedy policy alone."""
+        """Return the weights of the greedy policy."""
         ...
 
 
 class KnownFunction(Protocol):
-    """A known reward or is-done function of an environment, in that environment's own units."""
+    """A known reward or is-done function, in the environment's own units."""
 
     def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """Map (B, O), actions and (B, O) to shape (B,).
 
-        Actions are the environment's own: (B, A) within its bounds, or its numbers, int64 of shape (B,).
+        Actions are in the environment's units: (B, A) within its bounds, or int64 numbers of shape (B,).
         """
         ...

@@ -115,7 +115,7 @@ class SquashedGaussianActor(nn.Module):
     def expect(
         self, obs_BO: Tensor, critics: Critics | DiscreteCritics, noise_BA: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Estimate the policy's value (minimum over critics) and entropy, both (B,), from one action per row."""
+        """Estimate the policy's value (minimum over critics) and entropy, both (B,), from one action."""
         action, log_density = self.act_with_log_density(obs_BO, noise_BA)
         return critics(obs_BO, action).amin(0), -log_density
 

@@ -20,7 +20,7 @@ class AgentOptions(Component):
     )
     mini_batch_size: int = option("transitions per mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize")
     experience_buffer_length: int = option(
-        "capacity of the replay buffer of real transitions",
+        "capacity of the real replay buffer",
         low=1,
         high=1_000_000_000,
         matlab="ExperienceBufferLength",
@@ -34,9 +34,7 @@ class AgentOptions(Component):
         "steps for which each random action is held; more than 1 where a single step changes little", low=1
     )
     discount_factor: float = option("discount of future rewards", low=0, high=1, matlab="DiscountFactor")
-    hidden_sizes: list[int] = option(
-        "units of each hidden layer of the actor and the critics", low=1, high=65536
-    )
+    hidden_sizes: list[int] = option("units of each hidden layer, actor and critics", low=1, high=65536)
 
 
 @dataclass
