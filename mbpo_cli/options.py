@@ -1,13 +1,13 @@
-"""How a configuration option is described: type, meaning, unit, range and MATLAB name in one place.
+"""How a configuration option is declared: type, meaning, unit, range and MATLAB name in one place.
 
-An option is a dataclass field without a default, beside the class that uses it. Its value lives in
-`conf/`. This room knows neither values nor how they are read.
+An option is a dataclass field without a default, beside the class that uses it. Its value lies in
+`conf/`. This module knows neither values nor how they are read.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ class Meaning:
         low: Smallest allowed number, or None.
         high: Largest allowed number, or None.
         above: The number must be greater than this, or None.
-        matlab: The names that this option has in MATLAB.
+        matlab: The names of this option in MATLAB.
     """
 
     text: str
@@ -31,12 +31,12 @@ class Meaning:
     matlab: tuple[str, ...] = ()
 
     def allows(self, value: float) -> bool:
-        """Tell whether a number lies in the range; NaN never does."""
+        """Return True if a number is finite and within the range."""
         return (
             (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
-            and value == value
+            and -math.inf < value < math.inf
         )
 
     @property
@@ -44,14 +44,8 @@ class Meaning:
         """The allowed range in words, or an empty string."""
         if self.low is not None and self.high is not None:
             return f"from {self.low:,} to {self.high:,}"
-        bounds = []
-        if self.low is not None:
-            bounds.append(f"{self.low:,} or more")
-        if self.above is not None:
-            bounds.append(f"greater than {self.above:,}")
-        if self.high is not None:
-            bounds.append(f"at most {self.high:,}")
-        return ", ".join(bounds)
+        bounds = ((">=", self.low), (">", self.above), ("<=", self.high))
+        return " and ".join(f"{sign} {bound:,}" for sign, bound in bounds if bound is not None)
 
 
 def option(
@@ -69,28 +63,16 @@ def option(
 
 @dataclass
 class Component:
-    """Options of a part that is chosen by name: `_target_` says which class it is."""
+    """Options of a component that is chosen by name: `_target_` names its class."""
 
     _target_: str = option("the class to build, as package.module.Class")
 
 
-def options_of(component: Callable[..., Any]) -> type[Component]:
-    """Return the options dataclass that a component's class declares as `Options`.
-
-    Raises:
-        TypeError: The class has no such dataclass.
-    """
-    options = getattr(component, "Options", None)
-    if not (isinstance(options, type) and issubclass(options, Component)):
-        raise TypeError(f"{component!r} has no dataclass 'Options' derived from Component")
-    return options
-
-
 def resolve(name: str) -> Any:
-    """Import what a dotted name such as `package.module.Class` stands for.
+    """Import the object with a dotted name such as `package.module.Class`.
 
     Raises:
-        ImportError: There is no such module, or nothing of that name in it.
+        ImportError: There is no such module, or the module has no such name.
     """
     module_name, _, attribute = name.rpartition(".")
     if not all(part.isidentifier() for part in name.split(".")) or not module_name:

@@ -5,18 +5,17 @@ python scripts/option_table.py
 
 from __future__ import annotations
 
-import types
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from mbpo_cli.config.compose import make_config
-from mbpo_cli.config.typed import Config, options_in
+from mbpo_cli.config.typed import Config, options_in, words
 
 PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
 
-# Every part that has options is chosen by one of these, and no environment tunes any.
+# Together they choose every component that has options, with no values tuned for an environment.
 COMMON = ["env=gym", "env.id=any", "model/reward=deterministic"]
 VARIANTS = {
     "sac": ["mbpo/model_rollout_options/noise_options=gaussian"],
@@ -34,11 +33,10 @@ def table() -> str:
         for key, hint, meaning, value in options_in(make_config(*COMMON, f"agent={agent}", *choices)):
             if key.endswith("._target_") or key in ("env.id", "env.name", "agent.name"):
                 continue
-            kind = ", ".join(filter(None, (_kind(hint), meaning.range)))
             matlab = ", ".join(name for name in meaning.matlab if not name.startswith("rl"))
-            rows.setdefault(key, (f"{meaning.text} | {kind}", matlab))
+            rows.setdefault(key, (f"{meaning.text} | {words(hint, meaning)}", matlab))
             defaults.setdefault(key, {})[agent] = _shown(value)
-    lines = ["| key | meaning | type, range | default | MATLAB |", "|---|---|---|---|---|"]
+    lines = ["| key | meaning | value | default | MATLAB |", "|---|---|---|---|---|"]
     for key, (described, matlab) in sorted(rows.items(), key=lambda row: _section(row[0])):
         lines.append(f"| `{key}` | {described} | {_default(defaults[key])} | {matlab} |")
     return "\n".join(lines)
@@ -61,18 +59,6 @@ def _default(by_agent: dict[str, str]) -> str:
 
 def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _kind(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " / ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " / ".join(_kind(choice) for choice in get_args(hint))
-    if get_origin(hint) is list:
-        return f"list of {_kind(get_args(hint)[0])}"
-    if get_origin(hint) is dict:
-        return "mapping"
-    return {int: "whole number", float: "number", bool: "true / false", str: "text", type(None): "null"}[hint]
 
 
 def with_table(text: str) -> str:

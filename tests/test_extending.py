@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import CONF
 
 PAGES = [CONF.parent / "docs" / name for name in ("tasks/environment.md", "extending.md")]
+TEXT = "".join(page.read_text() for page in PAGES)
+COMMANDS = re.findall(r"^PYTHONPATH=\. mbpo-train (.+)$", TEXT, re.MULTILINE)
 BRIEF = (
     "trainer.num_env_steps=400",
     "trainer.evaluate_every_steps=200",
@@ -29,8 +31,7 @@ BRIEF = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("outside")
-    text = "".join(page.read_text() for page in PAGES)
-    files = re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    files = re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
     assert len(files) == 6
     for name, text in files:
         path = root / name
@@ -74,6 +75,27 @@ def test_a_registered_environment_needs_no_yaml(folder: Path) -> None:
     chosen = ("env=gym", "env.id=my_lab/Corridor-v0", "env.module=my_lab.corridor", "agent=dqn")
     done = train(folder, *chosen, "trainer.num_env_steps=60", "agent.num_warm_start_steps=50", name="plain")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_pages_run(folder: Path, command: str) -> None:
+    overrides = command.removeprefix("--config-dir my_conf ").split()
+    name = f"documented_{COMMANDS.index(command)}"
+    done = train(folder, *overrides, "trainer.num_env_steps=400", name=name)
+    assert done.returncode == 0, done.stderr
+    program = [sys.executable, "-c", "from mbpo_cli.commands.evaluate import main; main()"]
+    line = [*program, name, "--episodes", "1"]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    refused = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "--trust my_lab" in refused.stderr
+    trusted = [*line, "--trust", "my_lab"]
+    assert subprocess.run(trusted, cwd=folder, env=environment, capture_output=True).returncode == 0
+
+
+def test_there_are_commands_to_run() -> None:
+    assert len(COMMANDS) == 4
 
 
 @pytest.mark.parametrize(

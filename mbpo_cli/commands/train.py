@@ -1,6 +1,6 @@
-"""The command `mbpo-train`: compose, check, build, train, and return the score.
+"""The command `mbpo-train`: composes and checks a configuration, and trains with it.
 
-Torch is imported only when a run starts, so that help and tab completion are quick. Knows no algorithm.
+Torch is imported only when a run starts, so that help and tab completion are fast. Knows no algorithm.
 """
 
 from __future__ import annotations
@@ -33,13 +33,21 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run `mbpo-train`: a bad configuration ends with one line and exit code 2."""
+    """Run `mbpo-train`; a wrong configuration ends with one line and exit code 2."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors, instead of printing many lines.
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors instead of printing many lines
     hydra_plugins.mbpo.register()
+    if "--schema" in sys.argv[1:]:
+        from mbpo_cli.config.schema import schema_text
+
+        print(schema_text(sys.argv[1:]))
+        return
     sys.argv[1:] = with_directory(sys.argv[1:])
     try:
         train_job()
+    except KeyboardInterrupt as error:
+        print("mbpo-train: interrupted", file=sys.stderr)
+        raise SystemExit(error.exit_code if isinstance(error, Interrupted) else 130) from None
     except (ConfigError, HydraException, OmegaConfBaseException, YAMLError, UnicodeError, Rejected) as error:
         cause = error.reason if isinstance(error, Rejected) else error
         if wants_traceback:
@@ -48,42 +56,38 @@ def main() -> None:
 
         print(f"mbpo-train: error: {explain(cause)}", file=sys.stderr)
         raise SystemExit(getattr(cause, "exit_code", ConfigError.exit_code)) from None
-    except RunFailed as error:  # the log has told it
+    except (RunFailed, OSError) as error:
         if wants_traceback:
             raise
-        raise SystemExit(error.exit_code) from None
-    except OSError as error:  # before there was a log to tell it
-        if wants_traceback:
-            raise
+        if isinstance(error, RunFailed):  # which is in the log
+            raise SystemExit(error.exit_code) from None
         print(f"mbpo-train: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(StorageFailed.exit_code) from None
-    except KeyboardInterrupt as error:
-        print("mbpo-train: interrupted", file=sys.stderr)
-        raise SystemExit(error.exit_code if isinstance(error, Interrupted) else 130) from None
 
 
 @hydra.main(version_base=HYDRA_VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
 def train_job(cfg: DictConfig) -> float:
-    """Train one run in Hydra's output directory and return its last evaluation, for sweepers."""
+    """Train one run in Hydra's output directory and return its score, which sweepers use."""
     from mbpo_cli.run import run
 
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    hydra_config = HydraConfig.get()
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
     if in_sweep and cfg.resume is not None:
-        raise ConfigError(f"resume={cfg.resume}: goes on with one run; leave out --multirun")
-    # A single run was checked before it got its directory.
-    overrides = HydraConfig.get().overrides.task
+        raise ConfigError(f"resume={cfg.resume}: continues a single run; leave out --multirun")
+    # Before a single run, CheckBeforeRun has checked the components.
+    make_config = checked_config if in_sweep else config_of
     try:
-        config = checked_config(cfg, overrides) if in_sweep else config_of(cfg, overrides)
-    except ConfigError as error:  # the sweep goes on, and its job's log tells why this one did not
+        config = make_config(cfg, hydra_config.overrides.task)
+    except ConfigError as error:  # for the log of a job in a sweep
         log.error("%s", error)
         raise
-    return run(config, Path(HydraConfig.get().runtime.output_dir), in_sweep)
+    return run(config, Path(hydra_config.runtime.output_dir), in_sweep)
 
 
 def with_directory(arguments: Sequence[str]) -> list[str]:
-    """Return a command line that says where to write, if that follows from the rest of it.
+    """Return a command line with the output directory, if the other arguments determine it.
 
-    A run that goes on writes where it wrote before, and a sweep where the same command did.
+    A resumed run writes where it wrote before; a sweep, into a directory named by its overrides.
     """
     values = dict(item.split("=", 1) for item in arguments if "=" in item and not item.startswith("-"))
     is_sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
@@ -97,18 +101,18 @@ def with_directory(arguments: Sequence[str]) -> list[str]:
     else:
         return list(arguments)
     quoted = path.replace("'", "\\'")
-    # Directories of sweeps have names that Hydra reads only in quotes.
-    told = [f"resume='{quoted}'" if item.startswith("resume=") else item for item in arguments]
-    # Among the other overrides, as no others are taken after a flag.
-    place = max((index + 1 for index, item in enumerate(told) if item.split("=")[0] in values), default=0)
-    return [*told[:place], f"{key}='{quoted}'", *told[place:]]
+    # Hydra reads names such as agent=sac,td3 only in quotes.
+    complete = [f"resume='{quoted}'" if item.startswith("resume=") else item for item in arguments]
+    # After the last override: Hydra takes no override that follows a flag, unless others do, too.
+    place = max((index + 1 for index, item in enumerate(complete) if item.split("=")[0] in values), default=0)
+    return [*complete[:place], f"{key}='{quoted}'", *complete[place:]]
 
 
 def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:
-    """Return the typed configuration: what was composed, or that of a run to go on with.
+    """Return the typed configuration, which is the stored one with overrides if a run is resumed.
 
     Raises:
-        ConfigError: Something is wrong with it.
+        ConfigError: It is wrong.
     """
     if cfg.resume is None:
         return typed_config(cfg)
@@ -118,10 +122,10 @@ def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:
 
 
 def checked_config(cfg: DictConfig, overrides: Sequence[str]) -> Config:
-    """Return the typed configuration, after a trial of its parts.
+    """Return the typed configuration after a check that its components can be built.
 
     Raises:
-        ConfigError: Something is wrong with it.
+        ConfigError: It is wrong.
     """
     from mbpo_cli.commands.check import check
 
@@ -130,21 +134,25 @@ def checked_config(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         check(config)
     except (ConfigError, OmegaConfBaseException):
         raise
-    except Exception as error:  # whatever an environment or a user's module may raise
-        raise ConfigError(f"{type(error).__name__} while the parts were checked: {error}") from error
+    except Exception as error:  # an environment or a user's module may raise anything
+        raise ConfigError(f"{type(error).__name__} while the components were checked: {error}") from error
     return config
 
 
 class CheckBeforeRun(Callback):
-    """Checks a run's configuration before Hydra makes its directory."""
+    """Checks the configuration of a single run before Hydra makes its directory."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the configuration; Hydra turns exceptions here into warnings, but not an exit."""
-        from mbpo_cli.storage import directory as run_directory
+        """Check the configuration.
+
+        Raises:
+            Rejected: It is wrong, or the directory cannot be used.
+        """
+        from mbpo_cli.storage.directory import check_usable
 
         try:
             checked = checked_config(config, config.hydra.overrides.task)
-            run_directory.check_usable(Path(config.hydra.run.dir), asdict(checked))
+            check_usable(Path(config.hydra.run.dir), asdict(checked))
         except (ConfigError, OmegaConfBaseException, Busy) as reason:
             raise Rejected(reason) from reason
         except OSError as error:
@@ -153,9 +161,8 @@ class CheckBeforeRun(Callback):
 
 
 class Rejected(SystemExit):
-    """What forbids a run, on its way past Hydra, which swallows ordinary exceptions in callbacks."""
+    """Carries an error past Hydra, which turns ordinary exceptions in callbacks into warnings."""
 
     def __init__(self, reason: Exception) -> None:
-        """Carry the reason."""
         super().__init__()
         self.reason = reason

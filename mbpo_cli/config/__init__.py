@@ -1,1 +1,1 @@
-"""Composing, typing and checking the configuration of a run, new or stored."""
+"""Composing, typing and checking the configuration of a run, new or stored; its JSON schema."""

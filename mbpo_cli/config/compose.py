@@ -1,12 +1,14 @@
 """From overrides to the typed configuration, by way of Hydra and the files in conf/.
 
-Torch is imported only where types are needed, so that help and tab completion are quick.
+Torch is imported only when types are needed, so that help and tab completion are quick.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_module
@@ -26,8 +28,13 @@ MAX_REFERENCES = 10
 NOT_OF_A_RUN = ("hydra", "resume", "trust")
 
 
+def config_folder() -> Path:
+    """Return the folder of the YAML files that come with this program."""
+    return Path(str(files(CONFIG_MODULE)))
+
+
 def typed_config(cfg: DictConfig) -> Config:
-    """Convert what Hydra composed to the typed configuration.
+    """Convert a configuration composed by Hydra to the typed one.
 
     Raises:
         ConfigError: A key is unknown or missing, or a value has the wrong type or range.
@@ -41,10 +48,10 @@ def typed_config(cfg: DictConfig) -> Config:
 
 
 def _resolved(node: Any, root: Any, path: str) -> Any:
-    """Replace every `${another.key}` by that key's value.
+    """Replace every `${another.key}` by the value of that key.
 
-    OmegaConf would also resolve environment variables, which then end in files, and references within
-    references, of which a few lines can make a tree that fills the memory.
+    OmegaConf would also resolve environment variables, which would then end up in files, and nested
+    references, with which a few lines can define a tree that fills the memory.
     """
     if isinstance(node, dict):
         return {
@@ -61,15 +68,15 @@ def _resolved(node: Any, root: Any, path: str) -> Any:
         node = root
         for part in match[1].split("."):
             if not isinstance(node, dict) or part not in node:
-                raise ConfigError(f"{path}: refers to '{match[1]}', which is not there")
+                raise ConfigError(f"{path}: refers to '{match[1]}', which does not exist")
             node = node[part]
         if isinstance(node, dict | list) and "${" in str(node):
-            raise ConfigError(f"{path}: refers to '{match[1]}', which holds references itself")
+            raise ConfigError(f"{path}: refers to '{match[1]}', which contains references itself")
     raise ConfigError(f"{path}: refers to itself, or through more than {MAX_REFERENCES} keys")
 
 
 def parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    """Return keys and values of overrides that concern a run, as Hydra reads them."""
+    """Return keys and values of the overrides that concern a run, as Hydra reads them."""
     read = OverridesParser.create().parse_overrides(list(overrides))
     return [(item.key_or_group, item.value()) for item in read if item.key_or_group not in NOT_OF_A_RUN]
 

@@ -1,6 +1,6 @@
-"""From the directory of a run to the configuration to go on with.
+"""From the directory of a run to the configuration with which it resumes.
 
-What lies there is data: nothing that it names outside this package is imported unless the user names it too.
+The files of a run are data: code outside this package that they name is imported only if the user trusts it.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from mbpo_cli.config.typed import Config, typed
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.storage.records import stored_config
 
-# Options whose values are imported; those of `_target_` are too.
+# Options whose values are imported, beside `_target_` and `function`.
 IMPORTED = ("env.module", "env.reward_function", "env.is_done_function", "env.wrappers")
 
 
 def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequence[str]) -> Config:
-    """Return the configuration of the run in a directory, changed as the command line says.
+    """Return the configuration of the run in a directory, with the changes of the command line.
 
     Args:
         path: The run's directory.
         changes: Keys and their new values.
-        trust: Packages outside this one from which the configuration may name things.
+        trust: Packages outside this one whose code the configuration may name.
 
     Raises:
-        ConfigError: There is no run, or its configuration is not to be trusted, or a change makes no sense.
+        ConfigError: There is no run, its configuration is not trusted, or a change is not possible.
     """
     values = stored_config(path)
     check_trusted(values, trust, "trust=[{}]")
@@ -36,27 +36,27 @@ def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequen
 
 
 def check_trusted(values: Mapping[str, Any], trust: Sequence[str], remedy: str) -> None:
-    """Check that a stored configuration names no code but this package's and that of trusted packages.
+    """Check that a stored configuration names only code of this package and of trusted packages.
 
     Args:
         values: The configuration, as plain data.
         trust: The trusted packages.
-        remedy: What the user would write to trust the package whose name is put for `{}`.
+        remedy: What the user has to write to trust the package `{}`.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: It names other code.
     """
     for key, name in _imported(values):
         package = name.partition(".")[0]
         if package not in ("mbpo_cli", *trust) and not name.startswith("gymnasium.wrappers."):
             raise ConfigError(
-                f"{key}={name}: the run directory names code from outside of mbpo_cli; "
+                f"{key}={name}: the run directory names code outside mbpo_cli; "
                 f"{remedy.format(package)} lets it be imported"
             )
 
 
 def _imported(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield key and dotted name of everything in a configuration that would be imported."""
+    """Yield the key and the dotted name of everything in a configuration that would be imported."""
     for key, value in values.items():
         path = f"{prefix}{key}"
         if path == "env.wrappers":
@@ -64,7 +64,7 @@ def _imported(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
                 yield path, str(wrapper.get("_target_") if isinstance(wrapper, dict) else wrapper)
         elif path == "env.kwargs":
             continue
-        elif path == "env.id" and ":" in str(value):  # Gymnasium imports what stands before it
+        elif path == "env.id" and ":" in str(value):  # Gymnasium imports what is before the colon
             yield path, str(value).partition(":")[0]
         elif isinstance(value, dict):
             yield from _imported(value, f"{path}.")
@@ -77,7 +77,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     for group in groups:
         values = values[group] if isinstance(values.get(group), dict) else {}
     if name not in values:
-        raise ConfigError(f"{key}={value}: no such option of the run that goes on")
+        raise ConfigError(f"{key}={value}: no such option of the run to resume")
     if isinstance(values[name], dict) and not isinstance(value, dict):
-        raise ConfigError(f"{key}={value}: a run goes on with the groups it has; only values can change")
+        raise ConfigError(f"{key}={value}: a resumed run keeps its groups; only values can change")
     values[name] = value

@@ -1,4 +1,4 @@
-"""Every choice composes and becomes typed; what is wrong is said in one line."""
+"""Every choice composes and becomes typed; every mistake is reported in one line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 
 
 def test_all_groups_are_listed_here() -> None:
-    # Those of the paper are tried in a test of their own.
+    # tests/test_paper.py covers the tasks of the paper.
     folders = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"experiment/paper"}
     assert {f for f in folders if not f.startswith("hydra")} - {"."} == set(GROUPS)
 
@@ -68,7 +68,7 @@ def test_choices_combine(env: str, transition: str) -> None:
         )
 
 
-def test_components_get_the_options_of_their_class() -> None:
+def test_components_have_the_options_of_their_class() -> None:
     config = make_config()
     assert isinstance(config.agent, SACOptions)
     assert isinstance(config.model.transition, TransitionOptions)
@@ -81,13 +81,13 @@ def test_the_environment_chooses_known_functions_and_the_command_line_wins() -> 
 
 
 @pytest.mark.parametrize("env", ["pendulum", "cartpole"])  # the second sets a real ratio of its own
-def test_mbpo_off_uses_no_model_whatever_an_environment_tunes(env: str) -> None:
+def test_mbpo_off_uses_no_model_with_any_environment(env: str) -> None:
     agent = "sac" if env == "pendulum" else "dqn"
     assert uses_model(make_config(f"env={env}", f"agent={agent}"))
     assert not uses_model(make_config(f"env={env}", f"agent={agent}", "mbpo=off"))
 
 
-def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
+def test_the_mixed_batch_has_the_size_of_the_agents_unless_set() -> None:
     assert make_config("agent.mini_batch_size=77").mbpo.mini_batch_size == 77
     assert make_config("agent.mini_batch_size=77", "mbpo.mini_batch_size=5").mbpo.mini_batch_size == 5
 
@@ -96,15 +96,15 @@ def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
     ("override", "message"),
     [
         ("seed=1.5", "seed=1.5: must be a whole number"),
-        ("seed=-1", "seed=-1: must be a number from 0"),
+        ("seed=-1", "seed=-1: must be a whole number from 0"),
         ("seed=null", "seed=null: must be a whole number"),
         ("seed=abc", "seed=abc: must be a whole number"),
         ("seed=true", "seed=True: must be a whole number"),
-        ("threads=0", "threads=0: must be a number from 1"),
+        ("threads=0", "threads=0: must be a whole number from 1 to 1,024 or auto ("),
         ("mbpo.real_ratio=1.5", "mbpo.real_ratio=1.5: must be a number from 0 to 1"),
         ("mbpo.real_ratio=-0.1", "mbpo.real_ratio=-0.1: must be a number from 0 to 1"),
         ("mbpo.real_ratio=nan", "mbpo.real_ratio=nan: must be a number from 0 to 1"),
-        ("mbpo.mini_batch_size=0", "mbpo.mini_batch_size=0: must be a number from 1"),
+        ("mbpo.mini_batch_size=0", "mbpo.mini_batch_size=0: must be a whole number from 1"),
         ("mbpo.model_rollout_options.horizon=0", "mbpo.model_rollout_options.horizon=0: must be"),
         ("mbpo.model_rollout_options.num_rollout=0", "mbpo.model_rollout_options.num_rollout=0: must be"),
         (
@@ -112,19 +112,25 @@ def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
             "horizon_update_schedule=cubic: must be none or piecewise or linear",
         ),
         ("mbpo.generate_every=0", "mbpo.generate_every=0: must be"),
-        ("mbpo.generate_every=often", "mbpo.generate_every=often: must be a whole number or episode"),
+        ("mbpo.generate_every=often", "mbpo.generate_every=often: must be a whole number >= 1 or episode"),
         ("agent.actor_optimizer.learn_rate=-1e-3", "agent.actor_optimizer.learn_rate=-0.001: must be"),
         ("agent.actor_optimizer.learn_rate=inf", "agent.actor_optimizer.learn_rate=inf: must be"),
         ("agent.actor_optimizer.learn_rate=fast", "agent.actor_optimizer.learn_rate=fast: must be a number"),
         ("agent.entropy_weight_options=3", "agent.entropy_weight_options=3: must be a group of options"),
-        ("agent.hidden_sizes=64", "agent.hidden_sizes=64: must be a list such as [64, 64]"),
+        (
+            "agent.hidden_sizes=64",
+            "agent.hidden_sizes=64: must be a list [each a whole number from 1 to 65,536] (",
+        ),
         ("agent.hidden_sizes=[]", "agent.hidden_sizes=[]: must be a list"),
-        ("agent.hidden_sizes=[64,0]", "agent.hidden_sizes=0: must be a number from 1"),
+        (
+            "agent.hidden_sizes=[64,0]",
+            "agent.hidden_sizes=[64, 0]: must be a list [each a whole number from 1",
+        ),
         ("+agent.lrr=1", "agent.lrr=1: no such option"),
         ("+agent.mini_batch_sise=1", "did you mean agent.mini_batch_size?"),
         ("+sed=1", "did you mean seed?"),
         ("~seed", "seed: needs a value"),
-        ("env=gym", "env.id=null: must be text (Gymnasium id, such as Pendulum-v1)"),
+        ("env=gym", "env.id=null: must be printable text (Gymnasium id, such as Pendulum-v1)"),
         ("env.kwargs=5", "env.kwargs=5: must be a mapping such as {key: value} or null"),
         ("model.transition.num_elites=8", "model.transition.num_elites=8: must be at most num_networks"),
         ("model.training.holdout_ratio=0", "model.transition.num_elites="),
@@ -134,7 +140,10 @@ def test_mixed_batch_is_as_large_as_the_agents_own_unless_said() -> None:
         ("env.reward_function=math.pi", "model.reward.function=math.pi: is not a function"),
         ("agent._target_=mbpo_cli.agents.sac.SACC", "agent._target_=mbpo_cli.agents.sac.SACC: module"),
         ("agent._target_=math.sqrt", "has no dataclass 'Options'"),
-        ("agent._target_=mbpo_cli.models.reward.LearnedReward", "must derive from AgentOptions"),
+        (
+            "agent._target_=mbpo_cli.models.reward.LearnedReward",
+            "has no dataclass 'Options' derived from AgentOptions",
+        ),
     ],
 )
 def test_wrong_values_are_named(override: str, message: str) -> None:
@@ -174,11 +183,11 @@ def test_whole_numbers_may_be_written_as_floats() -> None:
         ("bananas", None),
     ],
 )
-def test_near_misses_and_matlab_names_are_understood(typed: str, meant: str | None) -> None:
+def test_misspelled_and_matlab_names_lead_to_a_suggestion(typed: str, meant: str | None) -> None:
     assert suggest(typed, make_config()) == meant
 
 
-def test_every_option_of_matlab_in_the_specification_is_known() -> None:
+def test_every_matlab_option_of_the_page_is_known() -> None:
     names = {name for _, _, meaning, _ in options_in(make_config()) for name in meaning.matlab}
     assert names >= {
         "NumEpochForTrainingModel",
@@ -204,8 +213,10 @@ def test_every_option_has_a_meaning() -> None:
     assert all(meaning.text for _, _, meaning, _ in options_in(make_config()))
 
 
-def test_no_yaml_is_left_out_of_the_package() -> None:
-    assert all(path.suffix in (".yaml", ".py", ".pyc") for path in Path(CONF).rglob("*") if path.is_file())
+def test_no_file_is_left_out_of_the_package() -> None:
+    assert all(
+        path.suffix in (".yaml", ".json", ".py", ".pyc") for path in Path(CONF).rglob("*") if path.is_file()
+    )
 
 
 def test_the_option_table_matches_the_declarations() -> None:
@@ -213,8 +224,8 @@ def test_the_option_table_matches_the_declarations() -> None:
     assert text == with_table(text), "run python scripts/option_table.py"
 
 
-def test_no_option_takes_what_it_must_not() -> None:
-    """Every option with values of other types, out of range and not finite: hundreds of mistakes."""
+def test_no_option_accepts_a_wrong_value() -> None:
+    """Tries values of other types, out of range and not finite for every option: hundreds of mistakes."""
     good = asdict(make_config("model/reward=gaussian", "mbpo/model_rollout_options/noise_options=gaussian"))
     mistakes = 0
     for key, hint, meaning, value in options_in(typed(good)):
@@ -233,7 +244,7 @@ def test_no_option_takes_what_it_must_not() -> None:
             wrong.append(None)
         for bad in wrong:
             if key == "env.kwargs" and isinstance(bad, dict):
-                continue  # whatever the environment takes
+                continue  # any mapping is allowed
             changed = copy.deepcopy(good)
             place = changed
             for part in key.split(".")[:-1]:
@@ -252,16 +263,16 @@ def test_no_option_takes_what_it_must_not() -> None:
     [
         ("env.name=${oc.env:HOME}", "env.name=${oc.env:HOME}: only a whole value can be a reference"),
         ("env.name=a${env.id}", "only a whole value can be a reference"),
-        ("env.name=${env.nothing}", "env.name: refers to 'env.nothing', which is not there"),
+        ("env.name=${env.nothing}", "env.name: refers to 'env.nothing', which does not exist"),
         ("env.name=${env.name}", "env.name: refers to itself"),
-        ("env.kwargs={a: '${env.kwargs}'}", "which holds references itself"),
+        ("env.kwargs={a: '${env.kwargs}'}", "which contains references itself"),
         (
             "env.kwargs={b0: [1, 1], b1: ['${env.kwargs.b0}', '${env.kwargs.b0}'], b2: '${env.kwargs.b1}'}",
-            "which holds references itself",
+            "which contains references itself",
         ),
     ],
 )
-def test_references_are_to_single_options_of_the_configuration(override: str, message: str) -> None:
+def test_only_references_to_single_options_are_allowed(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         make_config(override)
 

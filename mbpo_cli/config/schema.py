@@ -1,0 +1,123 @@
+"""The JSON schema of the configuration, with which editors complete and check YAML files.
+
+It is derived from the declarations of the options and has no values. No option is required, because
+the files of a configuration complete each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from mbpo_cli.config.compose import config_folder
+from mbpo_cli.config.typed import Config, choices, options_of
+from mbpo_cli.options import Component, Meaning, resolve
+
+Schema = dict[str, Any]
+
+TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", dict: "object", type(None): "null"}
+# Any option may be a reference to another. Editors read YAML 1.2, in which 10_000 is text.
+REFERENCE = {"type": "string", "pattern": r"^(\$\{[\w.]+\}|\d[\d_]*)$"}
+NOT_OF_A_RUN = {
+    "hydra": {"description": "Hydra's own options", "type": "object"},
+    "resume": {"description": "directory of the run to resume", "type": ["string", "null"]},
+    "trust": {
+        "description": "packages whose code the configuration of that run may name",
+        "type": "array",
+        "items": {"type": "string"},
+    },
+}
+
+
+def schema_text(arguments: Sequence[str]) -> str:
+    """Return the schema as text, with the components in the folders that `--config-dir` names."""
+    parser = argparse.ArgumentParser(prog="mbpo-train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
+    folders = parser.parse_known_args(arguments)[0].config_dir
+    return json.dumps(_Writer([config_folder(), *folders]).schema(), indent=1)
+
+
+class _Writer:
+    """Writes the schema of a whole configuration and, as definitions, of the groups that have a folder.
+
+    Args:
+        folders: Where the groups are: `conf/`, and folders of a user.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._definitions: dict[str, Schema] = {"reference": REFERENCE}
+
+    def schema(self) -> Schema:
+        """Return the schema of a whole configuration, with the groups as definitions."""
+        run = self._group(Config, "")
+        run["properties"] |= NOT_OF_A_RUN
+        definitions = {"run": run, **dict(sorted(self._definitions.items()))}
+        # Nothing else at the top: an editor adds it to every definition that a file names.
+        return {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "$ref": "#/definitions/run",
+            "definitions": definitions,
+        }
+
+    def _group(self, cls: type[Any], prefix: str) -> Schema:
+        options = {
+            name: self._option(hint, meaning, prefix + name)
+            for name, (hint, meaning) in options_of(cls).items()
+        }
+        defaults = {"defaults": {"type": "array"}}  # Hydra's defaults list
+        return {"type": "object", "properties": defaults | options, "additionalProperties": False}
+
+    def _option(self, hint: Any, meaning: Meaning, path: str) -> Schema:
+        matlab = f" (MATLAB: {', '.join(meaning.matlab)})" if meaning.matlab else ""
+        description = {"description": meaning.text + matlab}
+        if not (isinstance(hint, type) and is_dataclass(hint)):
+            return description | {"anyOf": [*_values(hint, meaning), {"$ref": "#/definitions/reference"}]}
+        folders = [folder / path.replace(".", "/") for folder in self._folders]
+        if not folders[0].is_dir():
+            return description | self._group(hint, f"{path}.")
+        if issubclass(hint, Component):
+            group = {"anyOf": [self._component(target, path) for target in _targets(folders)]}
+        else:
+            group = self._group(hint, f"{path}.")
+        self._definitions[path] = description | group
+        return {"$ref": f"#/definitions/{path}"}
+
+    def _component(self, target: str, path: str) -> Schema:
+        component = resolve(target)
+        group = self._group(component.Options, f"{path}.")
+        group["properties"]["_target_"] = {"const": target}
+        return {"description": (inspect.getdoc(component) or "").partition("\n")[0]} | group
+
+
+def _targets(folders: Sequence[Path]) -> list[str]:
+    """Return the classes that the YAML files of folders name."""
+    paths = [path for folder in folders for path in folder.glob("*.yaml")]
+    values = [yaml.safe_load(path.read_text("utf-8")) or {} for path in paths]
+    return sorted({value["_target_"] for value in values if "_target_" in value})
+
+
+def _values(hint: Any, meaning: Meaning) -> list[Schema]:
+    """Return a schema for each type that an option may have."""
+    bounds = {"minimum": meaning.low, "maximum": meaning.high, "exclusiveMinimum": meaning.above}
+    schemas: list[Schema] = []
+    for choice in choices(hint):
+        kind = get_origin(choice) or choice
+        if kind is Literal:
+            schemas.append({"enum": list(get_args(choice))})
+        elif kind is list:
+            items = {"anyOf": _values(get_args(choice)[0], meaning)}
+            schemas.append({"type": "array", "items": items, "minItems": 1})
+        elif kind in (int, float):
+            given = {name: bound for name, bound in bounds.items() if bound is not None}
+            schemas.append({"type": TYPES[kind], **given})
+        else:
+            schemas.append({"type": TYPES[kind]})
+    return schemas
