@@ -1,1 +1,1 @@
-"""Batched networks, optimisers, compilation, and what the machine can do."""
+"""Batched networks, the optimizer, compilation, and the hardware."""

@@ -1,6 +1,6 @@
-"""Taking gradient steps, as they are or compiled as a whole: forward pass, backward pass and optimiser.
+"""Gradient steps, plain or compiled as a whole: forward pass, backward pass and optimizer.
 
-Knows functions of tensors, and how often they will be called; does not know what they compute.
+It knows functions of tensors and the number of their calls, not what they compute.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from mbpo_cli.types import GradientStep, GradientSteps
 
 log = logging.getLogger(__name__)
 
-# A cold compilation takes 20 to 60 s, and saves 1 to 3 ms of a gradient step.
+# A cold compilation takes 20 to 60 s and saves 1 to 3 ms per gradient step.
 MIN_CALLS_THAT_PAY = 20_000
-# Four steps as one function save another 0.5 to 1 ms each, and take half a minute longer to compile.
+# Four steps as one function save another 0.5 to 1 ms per step and take half a minute longer to compile.
 SEVERAL, MIN_CALLS_FOR_SEVERAL = 4, 100_000
-# Of flags and shapes, each of which is compiled when it first occurs.
+# Combinations of flags and shapes; each is compiled when it first occurs.
 MAX_COMBINATIONS = 64
 
 
 def missing_compiler() -> str | None:
-    """Return the name of the C++ compiler that torch would call, if there is none; else None."""
+    """Return the name of the C++ compiler that torch needs if it is not installed, else None."""
     name = os.environ.get("CXX", "g++")
     return None if shutil.which(name) else name
 
 
 def guards_of_arguments(guards: Sequence[Any]) -> list[bool]:
-    """Tell of each guard whether it is to be checked at every call: not if it is of what never changes.
+    """Return for each guard whether to check it at every call: only guards of arguments can fail.
 
-    Those of the object whose method was compiled are hundreds, and take as long as a small gradient step.
+    The object whose method is compiled has hundreds of guards, which take as long as a small gradient step.
     """
     return [not (guard.is_global or guard.name.startswith("step.")) for guard in guards]
 
 
 def one_by_one(step: GradientStep) -> GradientSteps:
-    """Return what takes such steps as they are."""
+    """Return a function that calls `step` once for each element of its argument."""
 
     def steps(arguments: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
         return [step(**each) for each in arguments]
@@ -51,19 +51,18 @@ def one_by_one(step: GradientStep) -> GradientSteps:
 
 
 def compiled(step: GradientStep, optional: bool = False, per_launch: int = 1) -> GradientSteps:
-    """Return what takes such steps, compiled when first called, and again for tensors of other shapes.
+    """Return `one_by_one(step)`, compiled at the first call and again for other shapes.
 
-    As many steps as `per_launch` says are compiled as one function; what is left over of the steps that are
-    asked for at once is another function.
-    A step must take, change and return nothing but tensors, apart from flags and what never changes, all of
-    which may also be reached through the object that it is a method of. The results are the same within
-    rounding. If compilation fails, the step itself goes on where compilation is `optional`; otherwise
-    torch's error is raised.
+    Results are the same within rounding. On a GPU the kernels are captured as a graph and launched together.
 
-    On a GPU the function's kernels are captured as a graph, and launched all at once. For this, all that a
-    step changes must be parameters, which keep their place in memory.
+    Args:
+        step: May use tensors, flags and constants, also through the object that it is a method of; may
+            change only parameters, because a captured graph relies on their place in memory.
+        optional: If compilation fails, log a warning and use the plain step; without it, torch's error
+            is raised.
+        per_launch: The number of steps that are compiled as one function; a remainder is another function.
     """
-    from torch._dynamo import config  # takes a second to import, which only runs that compile pay
+    from torch._dynamo import config  # imported here because it takes a second
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     config.trace_autograd_ops = True  # the backward pass belongs to the step
@@ -74,7 +73,7 @@ def compiled(step: GradientStep, optional: bool = False, per_launch: int = 1) ->
         fullgraph=True,
         dynamic=False,
         options={"guard_filter_fn": guards_of_arguments, "triton.cudagraphs": True},
-        isolate_recompiles=True,  # another object's step is compiled for that object
+        isolate_recompiles=True,  # each object has compiled code of its own
     )
 
     def launch(arguments: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, Tensor]]:
@@ -97,7 +96,7 @@ def compiled(step: GradientStep, optional: bool = False, per_launch: int = 1) ->
 
 
 def copied(results: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Return results of their own place, as a graph's next results overwrite the last; all at once."""
+    """Copy all results in one operation, because a graph's next launch overwrites them."""
     values = [value for metrics in results for value in metrics.values()]
     flat = torch.cat([value.flatten() for value in values]) if values else torch.empty(0)
     copies = iter(torch.split(flat, [value.numel() for value in values]))

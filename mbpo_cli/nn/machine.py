@@ -1,4 +1,4 @@
-"""What this process may use of the machine: its CPU cores and its GPUs."""
+"""The CPU cores and GPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def num_cores() -> int:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device multiplies numbers of the type bfloat16 without taking them for others."""
+    """Return True if a device multiplies bfloat16 numbers natively, without emulation."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -1,6 +1,6 @@
-"""One multilayer perceptron, batched over members: an ensemble is one network, not a list.
+"""A multilayer perceptron batched over ensemble members; a single network is an ensemble of one.
 
-A single network is an ensemble of one. This room does not know what the outputs mean.
+This module does not know what the outputs mean.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-# Of fewer columns than this, matrix libraries compute the transposed product several times as fast. Where
-# nothing is compiled, what follows reads and writes across the rows, which costs as much as it saves.
+# With fewer columns than this, matrix libraries compute the transposed product several times as fast. Without
+# compilation the next operations then access memory across rows, which costs as much as it saves.
 NARROW = 16
 
 _product_dtype = ContextVar("_product_dtype", default=torch.float32)
@@ -24,7 +24,7 @@ _product_dtype = ContextVar("_product_dtype", default=torch.float32)
 
 @contextmanager
 def hidden_products_in(dtype: torch.dtype) -> Iterator[None]:
-    """Let the networks that are built inside multiply between hidden layers in `dtype`, backwards too."""
+    """Let networks built in this context compute products between hidden layers in `dtype`, backward too."""
     token = _product_dtype.set(dtype)
     try:
         yield
@@ -42,9 +42,9 @@ def uniform(weight: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
 
 
 def truncated_normal(weight: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
-    """Fill with a normal of standard deviation 1/(2 sqrt(fan_in)), cut at two deviations.
+    """Fill with a normal of standard deviation 1/(2 sqrt(fan_in)), truncated at two deviations.
 
-    Source: initialisation of the dynamics ensembles of PETS (Chua et al. 2018), kept by MBPO.
+    Source: initialization of the dynamics ensembles of PETS (Chua et al. 2018), which MBPO uses too.
     """
     std = 1 / (2 * math.sqrt(fan_in))
     return nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
@@ -59,7 +59,15 @@ class Activation(Protocol):
 
 
 class BatchedMLP(nn.Module):
-    """Members of equal shape, evaluated together as batched matrix products."""
+    """Members of equal shape, evaluated together as batched matrix products.
+
+    Args:
+        num_members: The number of networks.
+        sizes: Sizes of the layers, input first, output last.
+        activation: The function between layers.
+        initialize: `uniform` initializes biases like the weights, `truncated_normal` at zero.
+        generator: Random stream of the initial weights; parameters are on its device.
+    """
 
     def __init__(
         self,
@@ -69,11 +77,6 @@ class BatchedMLP(nn.Module):
         initialize: Initializer,
         generator: torch.Generator,
     ) -> None:
-        """Build `num_members` networks with layers of the given sizes (input first, output last).
-
-        The parameters live on the generator's device; biases start like the weights for
-        `uniform`, and at zero for `truncated_normal`.
-        """
         super().__init__()
         self.activation = activation
         self.product_dtype = _product_dtype.get()
@@ -88,19 +91,19 @@ class BatchedMLP(nn.Module):
             self.biases.append(nn.Parameter(bias))
 
     def decay(self, factors: Sequence[float]) -> Tensor:
-        """Return half the squared weights of all members, times a factor per layer; biases are free."""
+        """Return half the sum of squared weights, with one factor per layer; biases do not count."""
         squares = [
             factor * weight.square().sum() for factor, weight in zip(factors, self.weights, strict=True)
         ]
         return 0.5 * torch.stack(squares).sum()
 
     def forward(self, inputs_MBI: Tensor, members: Tensor | slice | None = None) -> Tensor:
-        """Map (M, B, in) to (M, B, out), row block m through member m.
+        """Map (M, B, in) to (M, B, out); member m gets inputs[m].
 
-        With `members`, M member numbers or a slice that takes M, block m goes through the m-th of them.
+        `members`, M member numbers or a slice, selects and orders the members.
         """
         if isinstance(members, Tensor) and inputs_MBI.device.type == "cpu" and not torch.is_grad_enabled():
-            # One after the other, so that no weights are copied, and a member's rows stay in the cache.
+            # One member at a time: no weights are copied, and a member's rows stay in the cache.
             chosen = zip(inputs_MBI, members.tolist(), strict=True)
             return torch.cat([self(rows_BI[None], slice(member, member + 1)) for rows_BI, member in chosen])
         hidden = inputs_MBI
@@ -109,10 +112,10 @@ class BatchedMLP(nn.Module):
             if members is not None:
                 weight, bias = weight[members], bias[members]
             if self.product_dtype != torch.float32 and 0 < layer < last:
-                # What comes in and goes out, biases, activations and weights stay in float32.
+                # First and last layer, biases, activations and stored weights stay in float32.
                 product = torch.bmm(hidden.to(self.product_dtype), weight.to(self.product_dtype))
                 hidden = product + bias
-            elif weight.shape[2] == 1:  # a batched product with a single column is slow
+            elif weight.shape[2] == 1:  # batched products with a single column are slow
                 hidden = (hidden * weight.transpose(1, 2)).sum(2, keepdim=True) + bias
             elif weight.shape[2] < NARROW and torch.compiler.is_compiling():
                 hidden = torch.baddbmm(bias.mT, weight.mT, hidden.mT).mT

@@ -12,63 +12,69 @@ from torch.optim.adam import adam
 
 from mbpo_cli.options import option
 
-# Source: Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization"; only the rate is an option.
+# Source: Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization"; not configurable.
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 @dataclass
 class OptimizerOptions:
-    """How one part is trained."""
+    """Options of the optimizer of one part."""
 
     learn_rate: float = option(
-        "step size of Adam; 0 = leave this part as it is", low=0, high=1, matlab="LearnRate"
+        "learning rate of Adam; 0 = do not train this part", low=0, high=1, matlab="LearnRate"
     )
     gradient_threshold: float | None = option(
-        "largest L2 norm of a network's gradient, which is scaled down to it; null = no limit",
+        "limit of the L2 norm of a network's gradient; larger ones are scaled down; null = no limit",
         above=0,
         matlab="GradientThreshold",
     )
     l2_regularization: float = option(
-        "factor of the squared weights added to the loss gradient", low=0, matlab="L2RegularizationFactor"
+        "L2 penalty: this factor times the weights is added to the gradient",
+        low=0,
+        matlab="L2RegularizationFactor",
     )
 
 
 @dataclass
 class MemberOptimizerOptions:
-    """How the members of an ensemble are trained: one value for all, or a list with one per member."""
+    """Options of the optimizer of an ensemble: one value for all members, or a list with one per member."""
 
     learn_rate: float | list[float] = option(
-        "step size of Adam, of all members or a list of each; 0 = leave its weights as they are",
+        "learning rate of Adam, one or a list with one per member; 0 = do not train",
         low=0,
         high=1,
         matlab="LearnRate",
     )
     gradient_threshold: float | list[float] | None = option(
-        "largest L2 norm of a member's gradient, which is scaled down to it; null = no limit for any",
+        "limit of the L2 norm of a member's gradient; larger ones are scaled down; null = no limit",
         above=0,
         matlab="GradientThreshold",
     )
     l2_regularization: float | list[float] = option(
-        "factor of the squared weights added to the loss gradient", low=0, matlab="L2RegularizationFactor"
+        "L2 penalty: this factor times the weights is added to the gradient",
+        low=0,
+        matlab="L2RegularizationFactor",
     )
 
 
 class Optimizer:
-    """Adam on a fixed set of parameters, with an optional limit on the gradient's norm.
+    """Adam with an optional limit on the gradient norm and, for ensembles, options per member.
 
-    The first dimension of every parameter counts the members of a `BatchedMLP`; each option may
-    differ between them.
+    Args:
+        parameters: At least one; the first dimension of each is the member of a `BatchedMLP`.
+        options: Hyperparameters.
     """
+
+    SAVED = ("first_moments", "second_moments", "step_counts")
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], options: OptimizerOptions | MemberOptimizerOptions
     ) -> None:
-        """Optimise `parameters`, which must not be empty."""
         self.parameters = list(parameters)
         device = self.parameters[0].device
         threshold, rate, l2 = options.gradient_threshold, options.learn_rate, options.l2_regularization
         self._threshold_M = None if threshold is None else torch.tensor(threshold, device=device)
-        # Adam knows one rate and one factor; what differs between members is done around it.
+        # Adam takes one rate and one factor; differences between members are applied around it.
         self._rate = max(rate) if isinstance(rate, list) else rate
         self._l2 = 0.0 if isinstance(l2, list) else l2
         self._rate_share_M = self._l2_M = None
@@ -82,15 +88,15 @@ class Optimizer:
 
     @property
     def gradient_norm(self) -> float:
-        """L2 norm of Adam's running mean of gradients, which outlives compiled steps."""
+        """L2 norm of Adam's running mean of gradients; gradients themselves do not survive compiled steps."""
         return float(torch.stack([moment.square().sum() for moment in self.first_moments]).sum().sqrt())
 
     def minimize(self, loss: Tensor) -> None:
-        """Take one step down the gradient of a scalar loss with respect to these parameters alone.
+        """Take one gradient step on a scalar loss.
 
         Other parameters that the loss depends on are neither changed nor given a gradient.
         """
-        # torch's kernel takes gradients to lie in memory as their parameters do, which it does not check.
+        # torch's kernel assumes without a check that gradients have their parameters' memory layout.
         gradients = [gradient.contiguous() for gradient in torch.autograd.grad(loss, self.parameters)]
         with torch.no_grad():
             if self._threshold_M is not None:
@@ -104,7 +110,7 @@ class Optimizer:
                 self._step_by_shares(gradients, self._rate_share_M)
 
     def _step(self, gradients: list[Tensor]) -> None:
-        if torch.compiler.is_compiling():  # no compiler can follow torch's kernel
+        if torch.compiler.is_compiling():  # torch.compile cannot trace the fused kernel
             self._step_by_formula(gradients)
             return
         adam(
@@ -126,8 +132,8 @@ class Optimizer:
         )
 
     def _step_by_formula(self, gradients: list[Tensor]) -> None:
-        # All step counts are equal. What follows from them is computed once for all parameters: a compiler
-        # puts powers, which torch's own formulas have, into the innermost loops, but not exponentials.
+        # All step counts are equal, so the bias corrections are computed once for all parameters. A compiler
+        # moves powers, as in torch's own formulas, into the innermost loops, but not exponentials.
         torch._foreach_add_(self.step_counts, 1.0)
         count = self.step_counts[0]
         rate = self._rate / (1 - torch.exp(math.log(BETA1) * count))
@@ -140,7 +146,7 @@ class Optimizer:
             parameter.sub_(rate * first / (second.sqrt() / scale + EPSILON))
 
     def _step_by_shares(self, gradients: list[Tensor], share_M: Tensor) -> None:
-        # A step of Adam is proportional to its rate.
+        # Adam's step is proportional to the learning rate.
         before = [parameter.clone() for parameter in self.parameters]
         self._step(gradients)
         for parameter, old in zip(self.parameters, before, strict=True):
@@ -148,35 +154,27 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """Return Adam's moments and step counts."""
-        return {name: [tensor.clone() for tensor in tensors] for name, tensors in self._state.items()}
+        return {name: [tensor.clone() for tensor in getattr(self, name)] for name in self.SAVED}
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Restore what `state_dict` returned."""
-        for name, tensors in self._state.items():
-            for tensor, stored in zip(tensors, state[name], strict=True):
+        """Restore the result of `state_dict`."""
+        for name in self.SAVED:
+            for tensor, stored in zip(getattr(self, name), state[name], strict=True):
                 tensor.copy_(stored)
-
-    @property
-    def _state(self) -> dict[str, list[Tensor]]:
-        return {
-            "first_moments": self.first_moments,
-            "second_moments": self.second_moments,
-            "step_counts": self.step_counts,
-        }
 
 
 def _kept(value: Tensor) -> Tensor:
-    """Return a tensor as what keeps its place in memory, which a compiled step relies on."""
+    """Make a tensor a parameter, whose place in memory compiled steps may rely on."""
     return nn.Parameter(value, requires_grad=False)
 
 
 def _limited(gradients: list[Tensor], threshold_M: Tensor) -> list[Tensor]:
-    # Members do not share a norm: one with an exploding gradient must not slow the others.
+    # One norm per member: a member with an exploding gradient must not slow the others.
     square_M = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in gradients]).sum(0)
     scale_M = (threshold_M / square_M.sqrt()).clamp(max=1.0)
     return [g * _per_member(scale_M, g) for g in gradients]
 
 
 def _per_member(values_M: Tensor, like: Tensor) -> Tensor:
-    """Shape one value per member so that it multiplies `like`, whose first dimension counts members."""
+    """Reshape one value per member to broadcast with `like`, whose first dimension is the member."""
     return values_M.view(-1, *[1] * (like.ndim - 1))
