@@ -29,7 +29,7 @@ class OptimizerOptions:
         matlab="GradientThreshold",
     )
     l2_regularization: float = option(
-        "L2 penalty: this factor times the weights is added to the gradient",
+        "L2 penalty: factor of the weights in the gradient",
         low=0,
         matlab="L2RegularizationFactor",
     )
@@ -51,7 +51,7 @@ class MemberOptimizerOptions:
         matlab="GradientThreshold",
     )
     l2_regularization: float | list[float] = option(
-        "L2 penalty: this factor times the weights is added to the gradient",
+        "L2 penalty: factor of the weights in the gradient",
         low=0,
         matlab="L2RegularizationFactor",
     )

@@ -93,7 +93,7 @@ def test_lists_of_options_come_from_the_command_line_one_value_per_network() -> 
     options = make_config(*tiny, "model.transition.optimizer.learn_rate=[1e-3,0]").model.transition
     assert isinstance(options, TransitionOptions)
     assert options.optimizer.learn_rate == [1e-3, 0.0]
-    with pytest.raises(ConfigError, match="needs a value per network, num_networks=2"):
+    with pytest.raises(ConfigError, match="needs one value per network, num_networks=2"):
         make_config(*tiny, "model.transition.optimizer.learn_rate=[1e-3]")
     with pytest.raises(ConfigError, match="a number or a list of numbers"):
         make_config(*tiny, "model.transition.optimizer.learn_rate=fast")
