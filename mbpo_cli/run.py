@@ -29,7 +29,7 @@ from mbpo_cli.failures import (
     StorageFailed,
     one_line,
 )
-from mbpo_cli.logs.logger import Dispensable, JsonLines, Logger, Sink, TensorBoardEvents
+from mbpo_cli.logs.logger import JsonLines, Logger, OptionalEvents, Sink, TensorBoardEvents
 from mbpo_cli.logs.progress import Progress
 from mbpo_cli.storage.checkpoint import CheckpointOptions, Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
@@ -199,10 +199,10 @@ def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], st
     """Open the logs, each truncated to the size recorded in the checkpoint."""
     new_events = f"{EVENTS}0000000000.{uuid.uuid4().hex[:12]}"  # unique among all runs
     name = next((name for name in logs if name.startswith(EVENTS)), new_events)
-    events = TensorBoardEvents(directory.path / name, logs.get(name, 0), hyperparameters(config))
+    events = TensorBoardEvents if config.trainer.events_required else OptionalEvents
     return [
         JsonLines(directory.path / METRICS, logs.get(METRICS, 0)),
-        events if config.trainer.events_required else Dispensable(events),
+        events(directory.path / name, logs.get(name, 0), hyperparameters(config)),
         Progress(config.trainer.num_env_steps, step),
     ]
 

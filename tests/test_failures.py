@@ -225,7 +225,7 @@ def test_an_unwritable_event_file_ends_the_run_only_if_required(
     caplog.clear()
     calls = itertools.count()
     run(make_config(*TINY, *brief, "trainer.events_required=false"), tmp_path / "not_required")
-    assert caplog.text.count("the run goes on without one of its logs: [Errno 5]") == 1
+    assert caplog.text.count("the run continues without one of its log files: [Errno 5]") == 1
     assert steps_of(tmp_path / "not_required") == steps_of(tmp_path / "whole")
 
 

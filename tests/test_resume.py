@@ -235,7 +235,7 @@ def test_incomplete_logs_are_put_aside(
     metrics.write_bytes(rest)
     run(config, tmp_path)
     assert f"{events}: 0 of " in caplog.text
-    assert f"{metrics}: {len(rest)} of {len(rest) + 9} bytes are there; a new file begins" in caplog.text
+    assert f"{metrics}: has only {len(rest)} of {len(rest) + 9} bytes; starting a new file" in caplog.text
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == rest
     assert min(json.loads(line)["step"] for line in metrics.read_text().splitlines()) > 20
     shown = EventAccumulator(str(tmp_path)).Reload().Scalars("eval/return_mean")

@@ -38,7 +38,6 @@ class CommandLauncher(JobPlugin, Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs and return their results."""
         from mbpo_cli.logs.progress import on_terminal
-        from mbpo_cli.sweeps.jobs import summary_in
 
         setup_globals()
         jobs = [self.job(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
@@ -53,15 +52,16 @@ class CommandLauncher(JobPlugin, Launcher):
         def on_end(index: int, failure: str | None) -> None:
             nonlocal num_ended
             num_ended += 1
-            summary = summary_in(jobs[index].path) or {}
+            job, result = jobs[index], returns[index]
+            summary = job.summary or {}
             if failure is None:
-                returns[index].status, returns[index].return_value = JobStatus.COMPLETED, summary["score"]
+                result.status, result.return_value = JobStatus.COMPLETED, summary["score"]
                 text = f"score {summary['score']:.1f} after {summary['wall_seconds']:.0f} s"
             else:
                 error = summary.get("error") or failure
-                returns[index].status, returns[index].return_value = JobStatus.FAILED, RunFailed(error)
+                result.status, result.return_value = JobStatus.FAILED, RunFailed(error)
                 text = f"{summary.get('status', 'failed')}: {error}"
-            log.info("%d of %d: %s: %s", num_ended, len(jobs), jobs[index].name, text)
+            log.info("%d of %d: %s: %s", num_ended, len(jobs), job.name, text)
             if view is not None:
                 view.end(index)
 

@@ -47,8 +47,8 @@ class JobSweeper(JobPlugin, Sweeper):
             ConfigError: The extra that it needs is not installed.
         """
         choice = str(self.config.hydra.runtime.choices["hydra/launcher"])
-        if choice in MODULES and find_spec(MODULES[choice]) is None:
-            raise ConfigError(f"hydra/launcher={choice}: needs pip install 'mbpo-cli[{choice}]'")
+        if choice in MODULES:
+            require(MODULES[choice], choice, f"hydra/launcher={choice}")
         return Plugins.instance().instantiate_launcher(self.hydra_context, self.task_function, self.config)
 
     def configure_log(self) -> None:
@@ -131,25 +131,19 @@ class SearchSweeper(JobSweeper):
             SweepFailed: No trial has a score.
         """
         launcher = self.make_launcher()
-        try:
-            from mbpo_cli.sweeps.search import Search
-        except ModuleNotFoundError as error:
-            raise ConfigError("hydra/sweeper=optuna: needs pip install 'mbpo-cli[search]'") from error
+        require("optuna", "search", "hydra/sweeper=optuna")
         from mbpo_cli.sweeps.jobs import SweepFailed
+        from mbpo_cli.sweeps.search import Search
 
         self.check_options()
         constants, space = space_of([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
         if not space:
-            raise ConfigError(
-                "hydra.sweeper.params: the search space is empty; use for example hparams_search=sac"
-            )
-        folder = Path(self.config.hydra.sweep.dir)
+            raise ConfigError("hydra.sweeper.params: the search space is empty; use e.g. hparams_search=sac")
 
         def job(name: str, values: Mapping[str, Any], seed: int) -> Job:
-            chosen = (f"{key}={value}" for key, value in values.items())
-            return self.job(
-                [*constants, *chosen, f"seed={seed}", f"hydra.sweep.subdir='{name}/seed={seed}'"], 0
-            )
+            chosen = [f"{key}={value}" for key, value in values.items()]
+            directory = f"hydra.sweep.subdir='{name}/seed={seed}'"
+            return self.job([*constants, *chosen, f"seed={seed}", directory], 0)
 
         config = check_space(space, lambda values: job("trial", values, self.seeds[0])).config
         num_parallel = self.n_jobs
@@ -157,7 +151,7 @@ class SearchSweeper(JobSweeper):
             num_parallel = max(parallel_jobs(config.threads, config.device) // len(self.seeds), 1)
         self.configure_log()
         search = Search(
-            folder,
+            Path(self.config.hydra.sweep.dir),
             self.storage,
             self.study_name,
             space,
@@ -165,7 +159,7 @@ class SearchSweeper(JobSweeper):
             self.sampler_seed,
             config.trainer.num_env_steps // PRUNED_AFTER,
         )
-        log.info("%d of %d trials in %s", search.num_trials, self.n_trials, folder)
+        log.info("%d of %d trials in %s", search.num_trials, self.n_trials, search.path)
         search.run(
             self.n_trials,
             int(num_parallel),
@@ -189,23 +183,30 @@ class SearchSweeper(JobSweeper):
         def is_whole(value: object, low: int) -> bool:
             return isinstance(value, int) and value >= low
 
+        whole = "must be a whole number, {} or more"
         database = f"must be a database, as in sqlite:///{self.storage}, or a path that ends in .journal"
         is_storage = "://" in self.storage or self.storage.endswith(".journal")
         is_seeds = bool(self.seeds) and len(set(self.seeds)) == len(self.seeds)
         for key, is_valid, reason in (
-            ("n_trials", is_whole(self.n_trials, 1), "must be a whole number, 1 or more"),
-            (
-                "n_jobs",
-                self.n_jobs == "auto" or is_whole(self.n_jobs, 1),
-                "must be a whole number, 1 or more",
-            ),
-            ("sampler_seed", is_whole(self.sampler_seed, 0), "must be a whole number, 0 or more"),
+            ("n_trials", is_whole(self.n_trials, 1), whole.format(1)),
+            ("n_jobs", self.n_jobs == "auto" or is_whole(self.n_jobs, 1), f"{whole.format(1)}, or auto"),
+            ("sampler_seed", is_whole(self.sampler_seed, 0), whole.format(0)),
             ("prune", isinstance(self.prune, bool), "must be true or false"),
             ("storage", is_storage, database),
-            ("seeds", is_seeds, "must be one seed or more, each once"),
+            ("seeds", is_seeds, "must be one or more seeds, each of them once"),
         ):
             if not is_valid:
                 raise ConfigError(f"hydra.sweeper.{key}={getattr(self, key)}: {reason}")
+
+
+def require(module: str, extra: str, choice: str) -> None:
+    """Check that the module that an option's choice needs is installed.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if find_spec(module) is None:
+        raise ConfigError(f"{choice}: needs pip install 'mbpo-cli[{extra}]'")
 
 
 def space_of(overrides: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:

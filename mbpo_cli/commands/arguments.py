@@ -1,6 +1,6 @@
-"""What the commands that use a run have in common: arguments, one-line errors, and files that are safe.
+"""What the commands that use a run share: arguments, one-line errors, and checks of output files.
 
-Imports nothing that takes long. Knows no command.
+Imports nothing slow. Knows no command.
 """
 
 from __future__ import annotations
@@ -14,41 +14,30 @@ from pathlib import Path
 from typing import NoReturn
 
 from mbpo_cli.failures import ConfigError, RunFailed, StorageFailed, one_line
-from mbpo_cli.storage.records import (
-    CHECKPOINTS,
-    CONFIG,
-    EVENTS,
-    EXPERIENCE,
-    LOCK,
-    LOG,
-    METRICS,
-    POLICY,
-    STOP,
-    SUMMARY,
-)
+from mbpo_cli.storage import records
 
-# What a run needs of its directory, beside its events.
-OWN = {CHECKPOINTS, CONFIG, EXPERIENCE, LOCK, LOG, METRICS, POLICY, STOP, SUMMARY}
+# The files of a run, except for those with TensorBoard events.
+OWN = {records.CHECKPOINTS, records.CONFIG, records.EXPERIENCE, records.LOCK, records.LOG}
+OWN |= {records.METRICS, records.POLICY, records.STOP, records.SUMMARY}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that tells what is wrong in one line."""
+    """A parser with the arguments that choose a run and its policy; errors are one line."""
 
     def __init__(self, prog: str, description: str) -> None:
-        """Name the command, and take the arguments that say which policy of which run is meant."""
         super().__init__(prog=prog, description=description, allow_abbrev=False)
-        self.add_argument("run", type=Path, metavar="RUN", help="directory of a run, finished or going on")
-        self.add_argument("--best", action="store_true", help="take the policy of the best evaluation")
+        self.add_argument("run", type=Path, metavar="RUN", help="directory of a run, finished or not")
+        self.add_argument("--best", action="store_true", help="use the policy of the best evaluation")
         self.add_argument(
             "--trust",
             action="append",
             default=[],
             metavar="PACKAGE",
-            help="import what the run's configuration names in this package",
+            help="allow the run's configuration to import from this package",
         )
 
     def error(self, message: str) -> NoReturn:
-        """End with one line and exit code 2."""
+        """Exit with one line and exit code 2."""
         reason = message.removeprefix("argument ")
         print(f"{self.prog}: error: {one_line(reason)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(ConfigError.exit_code)
@@ -57,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 def start(
     parser: Parser, command: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None
 ) -> None:
-    """Read the arguments, by default the process's own, and run a command with them."""
+    """Run a command with parsed arguments, by default those of the process."""
     logging.basicConfig(format=f"{parser.prog}: %(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
     options = parser.parse_args(arguments)
@@ -65,7 +54,7 @@ def start(
 
 
 def running(prog: str, command: Callable[[], None]) -> None:
-    """Run a command; what goes wrong ends it with one line and the exit code that README.md tells."""
+    """Run a command; after an error, exit with one line and the exit code that docs/commands.md lists."""
     try:
         command()
     except (ConfigError, RunFailed) as error:
@@ -82,7 +71,7 @@ def _end(prog: str, error: object, exit_code: int) -> NoReturn:
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """Return what reads a whole number of that range."""
+    """Return a function that parses a whole number within a range."""
 
     def read(text: str) -> int:
         try:
@@ -97,15 +86,15 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def check_output(argument: str, path: Path, suffixes: tuple[str, ...]) -> None:
-    """Check that a file can be written, and that it is none that a run needs.
+    """Check that a file can be written and is not one of a run's own files.
 
     Args:
-        argument: What names the file on the command line.
+        argument: The command-line argument that names the file.
         path: The file.
-        suffixes: How its name may end.
+        suffixes: Allowed suffixes.
 
     Raises:
-        ConfigError: It cannot, or it is.
+        ConfigError: It cannot be written, or is one of these files.
     """
     folder = path.parent
     if path.suffix not in suffixes:
@@ -113,9 +102,9 @@ def check_output(argument: str, path: Path, suffixes: tuple[str, ...]) -> None:
     if path.is_dir():
         raise ConfigError(f"{argument} {path}: is a directory; name a file")
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"{argument} {path}: {folder} is not a directory that can be written")
+        raise ConfigError(f"{argument} {path}: {folder} is not a writable directory")
     real = path.resolve()
     for parent in real.parents:
         name = real.relative_to(parent).parts[0]
-        if (parent / CONFIG).exists() and (name in OWN or name.startswith(EVENTS)):
+        if (parent / records.CONFIG).exists() and (name in OWN or name.startswith(records.EVENTS)):
             raise ConfigError(f"{argument} {path}: belongs to the run in {parent}; choose another name")

@@ -1,1 +1,1 @@
-"""Where metrics go while a run trains, and how long each phase takes."""
+"""Logs of a run: metrics, progress, and the time of each phase."""

@@ -1,6 +1,6 @@
-"""Scalars of a run: to TensorBoard, to `metrics.jsonl` and to the progress display, by environment step.
+"""Writes scalars of a run by environment step: to TensorBoard, `metrics.jsonl` and the progress display.
 
-The only place that moves metrics from the device to the host, and only when they are due.
+The only place that moves metrics from the device to the host, and only when a log is due.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
@@ -30,52 +29,48 @@ log = logging.getLogger(__name__)
 
 Scalars = Mapping[str, float]
 
-FIRST_PLOTS = {
-    "return of evaluations": ("eval/return_mean",),
-    "return of episodes": ("train/episode_return",),
+Exhibits = Mapping[str, bytes | Tensor]
+"""What is not a scalar, by tag: PNG images, and tensors to show as histograms."""
+
+# The charts on TensorBoard's custom scalars tab, by title.
+CHARTS = {
+    "Evaluation return": ("eval/return_mean",),
+    "Episode return": ("train/episode_return",),
     "Q-value": ("agent/q_value",),
-    "loss of the critics": ("agent/critic_loss",),
-    "losses of the model": ("model/transition_loss", "model/reward_loss", "model/is_done_loss"),
-    "hold-out error of the model": ("model/holdout_error",),
+    "Critic loss": ("agent/critic_loss",),
+    "Model losses": ("model/transition_loss", "model/reward_loss", "model/is_done_loss"),
+    "Model hold-out error": ("model/holdout_error",),
 }
 
 
-Exhibits = Mapping[str, bytes | Tensor]
-"""What is not a scalar, by tag: pictures as PNG, and numbers whose distribution is shown."""
-
-
 class Sink(Protocol):
-    """Takes the scalars of one environment step."""
+    """A destination of scalars."""
 
     def write(self, step: int, scalars: Scalars) -> None:
-        """Take the scalars, possibly none, of the given step."""
-        ...
+        """Write the scalars, possibly none, of an environment step."""
 
     def commit(self) -> dict[str, int]:
-        """Make all that was written durable; return the bytes of its file by name, if it is one."""
-        ...
+        """Make everything written durable; return the size of the sink's file in bytes, by file name."""
 
     def close(self) -> None:
-        """Finish."""
-        ...
+        """Release resources."""
 
 
 class LogFile:
-    """A sink that is a file, durable when committed, and cut where it was committed to go on from there.
+    """A sink with a file, which a resumed run truncates to the size at its checkpoint.
 
-    Attributes:
+    If the file is smaller than that, it is renamed to `*.damaged`, and a new file starts.
+
+    Args:
         path: The file.
+        committed: Size at the checkpoint in bytes; 0 for a new run.
     """
 
     def __init__(self, path: Path, committed: int) -> None:
-        """Create the file, or go on after its first `committed` bytes; what follows them is cut off.
-
-        A file that has fewer is put aside as `.damaged`, and a new one begun.
-        """
         self.path = path
         size = path.stat().st_size if path.exists() else 0
         if size < committed:
-            log.warning("%s: %d of %d bytes are there; a new file begins", path, size, committed)
+            log.warning("%s: has only %d of %d bytes; starting a new file", path, size, committed)
             if path.exists():
                 path.rename(f"{path}.damaged")
             committed = 0
@@ -84,7 +79,7 @@ class LogFile:
         self._file.seek(committed)
 
     def commit(self) -> dict[str, int]:
-        """Make all that was written durable; return the file's bytes by its name."""
+        """Make everything written durable; return the file's size in bytes, by its name."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return {self.path.name: self._file.tell()}
@@ -98,56 +93,55 @@ class JsonLines(LogFile):
     """Writes one JSON object per logged step: `step`, and a number per tag."""
 
     def write(self, step: int, scalars: Scalars) -> None:
-        """Append one line, if there is anything to say."""
+        """Append one line, unless there are no scalars."""
         if scalars:
             self._file.write((json.dumps({"step": step, **scalars}) + "\n").encode())
             self._file.flush()
 
 
-@runtime_checkable
-class Gallery(Protocol):
-    """A sink that also takes what is not a scalar."""
-
-    def show(self, step: int, exhibits: Exhibits) -> None:
-        """Take pictures and distributions of the given step."""
-        ...
-
-
 class TensorBoardEvents(LogFile):
-    """Writes one TensorBoard event per logged step, and the hyperparameters once.
+    """Writes one TensorBoard event per logged step; a new file starts with hyperparameters and charts.
 
-    The records go straight to one file, without a writer thread: errors appear where they happen,
-    and the file can be cut at any record.
+    Records are written without a writer thread: errors appear where they happen, and the file can be
+    truncated after any record.
+
+    Args:
+        path: The file, whose name must contain 'tfevents'.
+        committed: Size at the checkpoint in bytes; 0 for a new run.
+        hyperparameters: Values for the HParams tab.
     """
 
     def __init__(
         self, path: Path, committed: int, hyperparameters: Mapping[str, bool | int | float | str]
     ) -> None:
-        """Create the file, or go on after its first bytes; `path.name` must contain 'tfevents'."""
         super().__init__(path, committed)
         self._records = RecordWriter(self._file)
         if self._file.tell() > 0:
             return
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        # One row per run: TensorBoard takes those of one name together, and shows the first letters of it.
+        # TensorBoard merges sessions of the same name and shows the first letters of the name.
         name = " in ".join(reversed(path.absolute().parts[-4:-1]))
-        for summary in (hparams.hparams_pb(dict(hyperparameters), trial_id=name), first_plots()):
+        charts = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in CHARTS.items()}
+        for summary in (
+            hparams.hparams_pb(dict(hyperparameters), trial_id=name),
+            custom_scalars({"MBPO": charts}),
+        ):
             self._append(Event(wall_time=time.time(), step=0, summary=summary))
 
     def write(self, step: int, scalars: Scalars) -> None:
-        """Append one event, if there is anything to say."""
+        """Append one event, unless there are no scalars."""
         if scalars:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
             self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Append pictures and distributions."""
+        """Append images and histograms."""
         for tag, exhibit in exhibits.items():
             if isinstance(exhibit, Tensor):
                 summary = histogram(tag, exhibit.flatten().cpu().numpy(), "auto")
             else:
-                picture = Summary.Image(encoded_image_string=exhibit)
-                summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
+                image = Summary.Image(encoded_image_string=exhibit)
+                summary = Summary(value=[Summary.Value(tag=tag, image=image)])
             self._append(Event(wall_time=time.time(), step=step, summary=summary))
 
     def _append(self, event: Event) -> None:
@@ -155,102 +149,96 @@ class TensorBoardEvents(LogFile):
         self._file.flush()
 
 
-def first_plots() -> Summary:
-    """Return the layout of TensorBoard's custom scalars: the plots that one looks at first."""
-    charts = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in FIRST_PLOTS.items()}
-    summary: Summary = custom_scalars({"MBPO": charts})
-    return summary
+class OptionalEvents(TensorBoardEvents):
+    """TensorBoard events that stop at the first error, which is logged and does not end the run."""
 
-
-class Dispensable:
-    """A sink whose failure is told once, and does not end the run."""
-
-    def __init__(self, sink: TensorBoardEvents) -> None:
-        """Pass everything on to `sink` while it works."""
-        self._sink = sink
-        self._committed = sink.commit()
+    def __init__(
+        self, path: Path, committed: int, hyperparameters: Mapping[str, bool | int | float | str]
+    ) -> None:
+        super().__init__(path, committed, hyperparameters)
         self._works = True
+        self._committed = super().commit()
 
-    @contextmanager
-    def _trying(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._works = False
-            log.error("the run goes on without one of its logs: %s", error)
+    def _attempt(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        if self._works:
+            try:
+                return action(*arguments)
+            except OSError as error:
+                self._works = False
+                log.error("the run continues without one of its log files: %s", error)
+        return None
 
     def write(self, step: int, scalars: Scalars) -> None:
-        """Take the scalars of the given step."""
-        if self._works:
-            with self._trying():
-                self._sink.write(step, scalars)
+        """Append one event, unless there are no scalars."""
+        self._attempt(super().write, step, scalars)
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Take pictures and distributions of the given step."""
-        if self._works:
-            with self._trying():
-                self._sink.show(step, exhibits)
+        """Append images and histograms."""
+        self._attempt(super().show, step, exhibits)
 
     def commit(self) -> dict[str, int]:
-        """Make all that was written durable; after a failure, return what was durable before."""
-        if self._works:
-            with self._trying():
-                self._committed = self._sink.commit()
+        """Make everything written durable; after an error, return the size before it."""
+        self._committed = self._attempt(super().commit) or self._committed
         return self._committed
 
     def close(self) -> None:
-        """Finish, if possible."""
-        with self._trying() if self._works else suppress(OSError):
-            self._sink.close()
+        """Close the file."""
+        self._attempt(super().close)
+        with suppress(OSError):  # after an earlier error
+            super().close()
 
 
-class Logger:
-    """Collects metrics during an environment step and writes them at its end."""
+class Logger(AbstractContextManager["Logger"]):
+    """Gathers the metrics of an environment step and writes them when it ends; closes its sinks on exit."""
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
-        """Write to all `sinks`, and to those that are added."""
         self._sinks = list(sinks)
         self._now: dict[str, Tensor | float] = {}
         self._collected: defaultdict[str, list[Tensor | float]] = defaultdict(list)
 
+    def __exit__(self, *exception: object) -> None:
+        """Close all sinks."""
+        for sink in self._sinks:
+            sink.close()
+
     def add(self, sink: Sink) -> None:
-        """Write to one more sink."""
+        """Add a sink."""
         self._sinks.append(sink)
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Show what is not a scalar, in the sinks that have a place for it."""
+        """Write images and histograms to TensorBoard."""
         for sink in self._sinks:
-            if isinstance(sink, Gallery):
+            if isinstance(sink, TensorBoardEvents):
                 sink.show(step, exhibits)
 
     def log(self, metrics: Metrics) -> None:
-        """Log metrics of the present step as they are."""
+        """Log metrics of the current step as they are."""
         self._now.update(metrics)
 
     def collect(self, metrics: Metrics) -> None:
-        """Keep metrics of many updates; `summarize` logs their mean."""
+        """Collect metrics of one update; `summarize` logs their means."""
         for tag, value in metrics.items():
             self._collected[tag].append(value)
 
     def summarize(self) -> None:
-        """Log the mean of everything collected since the last time."""
+        """Log the means of the metrics collected since the last call."""
         for tag, values in self._collected.items():
             self._now[tag] = _stacked(values).mean()
         self._collected.clear()
 
     def write(self, step: int) -> None:
-        """Write what was logged during this step, one record for all of it."""
+        """Write everything logged during a step to all sinks."""
         scalars = {tag: float(value) for tag, value in self._now.items()}
         self._now.clear()
         for sink in self._sinks:
             sink.write(step, scalars)
 
     def commit(self) -> dict[str, int]:
-        """Make the log files durable; return their bytes by name."""
+        """Make the log files durable; return their sizes in bytes, by name."""
         return {name: size for sink in self._sinks for name, size in sink.commit().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was collected and not yet summarized."""
+        """Return the collected metrics that are not yet summarized."""
         return {tag: _stacked(values) for tag, values in self._collected.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -259,19 +247,8 @@ class Logger:
         for tag, values in state.items():
             self._collected[tag] = list(values)
 
-    def __enter__(self) -> Logger:
-        """Use as a context that closes all sinks."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close all sinks."""
-        for sink in self._sinks:
-            sink.close()
-
 
 def _stacked(values: Sequence[Tensor | float]) -> Tensor:
-    """Put scalars together where the last one is; those of a checkpoint come from the CPU."""
+    """Stack scalars on the device of the last one; those from a checkpoint are on the CPU."""
     device = torch.as_tensor(values[-1]).device
     return torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values])

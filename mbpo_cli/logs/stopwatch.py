@@ -9,30 +9,29 @@ from typing import Any
 
 
 class Stopwatch:
-    """Adds up the seconds spent in named phases."""
+    """Adds up the seconds spent in each of the named phases."""
 
     def __init__(self, phases: tuple[str, ...]) -> None:
-        """Start all phases at zero and the total now."""
         self.seconds = dict.fromkeys(phases, 0.0)
         self._start = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the seconds by phase and in all."""
+        """Return the seconds by phase and in total."""
         return {"seconds": dict(self.seconds), "total_seconds": self.total_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Continue from what `state_dict` returned."""
         self.seconds = self.seconds | state["seconds"]
         self._start = time.perf_counter() - state["total_seconds"]
 
     @property
     def total_seconds(self) -> float:
-        """Seconds since the stopwatch was made, without those between a restart and what it restored."""
+        """Seconds since construction, plus the total at the checkpoint of a resumed run."""
         return time.perf_counter() - self._start
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside the `with` block towards a phase."""
+        """Add the time inside the `with` block to a phase."""
         start = time.perf_counter()
         try:
             yield

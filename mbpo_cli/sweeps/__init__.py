@@ -1,1 +1,1 @@
-"""Many runs: what their jobs are called, how they are run side by side, how the best are searched for."""
+"""Sweeps: many runs in parallel, and searches for the values with the highest score."""

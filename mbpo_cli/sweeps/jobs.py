@@ -1,6 +1,6 @@
-"""The jobs of a sweep: where each writes, and what has become of it.
+"""The jobs of a sweep: their directories, and how each of them ended.
 
-Knows run directories; does not know what launches jobs, nor Hydra.
+Knows run directories; does not know Hydra, or what launches the jobs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_NAME = 150
 
 
 class SweepFailed(RunFailed):
-    """Some jobs of a sweep have no result; the table in the log names them."""
+    """Some jobs of a sweep have no score; the table in the log names them."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-        name: What it is called.
-        overrides: What the command line says of it.
-        path: Where it writes.
-        config: What it computes.
+        name: Its name, unique in the sweep.
+        overrides: Its command-line overrides.
+        path: Its run directory.
+        config: Its configuration.
     """
 
     name: str
@@ -44,12 +44,16 @@ class Job:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """How its last attempt ended; None if it has not."""
-        return summary_in(self.path)
+        """The summary of its last attempt; None if there is none, or none that can be read."""
+        try:
+            summary = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return summary if isinstance(summary, dict) and "status" in summary else None
 
     @property
     def score(self) -> float | None:
-        """Its result; None until it has taken all steps that are asked for."""
+        """Its score; None until it has taken all steps of its configuration."""
         summary = self.summary
         if summary is None or summary["status"] != "done":
             return None
@@ -57,15 +61,15 @@ class Job:
         return float(summary["score"]) if is_long_enough else None
 
     def check(self) -> None:
-        """Check that nothing else is in its directory.
+        """Check that its directory holds no other run.
 
         Raises:
-            ConfigError: A run of another configuration is.
+            ConfigError: It holds a run with another configuration.
         """
         check_same(self.path, asdict(self.config), "hydra.sweep.dir")
 
     def record_failure(self, error: object) -> None:
-        """Write the summary of a job that could not write one itself, unless it still runs."""
+        """Write a summary with an error, unless there is a summary or the job still runs."""
         if self.summary is not None:
             return
         try:
@@ -83,33 +87,24 @@ class Job:
         write_whole(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def summary_in(path: Path) -> dict[str, Any] | None:
-    """Return the summary in a directory, or None if there is none that can be read."""
-    try:
-        summary = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and "status" in summary else None
-
-
 def name_of(overrides: Sequence[str]) -> str:
-    """Return overrides as the name of a directory."""
+    """Return a directory name for overrides; names that are cut stay unique."""
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(overrides)).strip("_") or "default"
     if len(name) <= MAX_NAME:
         return name
     return f"{name[:MAX_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def closing_table(jobs: Sequence[Job], earlier: int, reasons: Mapping[Path, str]) -> str:
-    """Return what ends a sweep: how many jobs are done, and what became of each of the others.
+def closing_table(jobs: Sequence[Job], num_earlier: int, reasons: Mapping[Path, str]) -> str:
+    """Return the table that ends a sweep: the number of jobs done, and the status of each other job.
 
     Args:
         jobs: All jobs.
-        earlier: How many were done before.
-        reasons: Why there is no summary where there is none, by directory.
+        num_earlier: Number of jobs that were done before.
+        reasons: Why a job has no summary, by its directory.
     """
     missing = [job for job in jobs if job.score is None]
-    before = f" ({earlier} before)" if earlier else ""
+    before = f" ({num_earlier} before)" if num_earlier else ""
     lines = [f"{len(jobs) - len(missing)} of {len(jobs)} jobs done{before}"]
     width = max((len(job.name) for job in missing), default=0)
     for job in missing:
@@ -117,5 +112,5 @@ def closing_table(jobs: Sequence[Job], earlier: int, reasons: Mapping[Path, str]
         error = summary.get("error")
         lines.append(f"  {job.name:<{width}}  {summary['status']}{f': {error}' if error else ''}")
     if missing:
-        lines.append("the same command runs what is missing, and nothing else")
+        lines.append("run the same command again to finish these jobs; jobs that are done are kept")
     return "\n".join(lines)

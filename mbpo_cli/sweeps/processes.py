@@ -1,4 +1,4 @@
-"""Commands side by side, each in a process of its own, so that none can take another along.
+"""Runs commands in parallel, each in a process of its own, so that a crash affects no other command.
 
 Knows processes and signals; does not know what the commands do.
 """
@@ -21,8 +21,7 @@ from mbpo_cli.failures import SIGNALS, Interrupted, StopOnSignal, one_line
 
 POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1
-LINUX = sys.platform == "linux"
-LIBC = ctypes.CDLL(None) if LINUX else None
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass
@@ -38,33 +37,33 @@ def run_commands(
     slots: Sequence[Mapping[str, str]],
     on_end: Callable[[int, str | None], None],
 ) -> None:
-    """Run commands, at most one in each slot at a time.
+    """Run commands, at most one per slot at a time.
 
-    A first signal to this process is handed on to all commands, and no further one is started; Ctrl-C
-    pressed twice kills them. They are told to stop, too, if this process is killed. When all have ended,
-    the signal goes to whoever handled it before.
+    The first signal to this process is sent to the running commands, and no other command is started. When
+    all have ended, the signal is raised again for its previous handler. A second Ctrl-C kills the commands;
+    on Linux, they also stop if this process is killed.
 
     Args:
         commands: Programs with their arguments.
-        slots: Environment variables of those that run in each slot.
-        on_end: Called with a command's index, and None or one line that says how it failed.
+        slots: Environment variables of each slot.
+        on_end: Called with a command's index, and None or one line with the reason of its failure.
 
     Raises:
-        Interrupted: There was a signal; all commands have ended.
+        Interrupted: A signal was received; all commands have ended.
         KeyboardInterrupt: Ctrl-C was pressed twice.
     """
     waiting = list(enumerate(commands))[::-1]
     free = list(range(len(slots)))[::-1]
     running: list[_Running] = []
     with StopOnSignal() as signals, _killed_on_exit(running):
-        handed_on = False
+        is_forwarded = False
         while running or (waiting and not signals.requested):
             while waiting and free and not signals.requested:
                 index, command = waiting.pop()
                 slot = free.pop()
                 running.append(_start(index, slot, command, slots[slot]))
-            if signals.received is not None and not handed_on:
-                handed_on = True
+            if signals.received is not None and not is_forwarded:
+                is_forwarded = True
                 for each in running:
                     each.process.send_signal(signals.received)
             for each in [each for each in running if each.process.poll() is not None]:
@@ -78,13 +77,13 @@ def run_commands(
 
 
 def run_command(folder: str, command: Sequence[str], variables: Mapping[str, str]) -> str | None:
-    """Run a command in a folder, from a process that is there for nothing else, maybe on another machine.
+    """Run a command in a folder; the calling process, perhaps on another machine, does nothing else.
 
     Returns:
-        None, or one line that says how it failed.
+        None, or one line with the reason of the failure.
 
     Raises:
-        Interrupted: There was a signal; the command has ended.
+        Interrupted: A signal was received; the command has ended.
     """
     os.chdir(folder)
     failures: list[str | None] = []
@@ -100,21 +99,21 @@ def _start(index: int, slot: int, command: Sequence[str], variables: Mapping[str
         stdout=subprocess.DEVNULL,
         stderr=errors,
         env={**os.environ, **variables},
-        start_new_session=True,  # out of reach of the terminal's Ctrl-C, which would come twice
-        preexec_fn=_heed_signals if LINUX else None,
+        start_new_session=True,  # or the terminal would send Ctrl-C to the command as well
+        preexec_fn=_prepare_signals,
     )
     return _Running(index, slot, process, errors)
 
 
-def _heed_signals() -> None:
-    """Stop with the parent, and whenever it says so; Ray's workers, for one, have SIGINT blocked."""
+def _prepare_signals() -> None:
+    """Unblock signals, which for example Ray's workers block, and receive SIGTERM if the parent dies."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    assert LIBC is not None
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _failure(ended: _Running) -> str | None:
-    """Return how a command failed: by its last words, its signal, or its exit code."""
+    """Return None, or how a command failed: its last line of errors, its signal, or its exit code."""
     code = ended.process.returncode
     ended.errors.seek(0)
     lines = ended.errors.read().decode(errors="replace").split("\n")
@@ -129,7 +128,7 @@ def _failure(ended: _Running) -> str | None:
 
 @contextmanager
 def _killed_on_exit(running: Sequence[_Running]) -> Iterator[None]:
-    """Leave no process behind, however the block ends."""
+    """Kill the processes that still run when the block ends."""
     try:
         yield
     finally:
@@ -143,16 +142,16 @@ def _killed_on_exit(running: Sequence[_Running]) -> Iterator[None]:
 def slots_of(
     num_jobs: int | None, threads: int, devices: Collection[str], gpus: Sequence[str], num_cores: int
 ) -> list[dict[str, str]]:
-    """Return the environment variables of as many slots as there are to be jobs at a time.
+    """Return the environment variables of each slot for a job.
 
-    Jobs times threads do not exceed the cores, and no two jobs share a GPU, unless so many are asked for.
-    Jobs that name a GPU find it themselves, one at a time.
+    By default, the jobs use no more threads than there are cores, and no two jobs share a GPU. Jobs whose
+    configuration names a GPU need no variable, and run one at a time by default.
 
     Args:
-        num_jobs: Jobs at a time; None = as many as fit.
+        num_jobs: Parallel jobs; None = as many as fit.
         threads: CPU threads of a job.
-        devices: What jobs run on: cpu, auto, cuda or cuda:i.
-        gpus: What there is, as CUDA_VISIBLE_DEVICES names them.
+        devices: Devices of the jobs: cpu, auto, cuda or cuda:i.
+        gpus: Available GPUs, as CUDA_VISIBLE_DEVICES names them.
         num_cores: CPU cores that this process may use.
     """
     by_cores = max(num_cores // threads, 1)

@@ -1,6 +1,6 @@
-"""A search for the values with the greatest score: Optuna's studies, asked and told.
+"""A search for the values with the highest score, with Optuna, which is asked for values and told scores.
 
-Knows studies and the directories of trials; does not know what runs them, nor Hydra.
+Knows studies and the directories of trials; does not know Hydra, or what runs the trials.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 import statistics
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,41 +30,46 @@ log = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 ASK_LOCK, TRIAL_LOCK = "search.lock", "trial.lock"
-# What is noted with a trial: its directory, and the number of a dead one that it goes on with.
+# User attributes of a trial: its directory, and the number of the dead trial that it continues.
 FOLDER, CONTINUES = "folder", "continues"
 WATCH_SECONDS = 1.0
+
+JobsOf = Callable[[str, Mapping[str, Any]], list[Job]]
+"""From the name of a trial's directory and its values to its jobs."""
 
 
 @dataclass
 class Trial:
-    """Values that are being tried, one run for each seed.
+    """Values that are being tried, with one job per seed.
 
     Attributes:
-        trial: Optuna's part.
-        folder: The name of its directory, where those of its runs are.
-        jobs: Its runs.
-        is_pruned: Whether its runs were told to stop.
+        trial: Optuna's trial.
+        folder: The name of its directory.
+        jobs: Its jobs.
+        last_step: The last environment step whose evaluations were reported to the study.
+        is_pruned: True if its jobs were asked to stop.
     """
 
     trial: optuna.Trial
     folder: str
     jobs: list[Job] = field(default_factory=list)
+    last_step: int = -1
     is_pruned: bool = False
 
     def score(self) -> float | None:
-        """Return the mean score of its runs, or None while one has none."""
+        """Return the mean score of its jobs, or None if one has none."""
         scores = [job.score for job in self.jobs]
         return statistics.fmean(scores) if None not in scores else None  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best of a search.
+    """The best trial of a search.
 
     Attributes:
-        score: Mean over its seeds.
-        path: Where its runs are.
-        values: What was found.
+        score: Mean score over its seeds.
+        path: Its directory.
+        values: Its values, by key.
     """
 
     score: float
@@ -73,91 +78,87 @@ class Best:
 
     @property
     def text(self) -> str:
-        """What ends a search."""
+        """The last lines of a search's log."""
         chosen = " ".join(f"{key}={value}" for key, value in self.values.items())
         return f"best score {self.score:.1f} in {self.path}\n  {chosen}"
 
 
+@dataclass
 class Search:
-    """A study that any number of processes work on, now or later.
+    """A study, new or existing, which any number of processes may share.
 
     Attributes:
+        path: Directory of the search.
+        storage: URL of a database, or a path that ends in `.journal`.
+        study_name: Name of the study in the storage.
+        space: The search space, by key.
+        constants: Overrides of all trials.
+        sampler_seed: Seed of the choice of values.
+        num_unpruned_steps: Number of environment steps before which no trial is pruned.
         study: Optuna's study.
+
+    Raises:
+        ConfigError: The study has other constants or another space, or cannot be opened.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        storage: str,
-        study_name: str,
-        space: Mapping[str, BaseDistribution],
-        constants: Sequence[str],
-        sampler_seed: int,
-        num_unpruned_steps: int,
-    ) -> None:
-        """Open the study, or begin it.
+    path: Path
+    storage: str
+    study_name: str
+    space: dict[str, BaseDistribution]
+    constants: Sequence[str]
+    sampler_seed: int
+    num_unpruned_steps: int
 
-        Args:
-            path: Directory of the search.
-            storage: URL of a database, or a path that ends in `.journal`.
-            study_name: Its name there.
-            space: What is searched, by key.
-            constants: Overrides of all trials, which must be those with which the study began.
-            sampler_seed: Feeds the choice of values.
-            num_unpruned_steps: Environment steps before which nothing is pruned.
-
-        Raises:
-            ConfigError: The study has other constants, or other values to choose from, or cannot be opened.
-        """
-        self.path = path
-        self._space = dict(space)
-        self._sampler_seed = sampler_seed
-        path.mkdir(parents=True, exist_ok=True)
-        backend: Any = storage
+    def __post_init__(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        backend: Any = self.storage
         try:
-            if storage.endswith(".journal"):
-                backend = optuna.storages.JournalStorage(JournalFileBackend(storage))
+            if self.storage.endswith(".journal"):
+                backend = optuna.storages.JournalStorage(JournalFileBackend(self.storage))
             self.study = optuna.create_study(
                 storage=backend,
-                study_name=study_name,
+                study_name=self.study_name,
                 direction="maximize",
                 load_if_exists=True,
-                # The first trials are compared with nothing, and early steps say little about the end.
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=num_unpruned_steps),
+                # The first trials have too few others to compare with, and early steps predict little.
+                pruner=optuna.pruners.MedianPruner(5, n_warmup_steps=self.num_unpruned_steps),
             )
-        except Exception as error:  # of whatever serves that storage
-            raise ConfigError(f"hydra.sweeper.storage={storage}: {type(error).__name__}: {error}") from error
+        except Exception as error:  # each storage has its own exceptions
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"hydra.sweeper.storage={self.storage}: {reason}") from error
+        to_json = optuna.distributions.distribution_to_json
         asked = {
-            "constants": sorted(constants),
-            "space": {key: optuna.distributions.distribution_to_json(d) for key, d in sorted(space.items())},
+            "constants": sorted(self.constants),
+            "space": {key: to_json(values) for key, values in sorted(self.space.items())},
         }
         known = self.study.user_attrs.get("asked")
         if known is None:
             self.study.set_user_attr("asked", asked)
         elif known != asked:
+            difference = _difference(known, asked)
             raise ConfigError(
-                f"hydra.sweep.dir={path}: holds a search over other values: {_difference(known, asked)}"
+                f"hydra.sweep.dir={self.path}: already holds a search with other values: {difference}"
             )
 
     def run(
         self,
         num_trials: int,
-        num_at_a_time: int,
-        jobs_of: Callable[[str, Mapping[str, Any]], list[Job]],
+        num_parallel: int,
+        jobs_of: JobsOf,
         launch: Callable[[list[Job]], object],
         prune: bool,
     ) -> None:
-        """Try values until there are so many trials, over all processes and starts.
+        """Run trials until the study has `num_trials`, over all processes and restarts.
 
         Args:
-            num_trials: Trials in the end: completed, pruned and failed ones.
-            num_at_a_time: Trials at a time.
-            jobs_of: From the name of a trial's directory and its values to its runs.
+            num_trials: Number of trials in the end, whether completed, pruned or failed.
+            num_parallel: Number of parallel trials.
+            jobs_of: Makes the jobs of a trial.
             launch: Runs jobs, and returns when all have ended.
             prune: Whether to stop trials that are worse than the median of the others.
         """
         while True:
-            with self._asked(num_trials, num_at_a_time) as trials:
+            with self._asked(num_trials, num_parallel) as trials:
                 if not trials:
                     return
                 trials = [trial for trial in trials if self._has_jobs(trial, jobs_of)]
@@ -169,68 +170,64 @@ class Search:
 
     @property
     def num_trials(self) -> int:
-        """Trials so far; one that died and was queued again counts once."""
+        """Number of trials so far; a trial that died and was queued again counts once."""
         trials = self.study.get_trials(deepcopy=False)
         died = {trial.user_attrs.get(CONTINUES) for trial in trials}
         return sum(trial.state != TrialState.WAITING and trial.number not in died for trial in trials)
 
     def best(self) -> Best | None:
-        """Return the trial with the greatest score, and write it to `best.yaml`; None before the first."""
+        """Return the trial with the highest score, also written to `best.yaml`; None before the first."""
         try:
             trial = self.study.best_trial
-        except ValueError:  # none is complete
+        except ValueError:  # no trial is complete
             return None
         best = Best(self.study.best_value, self.path / trial.user_attrs[FOLDER], dict(trial.params))
         write_whole(self.path / "best.yaml", yaml.safe_dump(asdict(best) | {"path": str(best.path)}).encode())
         return best
 
     @contextmanager
-    def _asked(self, num_trials: int, num_at_a_time: int) -> Iterator[list[Trial]]:
-        """Ask for trials as long as there are some left; nobody else works on them within the context."""
-        locks: list[int] = []
+    def _asked(self, num_trials: int, num_parallel: int) -> Iterator[list[Trial]]:
+        """Ask the study for new trials, if it needs more; they stay locked inside the block."""
         trials: list[Trial] = []
-        try:
-            guard = lock(self.path / ASK_LOCK, wait=True)
-            try:
+        with ExitStack() as locks:
+            with ExitStack() as asking:
+                asking.callback(unlock, lock(self.path / ASK_LOCK, wait=True))
                 self._queue_dead_again()
-                for _ in range(min(num_at_a_time, num_trials - self.num_trials)):
-                    seed = sequence(self._sampler_seed, "search", self.num_trials).generate_state(1)
-                    # Seeded for each trial, the same values are asked for wherever a search was interrupted.
+                for _ in range(min(num_parallel, num_trials - self.num_trials)):
+                    # A seed per trial makes an interrupted search choose the same values.
+                    seed = sequence(self.sampler_seed, "search", self.num_trials).generate_state(1)
                     self.study.sampler = optuna.samplers.TPESampler(seed=int(seed[0]))
-                    trial = self.study.ask(self._space)
-                    folder = trial.user_attrs.get(FOLDER, _folder(trial.number))
+                    trial = self.study.ask(self.space)
+                    folder = _folder(trial)
                     trial.set_user_attr(FOLDER, folder)
-                    (self.path / folder).mkdir(exist_ok=True)
-                    locks.append(lock(self.path / folder / TRIAL_LOCK))
+                    locks.callback(unlock, self._lock(folder))
                     trials.append(Trial(trial, folder))
-            finally:
-                unlock(guard)
             yield trials
-        finally:
-            for descriptor in locks:
-                unlock(descriptor)
+
+    def _lock(self, folder: str) -> int:
+        (self.path / folder).mkdir(exist_ok=True)
+        return lock(self.path / folder / TRIAL_LOCK)
 
     def _queue_dead_again(self) -> None:
-        """Queue the trials again whose process is gone; their runs go on from their checkpoints."""
+        """Queue again the trials whose process has died; their jobs resume from their checkpoints."""
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
-            folder = trial.user_attrs.get(FOLDER, _folder(trial.number))
+            folder = _folder(trial)
             try:
-                (self.path / folder).mkdir(exist_ok=True)
-                unlock(lock(self.path / folder / TRIAL_LOCK))
+                unlock(self._lock(folder))
             except Busy:
                 continue
             self.study.enqueue_trial(trial.params, {FOLDER: folder, CONTINUES: trial.number})
             self.study.tell(trial.number, state=TrialState.FAIL)
-            log.info("trial %d had died, and is queued again", trial.number)
+            log.info("trial %d had died and is queued again", trial.number)
 
-    def _has_jobs(self, trial: Trial, jobs_of: Callable[[str, Mapping[str, Any]], list[Job]]) -> bool:
-        """Give a trial its runs; one whose values do not go together has failed."""
+    def _has_jobs(self, trial: Trial, jobs_of: JobsOf) -> bool:
+        """Make the jobs of a trial; return False and end the trial if its values are invalid together."""
         try:
             trial.jobs = jobs_of(trial.folder, trial.trial.params)
         except ConfigError as error:
             folder = self.path / trial.folder
-            if any(folder.glob("*/config.yaml")):  # begun with other values
-                raise ConfigError(f"{error}; without {folder} the trial begins anew") from error
+            if any(folder.glob("*/config.yaml")):  # started with other values
+                raise ConfigError(f"{error}; remove {folder} to start the trial again") from error
             self.study.tell(trial.trial, state=TrialState.FAIL)
             log.warning("trial %d: failed: %s", trial.trial.number, error)
         return bool(trial.jobs)
@@ -247,8 +244,9 @@ class Search:
         log.info("trial %d: %s with %s", trial.trial.number, outcome, trial.trial.params)
 
 
-def _folder(number: int) -> str:
-    return f"trial_{number:04d}"
+def _folder(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
+    name: str = trial.user_attrs.get(FOLDER, f"trial_{trial.number:04d}")
+    return name
 
 
 def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
@@ -258,15 +256,14 @@ def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _watched(trials: Sequence[Trial], prune: bool) -> Iterator[None]:
-    """Report the evaluations of running trials to their study, and stop those to be pruned."""
+    """Report the evaluations of running trials to their study, and stop trials that it prunes."""
     is_over = threading.Event()
 
     def watch() -> None:
-        reported: dict[int, int] = {}
         while not is_over.wait(WATCH_SECONDS):
             for trial in trials:
                 if not trial.is_pruned:
-                    _report(trial, reported, prune)
+                    _report(trial, prune)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -277,12 +274,11 @@ def _watched(trials: Sequence[Trial], prune: bool) -> Iterator[None]:
         thread.join()
 
 
-def _report(trial: Trial, reported: dict[int, int], prune: bool) -> None:
+def _report(trial: Trial, prune: bool) -> None:
     curves = [evaluations(job.path) for job in trial.jobs]
     common = sorted(set.intersection(*map(set, curves)))
-    last = reported.get(trial.trial.number, -1)
-    for step in (step for step in common if step > last):
-        reported[trial.trial.number] = step
+    for step in (step for step in common if step > trial.last_step):
+        trial.last_step = step
         trial.trial.report(statistics.fmean(curve[step] for curve in curves), step)
         if prune and trial.trial.should_prune():
             trial.is_pruned = True

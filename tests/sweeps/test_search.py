@@ -216,7 +216,7 @@ def test_every_choice_is_tried_beforehand_but_not_every_combination() -> None:
         ("sampler_seed", -1, "sampler_seed=-1: must be a whole number, 0 or more"),
         ("prune", "no", "prune=no: must be true or false"),
         ("storage", "study.db", "storage=study.db: must be a database, as in sqlite:///study.db"),
-        ("seeds", [1, 1], "must be one seed or more, each once"),
+        ("seeds", [1, 1], "must be one or more seeds, each of them once"),
     ],
 )
 def test_options_of_a_search_are_checked(option: str, value: Any, message: str) -> None:
@@ -303,7 +303,7 @@ def test_a_directory_holds_one_search_only(tmp_path: Path) -> None:
     open_search(tmp_path)
     with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=.*not env=pendulum, env=cartpole"):
         open_search(tmp_path, constants=["env=cartpole"])
-    with pytest.raises(ConfigError, match=r"holds a search over other values"):
+    with pytest.raises(ConfigError, match=r"holds a search with other values"):
         open_search(tmp_path, space={"x": FloatDistribution(0, 2)})
 
 

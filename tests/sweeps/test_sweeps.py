@@ -238,7 +238,7 @@ def test_the_table_names_what_is_missing(tmp_path: Path) -> None:
         "1 of 3 jobs done (1 before)",
         "  bad   failed: it is bad",
         "  lost  not finished: it was not started",
-        "the same command runs what is missing, and nothing else",
+        "run the same command again to finish these jobs; jobs that are done are kept",
     ]
 
 
