@@ -1,1 +1,1 @@
-"""Speed against peers and against the machine's limit. `make bench` runs it; nothing of it is installed."""
+"""Speed compared with other libraries and with the hardware limit (`make bench`). Not part of the wheel."""

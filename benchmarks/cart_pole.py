@@ -1,4 +1,4 @@
-"""The continuous cart-pole of mbrl-lib in this package's terms: reward 1 for every step, 200 steps."""
+"""mbrl-lib's continuous cart-pole, built on this package's: reward 1 for every step, 200 steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mbpo_cli.envs.cart_pole import CartPoleContinuous
 
 
 class CartPole(CartPoleContinuous):
-    """Reward 1 for every step, the last one too."""
+    """Cart-pole with reward 1 for every step, including the last one."""
 
     def _outcome(self) -> tuple[float, bool]:
         return 1.0, super()._outcome()[1]

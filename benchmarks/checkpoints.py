@@ -1,7 +1,7 @@
-"""What a checkpoint costs with little and with much stored experience: `python -m benchmarks.checkpoints`.
+"""Time of a checkpoint for a small and a large replay buffer: `python -m benchmarks.checkpoints`.
 
-Sizes of Hopper: SAC with two layers of 256, seven networks of four layers of 200; a thousand new
-transitions since the last checkpoint, as with the default cadence.
+Sizes of Hopper: SAC with two layers of 256, seven networks of four layers of 200, 1,000 new transitions per
+checkpoint, which is the default interval.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NEW_ROWS, ROUNDS = 1_000, 9
 
 
 def seconds(stored: int) -> float:
-    """Return the median seconds of a checkpoint with so many stored transitions."""
+    """Return the median seconds of a checkpoint with `stored` transitions in the replay buffer."""
     spaces, config = spaces_of("sac"), bench_config()
     agent, model = build_agent(config, spaces, CPU), build_model(config, spaces, CPU)
     buffer = ReplayBuffer(2_000_000, spaces)
@@ -37,7 +37,7 @@ def seconds(stored: int) -> float:
             checkpoints.save(step, state, {"real": buffer}, {})
             times.append(time.perf_counter() - start)
             buffer.add(random_transitions(NEW_ROWS, spaces))
-    return statistics.median(times[1:])  # the first one stores everything
+    return statistics.median(times[1:])  # the first checkpoint stores the whole buffer
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Measure this package, its peers and the machine's limit in turn, and write table, JSON and page.
+"""Measure this package, other libraries and the hardware limit in turn, and write table, JSON and page.
 
     python -m benchmarks.compare [--only sac_update ...] [--rounds 9] [--threads 1] [--peers PYTHON]
 
-Each contestant is a process of its own. In every round each does the same work once, one after the other, so
-that whatever else the machine does hits all alike; medians are over rounds. A contestant that cannot run is
-listed with its reason. Writes `docs/benchmarks.json`, where measures that were not asked for stay, and
-`docs/benchmarks.md` from it.
+Each program is a process of its own. In every round all programs do the same work once, in turn, so that
+other load on the machine affects all of them alike. Times are medians over rounds. A program that fails is
+listed with its error. Writes `docs/benchmarks.json`, in which other measures stay, and `docs/benchmarks.md`.
 """
 
 from __future__ import annotations
@@ -38,36 +37,36 @@ Ways = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Measure:
-    """What is timed.
+    """A measurement.
 
     Attributes:
-        title: What one unit of work is.
-        contestants: Worker arguments by contestant.
-        multiple: Work is done in multiples of this.
+        title: The unit of work.
+        programs: Arguments of `benchmarks.worker` by program.
+        multiple: The number of units is a multiple of this.
     """
 
     title: str
-    contestants: Mapping[str, tuple[str, ...]]
+    programs: Mapping[str, tuple[str, ...]]
     multiple: int = 1
 
 
 def _update(name: str, title: str, *, mbrl: bool = False) -> Measure:
-    contestants = {
+    programs = {
         **_ours(f"{name}_update", ALL_WAYS),
         "stable-baselines3": ("peers", "stable_baselines3", name),
         "sbx": ("peers", "sbx", name),
         LIMIT: ("floor", f"{name}_update"),
     }
     if mbrl:
-        contestants["mbrl-lib"] = ("peers", "mbrl_update")
-    return Measure(title, contestants, multiple=20)
+        programs["mbrl-lib"] = ("peers", "mbrl_update")
+    return Measure(title, programs, multiple=20)
 
 
 def _against_mbrl(measure: str, title: str, ways: Ways, has_floor: bool = True) -> Measure:
-    contestants = {**_ours(measure, ways), "mbrl-lib": ("peers", f"mbrl_{measure}")}
+    programs = {**_ours(measure, ways), "mbrl-lib": ("peers", f"mbrl_{measure}")}
     if has_floor:
-        contestants[LIMIT] = ("floor", measure)
-    return Measure(title, contestants)
+        programs[LIMIT] = ("floor", measure)
+    return Measure(title, programs)
 
 
 def _ours(measure: str, ways: Ways) -> dict[str, tuple[str, ...]]:
@@ -85,12 +84,12 @@ MEASURES = {
         "fit_step", "ensemble fit step: 7 networks of 4 layers of 200, batch 256 each", ALL_WAYS
     ),
     "fit_epoch": _against_mbrl(
-        "fit_epoch", "epoch of that fit: 40,000 transitions, 10,000 held out", ALL_WAYS
+        "fit_epoch", "epoch of the ensemble fit: 40,000 transitions, 10,000 in the hold-out set", ALL_WAYS
     ),
     "rollouts": _against_mbrl("rollouts", "100,000 rollouts of one step: policy, model, storing", PLAIN),
     "replay_insert": _against_mbrl("replay_insert", "storing one transition", AS_IT_IS, has_floor=False),
     "replay_sample": Measure(
-        "drawing 256 transitions",
+        "sampling 256 transitions",
         {
             f"{name} from {num_stored:,}": (module, measure, str(num_stored))
             for num_stored in (10_000, 1_000_000)
@@ -101,7 +100,7 @@ MEASURES = {
         },
     ),
     "env_step": Measure(
-        "environment step of the default run, fits and rollouts included (auto does not compile it)",
+        "environment step of the default run, including fits and rollouts (not compiled by default)",
         {**_ours("env_step", ALL_WAYS), LIMIT: ("floor", "env_step")},
         multiple=25,  # steps from one fit to the next
     ),
@@ -109,20 +108,22 @@ MEASURES = {
 INTRODUCTION = """\
 # Benchmarks
 
-Written by `make bench`, `make bench-peers` and `make bench-jobs` (`benchmarks/`). Medians over rounds in
-which all contestants take turns (whole jobs, at the end, are run once each); ratios hold, absolute figures
-are those of the machine named below. Sampling of mini-batches is included. "Of the limit" compares with
-torch's matrix products alone, the quicker way round and measured in the same rounds; a program that has other
-kernels can be quicker. All is computed in float32, the peers too, but for what is named bfloat16
-(`precision=bfloat16`), which rounds the products between hidden layers; peers have no such option.
+Written by `make bench`, `make bench-peers` and `make bench-jobs` (`benchmarks/`). Times are medians over
+rounds in which all programs take turns; whole jobs, at the end, are run once each. Ratios carry over to
+other machines, absolute times do not. Sampling of mini-batches is included.
+
+"Times our best" is the time divided by that of our fastest variant in the same precision: above 1 we are
+faster. "Fraction of the limit" is the time of torch's matrix products alone, in their faster layout and
+measured in the same rounds, divided by the time; a program with other kernels can exceed 100 %. Everything
+is computed in float32, by the other programs too, except what is marked bfloat16 (`precision=bfloat16`),
+which rounds the products between hidden layers; the other programs have no such option.
 """
 
 
 class Worker:
-    """A contestant at work in its own process."""
+    """A program in its own process; call `ready` first."""
 
     def __init__(self, arguments: tuple[str, ...], python: Path | str, threads: int, multiple: int) -> None:
-        """Start it; `ready` waits for it."""
         variables = {
             **os.environ,
             "BENCH_MULTIPLE": str(multiple),
@@ -132,7 +133,7 @@ class Worker:
             "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false" if threads == 1 else "",
         }
         command = [str(python), "-m", "benchmarks.worker", *arguments]
-        # One core for one thread: JAX knows no other way to be held to it.
+        # One core for one thread: JAX cannot be limited otherwise.
         pinned = ["taskset", "-c", str(max(os.sched_getaffinity(0)))] if threads == 1 else []
         self.process = subprocess.Popen(
             pinned + command,
@@ -145,16 +146,16 @@ class Worker:
         )
 
     def ready(self) -> str | None:
-        """Wait until it can work; return None, or why it cannot."""
+        """Wait until the program is ready; return None, or its error."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         for line in self.process.stdout:
             if line.strip() == "ready":
                 return None
-        return (self.process.stderr.read().strip().splitlines() or ["no reason given"])[-1]
+        return (self.process.stderr.read().strip().splitlines() or ["no error message"])[-1]
 
     def time(self, count: int) -> float:
-        """Return the seconds that `count` units take."""
+        """Return the seconds of `count` units of work."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{count}\n")
@@ -162,15 +163,15 @@ class Worker:
         return float(self.process.stdout.readline())
 
     def stop(self) -> None:
-        """Let it end."""
+        """Stop the process."""
         self.process.communicate()
 
 
 def measured(measure: Measure, rounds: int, threads: int, peers: Path) -> dict[str, Any]:
-    """Return the seconds per unit of every contestant, or why there are none."""
+    """Return the seconds per unit of each program, or its error."""
     results: dict[str, Any] = {}
     workers: dict[str, Worker] = {}
-    for name, arguments in measure.contestants.items():
+    for name, arguments in measure.programs.items():
         if arguments[0] == "peers" and not peers.exists():
             continue
         python = peers if arguments[0] == "peers" else sys.executable
@@ -198,7 +199,7 @@ def measured(measure: Measure, rounds: int, threads: int, peers: Path) -> dict[s
 
 
 def machine() -> dict[str, str]:
-    """Return what the figures depend on."""
+    """Return the hardware and versions that times depend on."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -215,21 +216,21 @@ def machine() -> dict[str, str]:
 
 
 def shown(seconds: float) -> str:
-    """Return a time with three digits and a unit that suits it."""
+    """Return a time with three digits and a suitable unit."""
     units = (("s", 1.0), ("ms", 1e3), ("µs", 1e6))
     unit, factor = next((unit for unit in units if seconds * unit[1] >= 1), units[-1])
     return f"{seconds * factor:.3g} {unit}"
 
 
 def table(results: dict[str, Any]) -> list[str]:
-    """Return one measure's rows, fastest first."""
+    """Return the table of one measure, fastest program first."""
     best = {"float32": math.inf, "bfloat16": math.inf}
     for name, result in results.items():
         if name.startswith(OURS) and "seconds" in result:
             best[_precision(name)] = min(best[_precision(name)], result["seconds"])
     limit = results.get(LIMIT, {}).get("seconds")
     rows = [
-        "| | time | our best is faster by: in float32 | in bfloat16 | of the limit |",
+        "| | time | times our best in float32 | in bfloat16 | fraction of the limit |",
         "|---|---|---|---|---|",
     ]
     for name, result in sorted(results.items(), key=lambda item: item[1].get("seconds", 1e9)):
@@ -238,8 +239,8 @@ def table(results: dict[str, Any]) -> list[str]:
             continue
         seconds = result["seconds"]
         factors = [f"{seconds / own:.2f}" if own < math.inf else "" for own in best.values()]
-        share = f"{limit / seconds:.0%}" if limit and _precision(name) == "float32" else ""
-        rows.append(f"| {name} | {shown(seconds)} | {' | '.join(factors)} | {share} |")
+        fraction = f"{limit / seconds:.0%}" if limit and _precision(name) == "float32" else ""
+        rows.append(f"| {name} | {shown(seconds)} | {' | '.join(factors)} | {fraction} |")
     return rows
 
 
@@ -248,13 +249,13 @@ def _precision(name: str) -> str:
 
 
 JOBS = """\
-From the start of the process to its end, 1 thread each; another process was at work on the second core, for
-each of the long cart-pole jobs another one. Memory is that of the process, or of a compiler which it
-called. Three times in a row: the first of the three evaluations counts."""
+From the start of the process to its end, with one thread each. Another process was busy on the second core;
+during each long cart-pole job, it was another one of these. Memory is that of the process or of a compiler
+that it called. "Three times in a row" gives the first of the three evaluations."""
 
 
 def page(data: dict[str, Any]) -> str:
-    """Return the page that shows the stored figures."""
+    """Return the page of the stored figures."""
     lines = [INTRODUCTION]
     jobs = {key: entry for key, entry in data.items() if key.startswith("job ")}
     measures = {key: entry for key, entry in data.items() if key not in jobs}
@@ -268,9 +269,9 @@ def page(data: dict[str, Any]) -> str:
 
 
 def job_table(jobs: dict[str, Any]) -> list[str]:
-    """Return a row for each job, from the start of its process to its end."""
+    """Return the table of jobs."""
     rows = [
-        "| | wall | processor | peak memory | target | first reached after | three times in a row |",
+        "| | wall time | processor time | peak memory | target | first reached | three times in a row |",
         "|---|---|---|---|---|---|---|",
     ]
     for entry in jobs.values():
@@ -292,7 +293,7 @@ def job_table(jobs: dict[str, Any]) -> list[str]:
 
 
 def _reached(result: dict[str, Any], what: str) -> str:
-    """Return when a target was reached; nothing where it was not looked for."""
+    """Return when a target was reached, or an empty string for jobs without one."""
     if f"steps_to_{what}" not in result:
         return ""
     steps, seconds = result[f"steps_to_{what}"], result[f"seconds_to_{what}"]
@@ -300,7 +301,7 @@ def _reached(result: dict[str, Any], what: str) -> str:
 
 
 def store(data: dict[str, Any]) -> None:
-    """Write all figures down, in the order of the page."""
+    """Write all figures and the page."""
     ordered = dict(sorted(data.items(), key=lambda item: _place(item[0])))
     DATA.write_text(json.dumps(ordered, indent=1) + "\n")
     PAGE.write_text(page(ordered))
@@ -308,16 +309,16 @@ def store(data: dict[str, Any]) -> None:
 
 def _place(key: str) -> tuple[int, str]:
     name = key.partition(" ")[0]
-    return list(MEASURES).index(name) if name in MEASURES else len(MEASURES), key  # jobs come last
+    return list(MEASURES).index(name) if name in MEASURES else len(MEASURES), key  # jobs last
 
 
 def main() -> None:
-    """Measure what was asked for and write it down."""
+    """Run the chosen measures and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), metavar="MEASURE")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--peers", type=Path, default=PEERS, help="Python of the peers' environment")
+    parser.add_argument("--peers", type=Path, default=PEERS, help="Python with the other libraries")
     parser.add_argument("--dry", action="store_true", help="only write the page from the stored figures")
     arguments = parser.parse_args()
     data = json.loads(DATA.read_text()) if DATA.exists() else {}

@@ -1,7 +1,6 @@
-"""The machine's limit: the matrix products that a measure cannot do without, and nothing else.
+"""The limit: the time of only the matrix products that a measure needs.
 
-Their shapes follow from the sizes of the networks; their operands are ready, the quicker way round, and their
-results have a place.
+Shapes follow from the network sizes. Operands and results are preallocated, in the faster layout.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from mbpo_cli.config.compose import make_config
 from mbpo_cli.models.transition import TransitionOptions
 
 Product = tuple[int, int, int, int]  # members, rows, inner size, columns
-CHUNK = 1_000  # rows that stay in the cache
+CHUNK = 1_000  # rows that fit in the cache
 MODEL_SIZES = (sum(SPACES), *MODEL_HIDDEN, 2 * (SPACES[0] + 1))  # mean and variance of observation and reward
 
 
@@ -39,34 +38,34 @@ def forward(members: int, rows: int, sizes: Sequence[int]) -> list[Product]:
 
 
 def weight_gradients(members: int, rows: int, sizes: Sequence[int]) -> list[Product]:
-    """Return the products that give the gradients of all weights, from those of all outputs."""
+    """Return the products from output gradients to weight gradients."""
     return [(members, fan_in, rows, fan_out) for fan_in, fan_out in itertools.pairwise(sizes)]
 
 
 def input_gradients(members: int, rows: int, sizes: Sequence[int], from_layer: int = 1) -> list[Product]:
-    """Return the products that carry gradients back to the inputs of all layers from `from_layer` on."""
+    """Return the products from output gradients to input gradients, of layers from `from_layer` on."""
     return [(members, rows, fan_out, fan_in) for fan_in, fan_out in itertools.pairwise(sizes[from_layer:])]
 
 
 def backward(members: int, rows: int, sizes: Sequence[int]) -> list[Product]:
-    """Return the products of a backward pass that ends in weights."""
+    """Return the products of a backward pass to the weights."""
     return weight_gradients(members, rows, sizes) + input_gradients(members, rows, sizes)
 
 
 def timed(products: Sequence[Product]) -> Callable[[int], None]:
-    """Return the work of computing all products once, for a count of repetitions."""
-    quickest = [min(_ways(product), key=_seconds) for product in products]
+    """Return the work of computing all products, `count` times."""
+    fastest = [min(_layouts(product), key=_seconds) for product in products]
 
     def work(count: int) -> None:
         for _ in range(count):
-            for left, right, out in quickest:
+            for left, right, out in fastest:
                 torch.bmm(left, right, out=out)
 
     return work
 
 
-def _ways(product: Product) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return operands and place of a product and of its transpose, which matters to narrow ones."""
+def _layouts(product: Product) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return operands and result of a product and of its transpose; the layout matters for narrow ones."""
     members, rows, inner, columns = product
     shapes = ((rows, inner, columns), (columns, inner, rows))
     return [
@@ -75,8 +74,8 @@ def _ways(product: Product) -> list[tuple[Tensor, Tensor, Tensor]]:
     ]
 
 
-def _seconds(way: tuple[Tensor, Tensor, Tensor]) -> float:
-    left, right, out = way
+def _seconds(layout: tuple[Tensor, Tensor, Tensor]) -> float:
+    left, right, out = layout
     times = []
     for _ in range(20):
         start = time.perf_counter()
@@ -88,7 +87,7 @@ def _seconds(way: tuple[Tensor, Tensor, Tensor]) -> float:
 def update_products(
     name: str, obs: int, action: int, hidden: Sequence[int], batch: int
 ) -> tuple[list[Product], list[Product]]:
-    """Return the products of one update of an agent: those of its critics, and those of its actor."""
+    """Return the products of one update: of the critics, and of the actor."""
     critics = 1 if name in ("ddpg", "dqn") else 2
     if name == "dqn":
         sizes = (obs, *hidden, action)
@@ -100,7 +99,7 @@ def update_products(
         + 2 * forward(critics, batch, critic_sizes)
         + backward(critics, batch, critic_sizes)
     )
-    # TD3's actor climbs its first critic alone.
+    # The actors of TD3 and DDPG use only the first critic.
     valued = critics if name == "sac" else 1
     actor_part = (
         forward(1, batch, actor_sizes)
@@ -118,7 +117,7 @@ def update(name: str) -> Callable[[int], None]:
         return timed(critic_part + actor_part)
     both, critic_only = timed(critic_part + actor_part), timed(critic_part)
 
-    def work(count: int) -> None:  # its actor is updated every second time
+    def work(count: int) -> None:  # the actor is updated in every second update
         both(count // 2)
         critic_only(count - count // 2)
 
@@ -136,7 +135,7 @@ def fit_step() -> Callable[[int], None]:
 
 
 def fit_epoch() -> Callable[[int], None]:
-    """Return the products of one epoch of the ensemble's fit, and of a look at what is held out."""
+    """Return the products of one epoch of the ensemble's fit, including the hold-out loss."""
     whole, rest = divmod(NUM_TRAINING, BATCH)
     step, last = fit_step(), timed(fit_products(ENSEMBLE, rest, MODEL_SIZES))
     held_out = timed(forward(ENSEMBLE, NUM_TRANSITIONS - NUM_TRAINING, MODEL_SIZES))
@@ -150,7 +149,7 @@ def fit_epoch() -> Callable[[int], None]:
 
 
 def rollouts() -> Callable[[int], None]:
-    """Return the products of policy and model on all starts, each through one member."""
+    """Return the products of policy and model on all initial observations, each by one member."""
     obs, action = SPACES
     policy = forward(1, CHUNK, (obs, *POLICY_HIDDEN, 2 * action))
     model = forward(1, CHUNK, MODEL_SIZES)
@@ -159,7 +158,7 @@ def rollouts() -> Callable[[int], None]:
 
 
 def env_step() -> Callable[[int], None]:
-    """Return the products of environment steps of the default run, fits and rollouts included."""
+    """Return the products of environment steps of the default run, including fits and rollouts."""
     config = make_config()
     agent, model, mbpo = config.agent, config.model.transition, config.mbpo
     training, rollout = config.model.training, mbpo.model_rollout_options
@@ -167,7 +166,7 @@ def env_step() -> Callable[[int], None]:
     generate_every, num_mini_batches = mbpo.generate_every, training.num_mini_batches
     assert isinstance(generate_every, int)
     assert isinstance(num_mini_batches, int)
-    obs, action = 3, 1  # of Pendulum
+    obs, action = 3, 1  # Pendulum
     critic_part, actor_part = update_products("sac", obs, action, agent.hidden_sizes, mbpo.mini_batch_size)
     one_update = timed(critic_part + actor_part)
     sizes = (obs + action, *model.hidden_sizes, obs)

@@ -1,8 +1,8 @@
-"""Whole jobs from process start to end: wall time, processor time, memory, and when a return was reached.
+"""Whole jobs, from process start to end: wall time, processor time, memory, and time to a return.
 
     python -m benchmarks.jobs [--only NAME ...] [--peers PYTHON]
 
-One after the other, one thread each. Updates `docs/benchmarks.json` and its page.
+Jobs run one after another with one thread. Updates `docs/benchmarks.json` and its page.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ OURS = (sys.executable, "-m", "mbpo_cli")
 
 @dataclass(frozen=True)
 class Job:
-    """A command.
+    """A command to time.
 
     Attributes:
-        title: What is done, and by whom.
-        command: Arguments of our command line, or name and seed of a peer's job.
-        target: Return to reach, in three evaluations in a row; None if there is none.
-        uncounted_steps: Steps at first that are not counted, as the peer does not count them.
+        title: The task and the program.
+        command: Arguments of our command line, or name and seed of another library's job.
+        target: Evaluation return to reach, or None.
+        uncounted_steps: The number of first steps that are not counted, because the other library does
+            not count them either.
     """
 
     title: str
@@ -43,8 +44,8 @@ class Job:
 
 CART_POLE = ("--config-dir", str(ROOT / "benchmarks" / "conf"), "threads=1", "agent=sac")
 SAME_WORK = (*CART_POLE, "env=mbrl_cartpole")
-# The default run may end before there are three evaluations in a row at the target. Who learns in a tenth of
-# the steps is asked ten times as often, and times are logged as often.
+# Longer than the default run, which may end before three evaluations in a row reach the target. We learn in a
+# tenth of the steps of stable-baselines3, and are evaluated ten times as often.
 PENDULUM = (
     "threads=1",
     "agent=sac",
@@ -58,7 +59,7 @@ JOBS = {
     "first_step": Job("one environment step", ("env=pendulum", "trainer.num_env_steps=1")),
     **{
         f"pendulum_{seed}": Job(
-            f"SAC on Pendulum, default but for its length and evaluations every 25 steps, seed {seed}",
+            f"SAC on Pendulum, 800 steps, evaluations every 25, otherwise default, seed {seed}",
             (*PENDULUM, f"seed={seed}"),
             -200,
         )
@@ -66,7 +67,7 @@ JOBS = {
     },
     **{
         f"pendulum_sb3_{seed}": Job(
-            f"SAC of stable-baselines3 alone on Pendulum, zoo settings, evaluations every 250, seed {seed}",
+            f"stable-baselines3's SAC on Pendulum, zoo settings, evaluations every 250 steps, seed {seed}",
             f"sb3_pendulum {seed}",
             -200,
         )
@@ -84,13 +85,13 @@ JOBS = {
     },
     **{
         f"cartpole_mbrl_{seed}": Job(
-            f"mbrl-lib's cart-pole job by mbrl-lib, seed {seed}", f"mbrl_cartpole {seed}", 200
+            f"mbrl-lib's cart-pole job, run by mbrl-lib, seed {seed}", f"mbrl_cartpole {seed}", 200
         )
         for seed in range(3)
     },
     **{
         f"cartpole_quick_{seed}": Job(
-            f"the same task, values of our own, seed {seed}",
+            f"the same task with our own values, seed {seed}",
             (*CART_POLE, "env=quick_cartpole", f"seed={seed}"),
             200,
         )
@@ -100,7 +101,7 @@ JOBS = {
 
 
 def run(job: Job, peers: Path) -> dict[str, Any]:
-    """Return what one job took."""
+    """Return the times and memory of one job, or its error."""
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(job.command, str):
             command = [str(peers), "-m", "benchmarks.peers_jobs", *job.command.split()]
@@ -149,7 +150,7 @@ def _of_peer(output: str) -> list[tuple[int, float, float]]:
 
 
 def _of_ours(directory: Path, wall_seconds: float) -> list[tuple[int, float, float]]:
-    # The phases of training leave out how the process starts, which counts.
+    # Phases exclude the start of the process, which counts here.
     summary = json.loads((directory / "summary.json").read_text())
     spent = wall_seconds - sum(summary["phase_seconds"].values())
     points = []
@@ -162,7 +163,7 @@ def _of_ours(directory: Path, wall_seconds: float) -> list[tuple[int, float, flo
 
 
 def reached(points: list[tuple[int, float, float]], target: float) -> dict[str, Any]:
-    """Return when an evaluation first reached the target, and the first of three in a row that did."""
+    """Return steps and seconds of the first evaluation at the target, and of the first of three in a row."""
     result: dict[str, Any] = {"target": target}
     for name, in_a_row in (("first", 1), ("target", 3)):
         windows = zip(*(points[i:] for i in range(in_a_row)), strict=False)
@@ -173,10 +174,10 @@ def reached(points: list[tuple[int, float, float]], target: float) -> dict[str, 
 
 
 def main() -> None:
-    """Run what was asked for and write it down."""
+    """Run the chosen jobs and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME")
-    parser.add_argument("--peers", type=Path, default=PEERS, help="Python of the peers' environment")
+    parser.add_argument("--peers", type=Path, default=PEERS, help="Python with the other libraries")
     arguments = parser.parse_args()
     for name in arguments.only:
         if isinstance(JOBS[name].command, str) and not arguments.peers.exists():

@@ -1,4 +1,4 @@
-"""This package's contestant, with its own defaults."""
+"""Measures of this package, with its defaults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.sizes import (
     UPDATE_SPACES,
     UPDATES_PER_CALL,
 )
-from mbpo_cli import rollouts as room
+from mbpo_cli import rollouts as mbpo_rollouts
 from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.build import build_agent, build_model, build_trainer
 from mbpo_cli.config.compose import make_config
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 
 def bench_config(*overrides: str) -> Config:
-    """Return the configuration of the sizes that are measured."""
+    """Return a configuration with the sizes of `benchmarks.sizes`."""
     torch.set_flush_denormal(True)  # as in a run
     hidden = f"agent.hidden_sizes={list(POLICY_HIDDEN)}"
     model = (
@@ -54,12 +54,12 @@ def bench_config(*overrides: str) -> Config:
 
 
 def precision(choices: Sequence[str]) -> str:
-    """Return the precision that was chosen, or the default."""
+    """Return the chosen precision, or the default."""
     return "bfloat16" if "bfloat16" in choices else "float32"
 
 
 def spaces_of(name: str) -> SpaceSpec:
-    """Return the spaces on which an agent is measured."""
+    """Return the spaces for an agent."""
     obs, action = UPDATE_SPACES[name]
     actions: ActionSpec = ContinuousActions((-1.0,) * action, (1.0,) * action)
     if name == "dqn":
@@ -68,7 +68,7 @@ def spaces_of(name: str) -> SpaceSpec:
 
 
 def random_transitions(count: int, spaces: SpaceSpec) -> Transitions:
-    """Return made-up experience, the same at every call."""
+    """Return random transitions, the same at every call."""
     stream = torch.Generator().manual_seed(0)
     obs = torch.randn(count, spaces.obs_size, generator=stream)
     action = 2 * torch.rand(count, spaces.action_size, generator=stream) - 1
@@ -79,16 +79,16 @@ def random_transitions(count: int, spaces: SpaceSpec) -> Transitions:
 
 
 def filled_buffer(count: int, spaces: SpaceSpec) -> ReplayBuffer:
-    """Return a buffer that is full of it."""
+    """Return a full buffer of random transitions."""
     buffer = ReplayBuffer(count, spaces)
     buffer.add(random_transitions(count, spaces))
     return buffer
 
 
 def update(name: str, *choices: str) -> Callable[[int], None]:
-    """Return the work of updating an agent: mixing, gradient steps, and keeping the metrics."""
+    """Return the work of updating an agent: mixed batches, gradient steps, and collecting metrics."""
     spaces = spaces_of(name)
-    # The peers' DQN is not double.
+    # The other libraries' DQN is not double.
     plain = ["agent.use_double_dqn=false"] if name == "dqn" else []
     config = bench_config(f"agent={name}", f"precision={precision(choices)}", *plain)
     agent = build_agent(config, spaces, CPU)
@@ -110,13 +110,12 @@ def update(name: str, *choices: str) -> Callable[[int], None]:
 
 
 class Fit:
-    """The ensemble, its experience and its gradient step, compiled or not.
+    """The ensemble, its data and its gradient step, compiled or not.
 
-    The reward is one more output, as with peers, so that the work is the same.
+    The reward is one more output, as in mbrl-lib, so that the work is the same.
     """
 
     def __init__(self, *choices: str) -> None:
-        """Make all of it, and take the first step, which may have to be compiled."""
         stream = torch.Generator().manual_seed(0)
         data = random_transitions(NUM_TRANSITIONS, spaces_of("sac"))
         self.inputs = torch.cat((data.obs, data.action), 1)
@@ -128,10 +127,10 @@ class Fit:
         self.optimizer = Optimizer(self.network.parameters(), OptimizerOptions(1e-3, None, 0.0))
         self.fitter = ModelFitter(bench_config().model.training, NUM_TRANSITIONS, stream)
         self._steps = (compiled if "compiled" in choices else one_by_one)(self._step)
-        self.steps(1)
+        self.steps(1)  # compiles
 
     def learn(self, index_MB: Tensor) -> None:
-        """Take a gradient step on the given rows."""
+        """Take a gradient step on rows `index_MB`."""
         self._steps([{"inputs_MBI": self.inputs[index_MB], "targets_MBD": self.targets[index_MB]}])
 
     def _step(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> dict[str, Tensor]:
@@ -140,7 +139,7 @@ class Fit:
         return {"loss": loss_M.detach()}
 
     def steps(self, count: int) -> None:
-        """Take gradient steps, shuffling and gathering included."""
+        """Take gradient steps, including shuffling and gathering."""
         while count > 0:
             batches = self.fitter.mini_batches(len(self.inputs) // BATCH * BATCH, ENSEMBLE)
             for index in itertools.islice(batches, count):
@@ -148,7 +147,7 @@ class Fit:
                 count -= 1
 
     def epochs(self, count: int) -> None:
-        """Pass through the experience for training, each time with a look at what is held out."""
+        """Fit for some epochs, each with the hold-out loss."""
         for _ in range(count):
             for index in self.fitter.mini_batches(NUM_TRAINING, ENSEMBLE):
                 self.learn(index)
@@ -167,9 +166,9 @@ def fit_epoch(*choices: str) -> Callable[[int], None]:
 
 
 def env_step(*choices: str) -> Callable[[int], None]:
-    """Return the work of environment steps of the default run, fits and rollouts included."""
+    """Return the work of environment steps of the default run, including fits and rollouts."""
     overrides = [f"precision={precision(choices)}", f"compile={'compiled' in choices}".lower()]
-    # Evaluations are not training; steps without an end, as the default run is over in a minute.
+    # No evaluations, and no end: the default run takes only a minute.
     endless = ["trainer.num_env_steps=1_000_000_000", "trainer.evaluate_every_steps=1_000_000_000"]
     config = make_config(*overrides, *endless)
     torch.set_flush_denormal(True)
@@ -186,9 +185,9 @@ def env_step(*choices: str) -> Callable[[int], None]:
 
 
 def rollouts(*choices: str) -> Callable[[int], None]:
-    """Return the work of one step of many rollouts: policy, one of the elites per row, storing.
+    """Return the work of one step of many rollouts: policy, one elite per row, storing.
 
-    As with the peer the reward is learned, and nothing ends.
+    As in mbrl-lib, the reward is learned and no episode terminates.
     """
     spaces = spaces_of("sac")
     config = bench_config(f"precision={precision(choices)}", "model/is_done=never")
@@ -199,7 +198,7 @@ def rollouts(*choices: str) -> Callable[[int], None]:
 
     def work(count: int) -> None:
         for _ in range(count):
-            room.generate(model, agent.act, starts, 1, buffer.add, stream)
+            mbpo_rollouts.generate(model, agent.act, starts, 1, buffer.add, stream)
 
     return work
 
@@ -217,7 +216,7 @@ def replay_insert() -> Callable[[int], None]:
 
 
 def replay_sample(num_stored: str) -> Callable[[int], None]:
-    """Return the work of drawing mini-batches from so many transitions."""
+    """Return the work of sampling mini-batches from `num_stored` transitions."""
     buffer = filled_buffer(int(num_stored), spaces_of("sac"))
     stream = torch.Generator().manual_seed(0)
 

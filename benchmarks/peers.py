@@ -1,6 +1,6 @@
-"""The peers, each doing the same work in its own way: stable-baselines3, sbx and mbrl-lib.
+"""Measures of other libraries: stable-baselines3, sbx and mbrl-lib.
 
-Runs in the environment that `make bench-peers` builds, where this package is not installed.
+Runs in the environment of `make bench-peers`, where this package is not installed.
 """
 
 from __future__ import annotations
@@ -27,22 +27,21 @@ from benchmarks.sizes import (
 )
 
 
-class Nowhere(gym.Env[Any, Any]):
-    """An environment that only has spaces."""
+class SpacesOnly(gym.Env[Any, Any]):
+    """An environment with spaces and meaningless transitions."""
 
     def __init__(self, obs: int, action: int, is_discrete: bool) -> None:
-        """Take the sizes of observation and action."""
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (obs,), np.float32)
         self.action_space = (
             gym.spaces.Discrete(action) if is_discrete else gym.spaces.Box(-1.0, 1.0, (action,), np.float32)
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """Return anything."""
+        """Return a random observation."""
         return self.observation_space.sample(), {}
 
     def step(self, action: Any) -> Any:
-        """Return anything."""
+        """Return a random observation."""
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
@@ -58,7 +57,7 @@ def _trained_by_train(library: Any, name: str) -> Callable[[int], None]:
     is_discrete = name == "dqn"
     model = getattr(library, name.upper())(
         "MlpPolicy",
-        Nowhere(obs_size, action_size, is_discrete),
+        SpacesOnly(obs_size, action_size, is_discrete),
         policy_kwargs={"net_arch": list(POLICY_HIDDEN)},
         batch_size=BATCH,
         buffer_size=NUM_TRANSITIONS,
@@ -79,7 +78,7 @@ def _trained_by_train(library: Any, name: str) -> Callable[[int], None]:
         )
 
     def work(count: int) -> None:
-        # One number of gradient steps, for sbx compiles each one anew.
+        # Always the same number of gradient steps, because sbx compiles again for each number.
         for _ in range(max(count // UPDATES_PER_CALL, 1)):
             model.train(gradient_steps=UPDATES_PER_CALL, batch_size=BATCH)
 
@@ -94,7 +93,7 @@ def stable_baselines3(name: str) -> Callable[[int], None]:
 
 
 def sbx(name: str) -> Callable[[int], None]:
-    """Return the work of updating an agent of sbx, jitted."""
+    """Return the work of updating an agent of sbx, with JIT compilation."""
     import sbx as library
 
     return _trained_by_train(library, name)
@@ -131,7 +130,7 @@ def _mbrl_sac() -> Any:
 
 
 def mbrl_update() -> Callable[[int], None]:
-    """Return the work of updating the agent that mbrl-lib brings."""
+    """Return the work of updating mbrl-lib's SAC agent."""
     agent, buffer = _mbrl_sac(), _mbrl_buffer(NUM_TRANSITIONS)
 
     def work(count: int) -> None:
@@ -176,7 +175,7 @@ def _mbrl_batches(transitions: Any) -> Any:
 
 
 def mbrl_fit_step() -> Callable[[int], None]:
-    """Return the work of gradient steps of the ensemble, drawing the batches included."""
+    """Return the work of gradient steps of the ensemble, including the sampling of batches."""
     from mbrl.models import ModelTrainer
 
     model, buffer = _mbrl_model(), _mbrl_buffer(NUM_TRANSITIONS)
@@ -200,7 +199,7 @@ def mbrl_fit_step() -> Callable[[int], None]:
 
 
 def mbrl_fit_epoch() -> Callable[[int], None]:
-    """Return the work of epochs of the ensemble's fit, each with a look at what is held out."""
+    """Return the work of epochs of the ensemble's fit, each with the hold-out loss."""
     from mbrl.models import ModelTrainer
     from mbrl.util.replay_buffer import TransitionIterator
 
@@ -220,7 +219,7 @@ def mbrl_fit_epoch() -> Callable[[int], None]:
 
 
 def mbrl_rollouts() -> Callable[[int], None]:
-    """Return the work of one step of many rollouts: policy, one of the elites per row, storing."""
+    """Return the work of one step of many rollouts: policy, one elite per row, storing."""
     from mbrl.env.termination_fns import no_termination
     from mbrl.models import ModelEnv
     from mbrl.planning.sac_wrapper import SACAgent
@@ -230,7 +229,7 @@ def mbrl_rollouts() -> Callable[[int], None]:
     model.update_normalizer(starts.get_all())
     obs = starts.get_all().obs
     environment = ModelEnv(
-        Nowhere(*SPACES, False), model, no_termination, None, generator=torch.Generator().manual_seed(0)
+        SpacesOnly(*SPACES, False), model, no_termination, None, generator=torch.Generator().manual_seed(0)
     )
     agent, buffer = SACAgent(_mbrl_sac()), _mbrl_buffer(4 * NUM_STARTS)
 
@@ -258,7 +257,7 @@ def mbrl_replay_insert() -> Callable[[int], None]:
 
 
 def mbrl_replay_sample(num_stored: str) -> Callable[[int], None]:
-    """Return the work of drawing mini-batches from so many transitions."""
+    """Return the work of sampling mini-batches from `num_stored` transitions."""
     buffer = _mbrl_buffer(int(num_stored))
 
     def work(count: int) -> None:

@@ -1,6 +1,6 @@
-"""Whole trainings by the peers: `python -m benchmarks.peers_jobs JOB SEED`, a JSON line per evaluation.
+"""Whole runs of other libraries: `python -m benchmarks.peers_jobs JOB SEED`; one JSON line per evaluation.
 
-Runs in the environment that `make bench-peers` builds.
+Runs in the environment of `make bench-peers`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ START = time.perf_counter()
 
 
 def report(steps: int, mean_return: float) -> None:
-    """Print an evaluation with the seconds since the process started to work."""
+    """Print an evaluation with the seconds since this module was imported."""
     line = {"steps": steps, "return": float(mean_return), "seconds": time.perf_counter() - START}
     print(json.dumps(line), flush=True)
 
 
 def box(low: list[float], high: list[float], shape: list[int]) -> gym.spaces.Box:
-    """Make a Box from lists, which today's Gymnasium refuses."""
+    """Build a Box from lists, which current Gymnasium does not accept."""
     return gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32), tuple(shape))
 
 
 def mbrl_cartpole(seed: int) -> None:
-    """Train mbrl-lib's MBPO on its continuous cart-pole, as its examples configure it."""
+    """Train mbrl-lib's MBPO on its continuous cart-pole, with the configuration of its examples."""
     import mbrl
     import mbrl.algorithms.mbpo as mbpo
     from mbrl.env.termination_fns import cartpole
@@ -50,7 +50,7 @@ def mbrl_cartpole(seed: int) -> None:
     ):
         config[group] = OmegaConf.load(folder / group / f"{name}.yaml")
     config.algorithm.agent.action_space._target_ = "benchmarks.peers_jobs.box"
-    config.dynamics_model._recursive_ = False  # it makes its activation itself
+    config.dynamics_model._recursive_ = False  # it builds its own activation
     config.overrides.num_steps = 2_000
     config.overrides.num_sac_updates_per_step = 16
     evaluations = 0
@@ -64,14 +64,14 @@ def mbrl_cartpole(seed: int) -> None:
 
     original, mbpo.evaluate = mbpo.evaluate, evaluate
 
-    # Its own environment lacks an argument of today's Gymnasium; this one is the same task.
+    # Its own environment lacks an argument that current Gymnasium passes; this one is the same task.
     envs = [gym.make("benchmarks/CartPole-v0") for _ in range(2)]
     with tempfile.TemporaryDirectory() as folder_of_run:
         mbpo.train(*envs, cartpole, config, silent=True, work_dir=folder_of_run)
 
 
 def sb3_pendulum(seed: int) -> None:
-    """Train SAC of stable-baselines3 alone on Pendulum, with the values of its zoo."""
+    """Train SAC of stable-baselines3 on Pendulum, with the values of its zoo."""
     from stable_baselines3 import SAC
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.evaluation import evaluate_policy

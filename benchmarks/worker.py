@@ -1,7 +1,7 @@
-"""Times one measure of one contestant: `python -m benchmarks.worker MODULE MEASURE [ARGUMENT]`.
+"""Time one measure of one program: `python -m benchmarks.worker MODULE MEASURE [ARGUMENT]`.
 
-Prints "ready", then for each count read from standard input the seconds that so many units of work took.
-Runs in any environment that has the contestant; knows nothing of the others.
+Prints "ready", then reads numbers of work units from standard input and prints the seconds each took. Runs in
+the environment of the program that it measures.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 
 
 def main() -> None:
-    """Serve one measure until standard input ends."""
+    """Time one measure until standard input ends."""
     module, measure, *arguments = sys.argv[1:]
     torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
     work = importlib.import_module(f"benchmarks.{module}").MEASURES[measure](*arguments)
-    work(int(os.environ["BENCH_MULTIPLE"]))  # compiles what the timed work needs, no more
+    work(int(os.environ["BENCH_MULTIPLE"]))  # compiles exactly what the timed work needs
     print("ready", flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
