@@ -1,5 +1,5 @@
 #!/bin/bash
-# A Slurm of one node for tests, on the loopback interface only, with all its files in one directory. As root, on Debian.
+# A one-node Slurm for tests, on the loopback interface only, with all files in one directory. Needs root and Debian.
 #   slurm_one_node.sh start DIR; source DIR/env   ...   slurm_one_node.sh stop DIR
 set -euo pipefail
 [ $# = 2 ] || { sed -n 2,3p "$0"; exit 2; }
@@ -9,7 +9,7 @@ host=$(hostname -s)
 stop() {
   if [ -f "$dir/env" ]; then
     source "$dir/env"
-    # Daemons that are stopped leave running jobs behind.
+    # Jobs outlive the daemons.
     scancel --user=root 2>/dev/null && for _ in {1..150}; do [ -z "$(squeue -h 2>/dev/null)" ] && break; sleep 0.2; done
   fi
   for daemon in slurmd slurmctld munged; do
@@ -25,11 +25,11 @@ start() {
   fi
   mkdir -p "$dir"/{bin,state,spool}
   chmod 0755 "$dir"
-  # A munge of its own, so that one of this machine is left alone; --force: others than root need not get at it.
+  # A separate munge leaves the machine's own alone; --force: it need not be reachable for users other than root.
   (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
   munged --force --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
     --log-file="$dir/munged.log" --seed-file="$dir/munged.seed"
-  # cred_expire: a job that is queued again waits so long, by default two minutes.
+  # cred_expire: how long a requeued job waits; two minutes by default.
   cat >"$dir/slurm.conf" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
@@ -60,7 +60,7 @@ PreemptMode=REQUEUE
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2
 CONF
-  # There is no accounting, so what submitit asks sacct is answered by scontrol, for jobs of the last MinJobAge seconds.
+  # Without accounting, scontrol answers submitit's sacct queries, for jobs of the last MinJobAge seconds.
   cat >"$dir/bin/sacct" <<'SACCT'
 #!/bin/bash
 echo "JobID|State|NodeList"

@@ -1,4 +1,4 @@
-"""Sweeps on Ray and on Slurm, each started for the tests, give what a sweep on this machine gives."""
+"""Sweeps on Ray and Slurm, which the tests start, give the same scores as a sweep on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.cluster
 
 COMMAND = [sys.executable, "-m", "mbpo_cli", "-m"]
 SWEEP = ["experiment=smoke", "seed=0,1"]
-# Long enough to be told to stop in the middle: it takes half a minute.
+# Long enough to be stopped half-way: half a minute.
 LONG = [
     *TINY,
     "trainer.num_env_steps=1500",
@@ -39,7 +39,7 @@ SCRIPT = Path(__file__).with_name("slurm_one_node.sh")
 SECONDS = 240.0
 
 
-def need(reason: str, met: object) -> None:
+def skip_unless(met: object, reason: str) -> None:
     if not met:
         pytest.skip(reason)
 
@@ -60,10 +60,10 @@ def statuses(folder: Path) -> dict[str, str]:
     return {name: summary["status"] for name, summary in summaries(folder).items()}
 
 
-def until(met: Callable[[], bool], what: str) -> None:
+def wait_until(met: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + SECONDS
     while not met():
-        assert time.monotonic() < deadline, f"waited too long until {what}"
+        assert time.monotonic() < deadline, f"timed out waiting until {what}"
         time.sleep(0.2)
 
 
@@ -80,7 +80,7 @@ def processes_with(text: str) -> list[str]:
 
 
 def listening() -> set[str]:
-    """Addresses on which Slurm's daemons listen, as the kernel writes them."""
+    """Return the addresses on which Slurm's daemons listen, in the format of the kernel."""
     lines = [line for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     addresses = {fields[1] for line in lines if (fields := line.split())[3] == "0A"}
     return {address for address in addresses if int(address.split(":")[1], 16) in (16817, 16818)}
@@ -88,7 +88,7 @@ def listening() -> set[str]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """The scores of the same sweep by processes of this machine."""
+    """The scores of the same sweep run as processes on this machine."""
     path = tmp_path_factory.mktemp("processes")
     done = sweep(path, *SWEEP, "hydra.sweep.dir=here")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -97,15 +97,15 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     return found
 
 
-# Ray listens on every interface, so it gets a network that has none but the loopback.
+# Ray listens on every interface, so it runs in a network namespace with the loopback interface only.
 
 
 def in_namespace(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script alone with a loopback interface; nothing that it starts outlives it."""
-    need("needs Linux's unshare and ip", shutil.which("unshare") and shutil.which("ip"))
+    """Run a script in a namespace with only a loopback interface; no process outlives it."""
+    skip_unless(shutil.which("unshare") and shutil.which("ip"), "needs Linux's unshare and ip")
     alone = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    need("needs root, for a network namespace", subprocess.run([*alone, "true"]).returncode == 0)
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # short, as paths of sockets must be
+    skip_unless(subprocess.run([*alone, "true"]).returncode == 0, "needs root, for a network namespace")
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # short: socket paths have a maximum length
         variables = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
         return subprocess.run(
             [*alone, "bash", "-euc", f"ip link set lo up\n{script}"],
@@ -119,7 +119,7 @@ def in_namespace(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def ray_folder(tmp_path: Path) -> Iterator[Path]:
-    need("needs the extra 'ray'", find_spec("ray"))
+    skip_unless(find_spec("ray"), "needs the extra 'ray'")
     yield tmp_path
     assert processes_with(str(tmp_path)) == []
 
@@ -132,7 +132,7 @@ def test_ray_on_this_machine(ray_folder: Path, expected: dict[str, float]) -> No
     assert scores(ray_folder / "there") == expected
 
 
-def test_a_ray_cluster_that_runs_already(ray_folder: Path, expected: dict[str, float]) -> None:
+def test_a_running_ray_cluster(ray_folder: Path, expected: dict[str, float]) -> None:
     ray = f"{shlex.quote(sys.executable)} -m ray.scripts.scripts"
     start = "start --head --node-ip-address=127.0.0.1 --port=6379 --num-cpus=2 --include-dashboard=false"
     address = "hydra.launcher.ray.init.address=127.0.0.1:6379"
@@ -150,7 +150,7 @@ def test_a_ray_cluster_that_runs_already(ray_folder: Path, expected: dict[str, f
     assert not (ray_folder / "elsewhere" / "there").exists()
 
 
-def test_a_job_that_ray_loses_takes_no_other_along(ray_folder: Path) -> None:
+def test_a_job_that_ray_loses_affects_no_other(ray_folder: Path) -> None:
     arguments = [*LONG, "seed=0,1", "hydra/launcher=ray", "hydra.sweep.dir=there"]
     done = in_namespace(
         f"""
@@ -170,7 +170,7 @@ def test_a_job_that_ray_loses_takes_no_other_along(ray_folder: Path) -> None:
     assert statuses(ray_folder / "there") == {"seed0": "failed", "seed1": "done"}
 
 
-def test_a_sweep_on_ray_that_is_told_to_stop_stops_its_jobs(ray_folder: Path) -> None:
+def test_a_sweep_on_ray_that_is_terminated_stops_its_jobs(ray_folder: Path) -> None:
     arguments = [*LONG, "seed=0", "hydra/launcher=ray", "hydra.sweep.dir=there"]
     done = in_namespace(
         f"""
@@ -190,9 +190,9 @@ def test_a_sweep_on_ray_that_is_told_to_stop_stops_its_jobs(ray_folder: Path) ->
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    need("needs root, for Slurm's daemons", os.geteuid() == 0)
-    need("needs the extra 'slurm'", find_spec("submitit"))
-    need("needs Slurm, or apt-get to install it", shutil.which("slurmctld") or shutil.which("apt-get"))
+    skip_unless(os.geteuid() == 0, "needs root, for Slurm's daemons")
+    skip_unless(find_spec("submitit"), "needs the extra 'slurm'")
+    skip_unless(shutil.which("slurmctld") or shutil.which("apt-get"), "needs Slurm, or apt-get to install it")
     folder = tmp_path_factory.mktemp("slurm")
     started = subprocess.run([SCRIPT, "start", folder], capture_output=True, text=True)
     assert started.returncode == 0, started.stderr
@@ -209,7 +209,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def start_sweep(slurm: None, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a sweep that is to be disturbed."""
+    """Start a sweep that the test then disturbs."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> subprocess.Popen[str]:
@@ -229,7 +229,7 @@ def has_taken_steps(run: Path) -> bool:
 
 
 def array_in(folder: Path) -> str:
-    """Return the number that Slurm gave to a sweep's jobs."""
+    """Return the Slurm job number of a sweep."""
     (number,) = (path.name for path in (folder / ".submitit").iterdir() if path.name.isdigit())
     return number
 
@@ -246,7 +246,7 @@ def test_slurm_listens_on_the_loopback_interface_only(slurm: None) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A long run that nobody has disturbed."""
+    """A long run without interruption."""
     path = tmp_path_factory.mktemp("whole")
     done = sweep(path, *LONG, "seed=0", "hydra.sweep.dir=.")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -254,10 +254,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("by", ["signal", "priority"])
-def test_a_job_that_slurm_preempts_goes_on(by: str, start_sweep: Any, whole: Path, tmp_path: Path) -> None:
+def test_a_job_that_slurm_preempts_resumes(by: str, start_sweep: Any, whole: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     process = start_sweep(*LONG, *SLURM, "seed=0", "hydra.sweep.dir=there")
-    until(lambda: has_taken_steps(there / "seed0"), "the run takes steps")
+    wait_until(lambda: has_taken_steps(there / "seed0"), "the run takes steps")
     if by == "signal":
         subprocess.run(["scancel", "--signal=USR2", array_in(there)], check=True)
     else:
@@ -270,11 +270,13 @@ def test_a_job_that_slurm_preempts_goes_on(by: str, start_sweep: Any, whole: Pat
     assert scores(there)["seed0"] == json.loads((whole / "summary.json").read_text())["score"]
 
 
-def test_jobs_that_slurm_loses_take_no_other_along(start_sweep: Any, tmp_path: Path) -> None:
+def test_jobs_that_slurm_loses_affect_no_other(start_sweep: Any, tmp_path: Path) -> None:
     there = tmp_path / "there"
     arguments = [*LONG, *SLURM, "seed=0,1,2", "hydra.sweep.dir=there"]
     process = start_sweep(*arguments)
-    until(lambda: has_taken_steps(there / "seed0") and has_taken_steps(there / "seed1"), "runs take steps")
+    wait_until(
+        lambda: has_taken_steps(there / "seed0") and has_taken_steps(there / "seed1"), "runs take steps"
+    )
     subprocess.run(["scancel", f"{array_in(there)}_0"], check=True)
     os.kill(int((there / "seed1" / "run.lock").read_text().split()[1]), signal.SIGKILL)
     output, _ = process.communicate(timeout=SECONDS)
@@ -291,10 +293,10 @@ def test_jobs_that_slurm_loses_take_no_other_along(start_sweep: Any, tmp_path: P
     assert (there / "seed2" / "summary.json").read_bytes() == before
 
 
-def test_a_sweep_that_is_interrupted_stops_its_jobs(start_sweep: Any, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_on_slurm_stops_its_jobs(start_sweep: Any, tmp_path: Path) -> None:
     there = tmp_path / "there"
     process = start_sweep(*LONG, *SLURM, "seed=0", "hydra.sweep.dir=there")
-    until(lambda: has_taken_steps(there / "seed0"), "the run takes steps")
+    wait_until(lambda: has_taken_steps(there / "seed0"), "the run takes steps")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 130, output

@@ -1,4 +1,4 @@
-"""The command itself: in a process of its own where that matters, else in this one."""
+"""The command mbpo-train, in a separate process where that matters, otherwise in this one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
 
 @pytest.fixture
 def reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """Run the command in this process; it must end with exit code 2, one line, and nothing written."""
+    """Run the command here and check that it exits with code 2 and one line, and writes nothing."""
 
     def rejected(*arguments: str) -> str:
         monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     return rejected
 
 
-def test_the_main_job_from_any_directory(tmp_path: Path) -> None:
+def test_a_run_from_any_directory(tmp_path: Path) -> None:
     done = command("agent=sac", "env=pendulum", "experiment=smoke", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "tensorboard --logdir" in done.stdout
@@ -121,7 +121,7 @@ def test_a_bad_job_of_a_sweep_ends_without_a_traceback(tmp_path: Path) -> None:
     assert summary["error"].startswith("env.id=Nope-v0: ")
 
 
-def test_a_directory_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine"
     with RunDirectory(path, asdict(make_config())):
         before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
@@ -132,7 +132,7 @@ def test_a_directory_in_use_is_left_alone(tmp_path: Path) -> None:
     assert done.stderr == f"mbpo-train: error: mine: in use by {owner}\n"
 
 
-def test_a_killed_run_goes_on_by_its_directory_or_its_command(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_by_its_directory_or_its_command(tmp_path: Path) -> None:
     arguments = ("experiment=smoke", "mbpo=off", "trainer.num_env_steps=100000", "hydra.run.dir=mine")
     process = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "mine" / "metrics.jsonl"
@@ -182,7 +182,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("key", "name"), HOSTILE)
-def test_nothing_that_a_run_directory_names_is_imported(
+def test_no_code_named_in_a_run_directory_is_imported(
     key: str, name: Any, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
@@ -195,7 +195,7 @@ def test_nothing_that_a_run_directory_names_is_imported(
     values[key.rpartition(".")[2]] = name
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     before = set(sys.modules)
-    with pytest.raises(ConfigError, match="names code from outside of mbpo_cli; trust="):
+    with pytest.raises(ConfigError, match="the run directory names code outside mbpo_cli; trust="):
         resumed_config(tmp_path / "run", [], [])
     assert "evil" not in set(sys.modules) - before
 
@@ -214,7 +214,7 @@ def test_nothing_that_a_run_directory_names_is_imported(
         "",
     ],
 )
-def test_a_broken_or_hostile_configuration_is_one_line(text: str, tmp_path: Path) -> None:
+def test_a_broken_or_hostile_configuration_gives_a_one_line_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError) as error:
         resumed_config(tmp_path, [], [])
@@ -237,7 +237,7 @@ def test_a_broken_or_hostile_configuration_is_one_line(text: str, tmp_path: Path
             "experiment=paper/hoper: no such choice; did you mean experiment=paper/hopper?",
         ),
         ("mbpo.real_ratio=1.5", "mbpo.real_ratio=1.5: must be a number from 0 to 1"),
-        ("mbpo.model_rollout_options.horizon=0", "horizon=0: must be a number from 1"),
+        ("mbpo.model_rollout_options.horizon=0", "horizon=0: must be a whole number from 1 to 1,000"),
         ("mbpo.mini_batch_size=0", "mbpo.mini_batch_size=0"),
         ("agent.actor_optimizer.learn_rate=-1", "agent.actor_optimizer.learn_rate=-1"),
         ("+agent.lrr=1", "agent.lrr=1: no such option"),
@@ -280,24 +280,24 @@ def test_a_broken_or_hostile_configuration_is_one_line(text: str, tmp_path: Path
         ("device=cuda:99", "device=cuda:99: torch sees"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(argument: str, message: str, reject) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_gives_one_line_and_exit_code_2(argument: str, message: str, reject) -> None:  # type: ignore[no-untyped-def]
     assert message in reject(*argument.split("  "))
 
 
 @pytest.mark.parametrize("text", ["id: a\n\tname: b\n", "id: [\n", "a: 1\na: 2\n"])
-def test_a_broken_file_of_ones_own_is_named(text: str, tmp_path_factory, reject) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_file_of_the_user_is_named(text: str, tmp_path_factory, reject) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("conf")
     (folder / "env").mkdir()
     (folder / "env" / "mine.yaml").write_text(text)
     assert "mine.yaml" in reject("--config-dir", str(folder), "env=mine")
 
 
-def test_a_run_may_lie_in_a_directory_of_a_sweep(reject) -> None:  # type: ignore[no-untyped-def]
-    told = reject("resume=sweeps/agent=sac,td3/seed=0")
-    assert told.startswith("sweeps/agent=sac,td3/seed=0/config.yaml: cannot be read")
+def test_a_run_in_the_directory_of_a_sweep_can_be_resumed(reject) -> None:  # type: ignore[no-untyped-def]
+    message = reject("resume=sweeps/agent=sac,td3/seed=0")
+    assert message.startswith("sweeps/agent=sac,td3/seed=0/config.yaml: cannot be read")
 
 
-def test_images_are_refused(reject) -> None:  # type: ignore[no-untyped-def]
+def test_image_observations_are_refused(reject) -> None:  # type: ignore[no-untyped-def]
     import gymnasium as gym
     import numpy as np
 
@@ -313,12 +313,12 @@ def test_images_are_refused(reject) -> None:  # type: ignore[no-untyped-def]
     gym.registry.pop("tests/Pixels-v0")
 
 
-def test_a_traceback_comes_only_when_asked_for(tmp_path: Path) -> None:
+def test_a_traceback_is_shown_only_on_request(tmp_path: Path) -> None:
     assert "Traceback" not in command("seed=x", cwd=tmp_path).stderr
     assert "Traceback" in command("seed=x", cwd=tmp_path, HYDRA_FULL_ERROR="1").stderr
 
 
-def test_runs_started_together_get_directories_of_their_own(tmp_path: Path) -> None:
+def test_runs_started_together_get_separate_directories(tmp_path: Path) -> None:
     arguments = [*COMMAND, "experiment=smoke", "mbpo=off", "trainer.num_env_steps=21"]
     processes = [
         subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

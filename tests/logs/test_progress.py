@@ -8,7 +8,7 @@ from mbpo_cli.logs.progress import Progress
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -27,7 +27,7 @@ def test_plain_lines_off_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     assert third.startswith("step 26 of 100")
 
 
-def test_lines_are_not_written_more_often_than_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_are_no_more_frequent_than_the_interval(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     progress = Progress(100, seconds_between_lines=60.0)
     for step in range(1, 100):

@@ -1,4 +1,4 @@
-"""Who runs the jobs of a sweep: what all launchers share. tests/cluster/ has those that need a cluster."""
+"""What all launchers share. The tests in tests/cluster/ need a cluster."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from mbpo_cli.sweeps.processes import run_command
 
 @dataclass
 class Countdown:
-    """A job that ends after it was looked at so many times, or when it is stopped."""
+    """A job that ends after it was polled `polls` times, or when it is stopped."""
 
-    looks: int
-    says: str | None = None
+    polls: int
+    reason: str | None = None
     stops: int = 0
 
     def has_ended(self) -> bool:
-        self.looks -= 1
-        return self.looks <= 0
+        self.polls -= 1
+        return self.polls <= 0
 
     def failure(self) -> str | None:
-        return self.says
+        return self.reason
 
     def stop(self) -> None:
         self.stops += 1
-        self.looks = 0
+        self.polls = 0
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    # By its own name: where Hydra finds the plugins itself, their package does not know it.
+    # If Hydra finds the plugins itself, the module is not an attribute of its package.
     monkeypatch.setattr(sys.modules["hydra_plugins.mbpo.clusters"], "POLL_SECONDS", 0.001)
 
 
@@ -53,7 +53,7 @@ main()
 
 @pytest.mark.parametrize("choice", MODULES)
 def test_a_missing_extra_is_named(choice: str, tmp_path: Path) -> None:
-    # In a process of its own, whose streams are not pytest's.
+    # In a separate process, whose streams are not captured by pytest.
     command = [sys.executable, "-c", WITHOUT, MODULES[choice], "-m", "seed=0,1", f"hydra/launcher={choice}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     expected = f"mbpo-train: error: hydra/launcher={choice}: needs pip install 'mbpo-cli[{choice}]'\n"
@@ -61,11 +61,10 @@ def test_a_missing_extra_is_named(choice: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_jobs_are_told_of_as_they_end() -> None:
+def test_jobs_are_reported_when_they_end() -> None:
     ended: list[tuple[int, str | None]] = []
-    wait_for(
-        [Countdown(3), Countdown(1, "lost"), Countdown(2)], lambda index, says: ended.append((index, says))
-    )
+    jobs = [Countdown(3), Countdown(1, "lost"), Countdown(2)]
+    wait_for(jobs, lambda index, reason: ended.append((index, reason)))
     assert ended == [(1, "lost"), (2, None), (0, None)]
 
 
@@ -74,7 +73,7 @@ def test_a_signal_stops_jobs_that_have_not_ended(number: signal.Signals, code: i
     jobs = [Countdown(1), Countdown(10**9), Countdown(10**9)]
     ended: list[int] = []
 
-    def on_end(index: int, says: str | None) -> None:
+    def on_end(index: int, reason: str | None) -> None:
         ended.append(index)
         if index == 0:
             signal.raise_signal(number)
@@ -87,19 +86,19 @@ def test_a_signal_stops_jobs_that_have_not_ended(number: signal.Signals, code: i
 
 
 def test_a_command_runs_in_a_folder_with_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path.cwd())  # and back at the end
+    monkeypatch.chdir(Path.cwd())  # restored at the end of the test
     assert run_command(str(tmp_path), ["sh", "-c", 'echo "$WORD" > here'], {"WORD": "one"}) is None
     assert (tmp_path / "here").read_text() == "one\n"
     assert run_command(str(tmp_path), ["sh", "-c", "echo gone >&2; exit 3"], {}) == "gone"
 
 
-def test_the_command_ends_before_the_signal_is_handed_on(
+def test_the_command_ends_before_the_signal_is_raised_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path.cwd())
     kept: list[bool] = []
     previous = signal.signal(signal.SIGUSR2, lambda *_: kept.append((tmp_path / "kept").exists()))
-    # The command asks for the signal to this process, gets it, and takes its time.
+    # The command sends the signal to this process, receives it in turn, and ends slowly.
     script = (
         f"trap 'sleep 0.3; touch kept; exit 0' USR2; kill -USR2 {os.getpid()}; while :; do sleep 0.1; done"
     )

@@ -1,4 +1,4 @@
-"""Searches: what is asked for, pruned and counted, and that a search goes on where it was stopped."""
+"""Searches: the values they try, pruning, counting, and resuming."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def jobs_in(path: Path) -> Callable[[str, Mapping[str, Any]], list[Job]]:
 
 
 def value_of(job: Job) -> float:
-    """The score of a pretended run: the greater x the better, and one seed is better than the other."""
+    """The score of a simulated run, which grows with x and with the seed."""
     return float(job.overrides[0].partition("=")[2]) + job.config.seed
 
 
@@ -82,7 +82,7 @@ def states(search: Search) -> list[str]:
     return [trial.state.name for trial in search.study.get_trials()]
 
 
-def test_what_is_searched_is_said_in_hydras_words() -> None:
+def test_overrides_in_hydras_grammar_become_a_search_space() -> None:
     constants, space = space_of(
         [
             "agent=sac",
@@ -121,7 +121,7 @@ def test_what_is_searched_is_said_in_hydras_words() -> None:
         ("a=tag(log,interval(0,1))", r"a=tag\(log,interval\(0,1\)\): "),
     ],
 )
-def test_what_makes_no_sense_in_a_search_is_refused(override: str, message: str) -> None:
+def test_invalid_overrides_of_a_search_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         space_of([override])
 
@@ -136,7 +136,7 @@ def test_what_makes_no_sense_in_a_search_is_refused(override: str, message: str)
         ("sac", "experiment=paper/ant"),
     ],
 )
-def test_every_agent_has_a_search_space_of_options_that_it_has(agent: str, task: str) -> None:
+def test_the_search_space_of_every_agent_names_options_that_exist(agent: str, task: str) -> None:
     text = (CONF / "hparams_search" / f"{agent}.yaml").read_text()
     params = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
     known = {key for key, _, _, _ in options_in(make_config(f"agent={agent}", task))}
@@ -148,7 +148,7 @@ def test_every_agent_has_a_search_space_of_options_that_it_has(agent: str, task:
         make_config(f"agent={agent}", task, *constants, *ends)
 
 
-def test_a_score_is_the_mean_over_seeds_and_the_best_is_written(tmp_path: Path) -> None:
+def test_a_score_is_the_mean_over_seeds_and_the_best_trial_is_written(tmp_path: Path) -> None:
     search = open_search(tmp_path)
     search.run(6, 2, jobs_in(tmp_path), finish_all, prune=False)
     trials = search.study.get_trials()
@@ -160,7 +160,7 @@ def test_a_score_is_the_mean_over_seeds_and_the_best_is_written(tmp_path: Path) 
     assert stored == {"score": best.score, "path": str(best.path), "values": best.values}
 
 
-def test_a_failed_run_fails_its_trial_which_counts(tmp_path: Path) -> None:
+def test_a_failed_run_fails_its_trial_which_still_counts(tmp_path: Path) -> None:
     def launch(jobs: Sequence[Job]) -> None:
         for job in jobs:
             finish(job, "failed" if "trial_0001/1" in str(job.path) else "done")
@@ -170,7 +170,7 @@ def test_a_failed_run_fails_its_trial_which_counts(tmp_path: Path) -> None:
     assert states(search) == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
-def test_values_that_do_not_go_together_fail_their_trial_alone(tmp_path: Path) -> None:
+def test_an_invalid_combination_fails_only_its_trial(tmp_path: Path) -> None:
     def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
         if name == "trial_0001":
             raise ConfigError("num_elites=5: must be at most num_networks=3")
@@ -181,7 +181,7 @@ def test_values_that_do_not_go_together_fail_their_trial_alone(tmp_path: Path) -
     assert states(search) == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
-def test_a_trial_that_had_begun_with_other_values_is_not_given_up(tmp_path: Path) -> None:
+def test_a_trial_whose_directory_holds_other_values_is_kept(tmp_path: Path) -> None:
     def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
         (tmp_path / name / "seed=0").mkdir()
         (tmp_path / name / "seed=0" / "config.yaml").touch()
@@ -193,7 +193,7 @@ def test_a_trial_that_had_begun_with_other_values_is_not_given_up(tmp_path: Path
     assert states(search) == ["RUNNING"]
 
 
-def test_every_choice_is_tried_beforehand_but_not_every_combination() -> None:
+def test_every_choice_is_checked_first_but_not_every_combination() -> None:
     seen: list[dict[str, Any]] = []
 
     def job(values: Mapping[str, Any]) -> Job:
@@ -226,13 +226,13 @@ def test_options_of_a_search_are_checked(option: str, value: Any, message: str) 
         SearchSweeper(**options).check_options()
 
 
-def test_a_storage_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_opened_gives_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"hydra\.sweeper\.storage=/no/such/x\.journal: FileNotFoundError"):
         open_search(tmp_path, storage="/no/such/x.journal")
 
 
 @pytest.mark.parametrize("storage", ["sqlite:///{}/study.db", "{}/study.journal"])
-def test_a_search_that_was_interrupted_tries_the_same_values_again(tmp_path: Path, storage: str) -> None:
+def test_an_interrupted_search_tries_the_same_values_again(tmp_path: Path, storage: str) -> None:
     def interrupted(jobs: Sequence[Job]) -> None:
         if "trial_0002" in str(jobs[0].path):
             finish(jobs[0])
@@ -254,7 +254,7 @@ def test_a_search_that_was_interrupted_tries_the_same_values_again(tmp_path: Pat
     trials = again.study.get_trials()
     assert trials[3].params == trials[2].params
     assert again.num_trials == 4
-    # What had been done of it is not done again.
+    # The run that was done is not repeated.
     assert launched[0] == tmp_path / "trial_0002" / "1"
     assert tmp_path / "trial_0002" / "0" not in launched
 
@@ -265,11 +265,11 @@ def test_a_search_that_was_interrupted_tries_the_same_values_again(tmp_path: Pat
     assert [trial.params for trial in trials if trial.state == TrialState.COMPLETE] == expected
 
 
-def test_trials_of_a_living_worker_are_left_to_it_and_counted(tmp_path: Path) -> None:
+def test_trials_of_another_live_worker_are_counted_and_left_alone(tmp_path: Path) -> None:
     other = open_search(tmp_path)
 
     def launch(jobs: Sequence[Job]) -> None:
-        if "trial_0000" in str(jobs[0].path):  # while this trial runs, another worker does the rest
+        if "trial_0000" in str(jobs[0].path):  # meanwhile, another worker runs the other trials
             other.run(3, 1, jobs_in(tmp_path), finish_all, prune=False)
         finish_all(jobs)
 
@@ -278,7 +278,7 @@ def test_trials_of_a_living_worker_are_left_to_it_and_counted(tmp_path: Path) ->
     assert states(search) == ["COMPLETE"] * 3
 
 
-def test_a_trial_worse_than_the_median_is_told_to_stop(tmp_path: Path) -> None:
+def test_a_trial_worse_than_the_median_is_pruned(tmp_path: Path) -> None:
     def launch(jobs: Sequence[Job]) -> None:
         is_bad = "trial_0005" in str(jobs[0].path)
         for job in jobs:
@@ -299,7 +299,7 @@ def test_a_trial_worse_than_the_median_is_told_to_stop(tmp_path: Path) -> None:
     assert search.study.get_trials()[0].intermediate_values == {5: 1.0, 10: 1.0}
 
 
-def test_a_directory_holds_one_search_only(tmp_path: Path) -> None:
+def test_a_directory_holds_only_one_search(tmp_path: Path) -> None:
     open_search(tmp_path)
     with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=.*not env=pendulum, env=cartpole"):
         open_search(tmp_path, constants=["env=cartpole"])
@@ -328,7 +328,7 @@ def test_twelve_trials_interrupted_after_five(tmp_path: Path) -> None:
     assert first.returncode == 130, rest
     study = optuna.load_study(study_name="mbpo", storage=f"sqlite:///{tmp_path}/search/study.db")
     before = [trial for trial in study.get_trials() if trial.state == TrialState.COMPLETE]
-    assert len(before) in (5, 6)  # the sixth had begun, and may have been quicker than the signal
+    assert len(before) in (5, 6)  # the sixth may end before the signal arrives
 
     second = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr

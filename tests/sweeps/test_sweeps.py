@@ -1,4 +1,4 @@
-"""Sweeps: what jobs are called, how they run side by side, and that one failure costs no other."""
+"""Sweeps: the names of jobs, parallel processes, and failures that affect no other job."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_overrides_become_the_name_of_a_directory(overrides: list[str], expected
     assert name_of(overrides) == expected
 
 
-def test_long_names_are_cut_and_stay_different() -> None:
+def test_long_names_are_cut_and_stay_unique() -> None:
     names = {name_of([f"key={'x' * 300}{end}"]) for end in "ab"}
     assert len(names) == 2
     assert max(map(len, names)) < MAX_NAME + 10
@@ -104,15 +104,15 @@ def test_long_names_are_cut_and_stay_different() -> None:
         (["resume=it's=mine", "--cfg", "job"], r"hydra.run.dir='it\'s=mine'", 1),
     ],
 )
-def test_where_to_write_follows_from_the_command(arguments: list[str], added: str, place: int) -> None:
-    told = with_directory(arguments)
-    assert told[place] == added
+def test_the_directory_follows_from_the_command(arguments: list[str], added: str, place: int) -> None:
+    completed = with_directory(arguments)
+    assert completed[place] == added
     if "resume" not in arguments[0]:
-        assert told == [*arguments[:place], added, *arguments[place:]]
+        assert completed == [*arguments[:place], added, *arguments[place:]]
 
 
 @pytest.mark.parametrize("arguments", [["agent=sac"], ["-m", "hydra.sweep.dir=mine"], ["--cfg", "job"]])
-def test_a_directory_that_is_chosen_stays(arguments: list[str]) -> None:
+def test_a_chosen_directory_is_kept(arguments: list[str]) -> None:
     assert with_directory(arguments) == arguments
 
 
@@ -156,7 +156,7 @@ def test_jobs_share_no_core_and_no_gpu_unless_asked(
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == expected
 
 
-def test_commands_tell_how_they_failed_and_take_none_along() -> None:
+def test_commands_report_how_they_failed_and_affect_no_other() -> None:
     ended: dict[int, str | None] = {}
     scripts = (
         "exit 0",
@@ -170,7 +170,7 @@ def test_commands_tell_how_they_failed_and_take_none_along() -> None:
     assert ended == {0: None, 1: "exit code 3", 2: "seed=x: no", 3: "killed by SIGKILL", 4: None}
 
 
-def test_no_more_commands_run_at_a_time_than_there_are_slots(tmp_path: Path) -> None:
+def test_there_are_no_more_parallel_commands_than_slots(tmp_path: Path) -> None:
     count = f"ls {tmp_path} | wc -l >&2; touch {tmp_path}/$$; sleep 0.2; rm {tmp_path}/$$; exit 1"
     ended: dict[int, str | None] = {}
     run_commands([shell(count)] * 6, [{}, {}], ended.__setitem__)
@@ -178,9 +178,9 @@ def test_no_more_commands_run_at_a_time_than_there_are_slots(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_handed_on_and_nothing_more_is_started(number: int, code: int, tmp_path: Path) -> None:
+def test_a_signal_is_forwarded_and_no_more_commands_start(number: int, code: int, tmp_path: Path) -> None:
     script = (
-        f"trap 'touch {tmp_path}/told; exit 1' TERM INT; touch {tmp_path}/$$; while true; do sleep 0.02; done"
+        f"trap 'touch {tmp_path}/got; exit 1' TERM INT; touch {tmp_path}/$$; while true; do sleep 0.02; done"
     )
     ended: dict[int, str | None] = {}
 
@@ -194,10 +194,10 @@ def test_a_signal_is_handed_on_and_nothing_more_is_started(number: int, code: in
         run_commands([shell(script)] * 3, [{}], ended.__setitem__)
     assert caught.value.exit_code == code
     assert ended == {0: "exit code 1"}
-    assert (tmp_path / "told").exists()
+    assert (tmp_path / "got").exists()
 
 
-def test_a_job_is_done_when_it_is_as_long_as_asked(tmp_path: Path) -> None:
+def test_a_job_is_done_once_it_has_taken_all_its_steps(tmp_path: Path) -> None:
     job = job_in(tmp_path / "job", "mbpo=off")
     assert job.score is None
     result = run(job.config, job.path, in_sweep=True)
@@ -227,7 +227,7 @@ def test_a_failure_is_recorded_unless_there_is_a_summary_or_the_job_still_runs(t
     }
 
 
-def test_the_table_names_what_is_missing(tmp_path: Path) -> None:
+def test_the_table_names_the_jobs_without_a_score(tmp_path: Path) -> None:
     jobs = [job_in(tmp_path / name) for name in ("good", "bad", "lost")]
     done = {"status": "done", "env_steps": 20, "score": 1.5}
     jobs[0].path.mkdir()
@@ -245,7 +245,7 @@ def test_the_table_names_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "argument", ["agent.discount_factor=0.9,2", "agent.mini_batch_size=0", "seed=interval(0,1)", "resume=x"]
 )
-def test_a_sweep_with_one_wrong_value_writes_nothing(argument: str, tmp_path: Path) -> None:
+def test_a_sweep_with_a_wrong_value_writes_nothing(argument: str, tmp_path: Path) -> None:
     done = sweep(tmp_path, argument)
     assert done.returncode == 2
     assert done.stderr.startswith("mbpo-train: error: ")
@@ -253,7 +253,7 @@ def test_a_sweep_with_one_wrong_value_writes_nothing(argument: str, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_jobs_are_those_of_the_configuration_that_was_named(tmp_path: Path) -> None:
+def test_jobs_use_the_configuration_that_is_named(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "lab.yaml").write_text(
         "defaults: [train, _self_]\nagent: {discount_factor: 0.875}\n"
@@ -264,7 +264,7 @@ def test_jobs_are_those_of_the_configuration_that_was_named(tmp_path: Path) -> N
     assert [config["agent"]["discount_factor"] for config in stored] == [0.875, 0.875]
 
 
-def test_failed_and_killed_jobs_cost_no_other_and_are_all_that_runs_again(tmp_path: Path) -> None:
+def test_failed_and_killed_jobs_affect_no_other_and_only_they_run_again(tmp_path: Path) -> None:
     jobs = numbers(0, 1, 2)
     first = sweep(tmp_path, jobs, environment={"FRAGILE": "1", "MORTAL": "2"})
     assert first.returncode == 1, first.stderr
@@ -296,7 +296,7 @@ def test_the_basic_launcher_gives_the_same_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_of_twenty_jobs_four_raise_and_one_is_killed(tmp_path: Path) -> None:
+def test_twenty_jobs_of_which_four_raise_and_one_is_killed(tmp_path: Path) -> None:
     jobs = numbers(*range(20))
     first = sweep(tmp_path, jobs, environment={"FRAGILE": "3,7,11,15", "MORTAL": "5"})
     assert first.returncode == 1, first.stderr
@@ -317,7 +317,7 @@ def test_of_twenty_jobs_four_raise_and_one_is_killed(tmp_path: Path) -> None:
     assert len(started) == 5
 
 
-def test_a_stop_file_stops_a_run_with_its_state_kept(tmp_path: Path) -> None:
+def test_a_stop_file_stops_a_run_and_its_state_is_kept(tmp_path: Path) -> None:
     config = make_config(*TINY, "mbpo=off", "trainer.num_env_steps=100_000", "compile=false")
     path = tmp_path / "run"
 
