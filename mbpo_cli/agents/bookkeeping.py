@@ -5,33 +5,32 @@ It knows nothing of losses. An agent of your own does not need it (see `mbpo_cli
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.nn.compilation import one_by_one
 from mbpo_cli.types import Accelerate, GradientStep, Metrics, Transitions
 
 
-class Bookkeeping(ABC):
-    """Counts updates, runs the gradient step (compiled or not), and saves named attributes."""
+class Bookkeeping:
+    """Counts updates, takes gradient steps (compiled or not), and saves every attribute that has a state."""
 
     _step: GradientStep
     """One gradient step: a function of what `arguments` returns that changes nothing but parameters."""
 
-    SAVED: ClassVar[tuple[str, ...]]
-    """Attributes in `state_dict`: tensors, generators, or objects with a `state_dict` of their own."""
+    options: TargetNetworkOptions
 
     def __init__(self) -> None:
         self.num_updates = 0
         self._steps = one_by_one(self._step)
 
-    @abstractmethod
     def arguments(self, batch: Transitions) -> dict[str, Any]:
-        """Return the arguments of the gradient step on a mini-batch, with everything random already drawn."""
+        """Return the arguments of one gradient step; subclasses add flags and random numbers."""
+        return {"batch": batch, "with_targets": self.is_due(self.options.target_update_frequency)}
 
     def is_due(self, frequency: int) -> bool:
         """Return True in every `frequency`-th update."""
@@ -50,15 +49,24 @@ class Bookkeeping(ABC):
         self._steps = accelerate(self._step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the attributes in `SAVED` and the number of updates."""
-        return {**{name: _state(getattr(self, name)) for name in self.SAVED}, "num_updates": self.num_updates}
+        """Return the state of every part by attribute name, and the number of updates."""
+        return {name: _state(part) for name, part in self._parts.items()} | {"num_updates": self.num_updates}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of `state_dict`."""
-        for name in self.SAVED:
-            _restore(getattr(self, name), state[name])
+        for name, part in self._parts.items():
+            _restore(part, state[name])
         self.num_updates = state["num_updates"]
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """Networks, optimizers, noise, learned tensors and random streams."""
+        return {
+            name: part
+            for name, part in vars(self).items()
+            if isinstance(part, (Tensor, torch.Generator)) or hasattr(part, "state_dict")
+        }
 
 
 def _state(part: Any) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,15 +41,7 @@ class DDPG(Bookkeeping):
 
     Options = DDPGOptions
     actions = ContinuousActions
-    SAVED = (
-        "actor",
-        "critic",
-        "target_actor",
-        "target_critic",
-        "actor_optimizer",
-        "critic_optimizer",
-        "exploration",
-    )
+    options: DDPGOptions
 
     def __init__(
         self, options: DDPGOptions, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
@@ -84,10 +75,6 @@ class DDPG(Bookkeeping):
     def policy_state(self) -> dict[str, Tensor]:
         """Return the actor's weights."""
         return self.actor.state_dict()
-
-    def arguments(self, batch: Transitions) -> dict[str, Any]:
-        """Return the arguments of `_step`."""
-        return {"batch": batch, "with_targets": self.is_due(self.options.target_update_frequency)}
 
     def _step(self, batch: Transitions, with_targets: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch) | self._update_actor(batch)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class DQN(Bookkeeping):
 
     Options = DQNOptions
     actions = DiscreteActions
-    SAVED = ("critic", "target_critic", "critic_optimizer", "exploration")
+    options: DQNOptions
 
     def __init__(
         self, options: DQNOptions, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
@@ -80,10 +79,6 @@ class DQN(Bookkeeping):
     def policy_state(self) -> dict[str, Tensor]:
         """Return the critic's weights, which determine the greedy policy."""
         return self.critic.state_dict()
-
-    def arguments(self, batch: Transitions) -> dict[str, Any]:
-        """Return the arguments of `_step`."""
-        return {"batch": batch, "with_targets": self.is_due(self.options.target_update_frequency)}
 
     def _step(self, batch: Transitions, with_targets: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch)

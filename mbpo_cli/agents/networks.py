@@ -60,13 +60,21 @@ class DiscreteCritics(nn.Module):
         return (self.of_all_actions(obs_BO) * action_BA).sum(-1)
 
 
-class DeterministicActor(nn.Module):
-    """A policy that maps each observation to one action in [-1, 1]."""
+class Actor(nn.Module):
+    """Base of policies: a network of the observation."""
+
+    outputs_per_element = 1
+    """The number of network outputs for each element of an action."""
 
     def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
-        sizes = (spaces.obs_size, *hidden_sizes, spaces.action_size)
+        self.action_size = spaces.action_size
+        sizes = (spaces.obs_size, *hidden_sizes, self.outputs_per_element * spaces.action_size)
         self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
+
+
+class DeterministicActor(Actor):
+    """A policy that maps each observation to one action in [-1, 1]."""
 
     def forward(self, obs_BO: Tensor) -> Tensor:
         """Return actions, shape (B, A)."""
@@ -74,14 +82,10 @@ class DeterministicActor(nn.Module):
         return output.tanh()
 
 
-class SquashedGaussianActor(nn.Module):
+class SquashedGaussianActor(Actor):
     """A Gaussian policy squashed to [-1, 1] by tanh."""
 
-    def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
-        super().__init__()
-        self.action_size = spaces.action_size
-        sizes = (spaces.obs_size, *hidden_sizes, 2 * spaces.action_size)
-        self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
+    outputs_per_element = 2  # mean and log standard deviation
 
     def moments(self, obs_BO: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation before squashing, both (B, A)."""
@@ -120,14 +124,8 @@ class SquashedGaussianActor(nn.Module):
         return critics(obs_BO, action).amin(0), -log_density
 
 
-class CategoricalActor(nn.Module):
+class CategoricalActor(Actor):
     """A categorical policy for discrete actions."""
-
-    def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
-        super().__init__()
-        self.num_actions = spaces.action_size
-        sizes = (spaces.obs_size, *hidden_sizes, self.num_actions)
-        self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
 
     def log_probabilities(self, obs_BO: Tensor) -> Tensor:
         """Return the log probability of each action, shape (B, A)."""
@@ -135,7 +133,7 @@ class CategoricalActor(nn.Module):
 
     def greedy(self, obs_BO: Tensor) -> Tensor:
         """Return the most probable action, one-hot, shape (B, A)."""
-        return DiscreteActions(self.num_actions).one_hot(self.log_probabilities(obs_BO).argmax(-1))
+        return DiscreteActions(self.action_size).one_hot(self.log_probabilities(obs_BO).argmax(-1))
 
     def noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
         """Return an empty tensor, shape (B, 0): expectations are exact and need no noise."""
@@ -145,7 +143,7 @@ class CategoricalActor(nn.Module):
         """Draw actions, one-hot, shape (B, A)."""
         probabilities = self.log_probabilities(obs_BO).exp()
         index = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-        return DiscreteActions(self.num_actions).one_hot(index)
+        return DiscreteActions(self.action_size).one_hot(index)
 
     def expect(
         self, obs_BO: Tensor, critics: Critics | DiscreteCritics, noise_B0: Tensor

@@ -69,16 +69,7 @@ class SAC(Bookkeeping):
     """
 
     Options = SACOptions
-    SAVED = (
-        "actor",
-        "critics",
-        "target_critics",
-        "actor_optimizer",
-        "critic_optimizer",
-        "alpha_optimizer",
-        "log_alpha",
-        "generator",
-    )
+    options: SACOptions
 
     def __init__(self, options: SACOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         super().__init__()
@@ -124,13 +115,11 @@ class SAC(Bookkeeping):
         return self.actor.state_dict()
 
     def arguments(self, batch: Transitions) -> dict[str, Any]:
-        """Return the arguments of `_step`; draws the noise of the actions at o' and at o."""
-        return {
-            "batch": batch,
+        """Return the arguments of `_step`, with noise for the actions at o' and o."""
+        return super().arguments(batch) | {
             "next_noise": self.actor.noise(len(batch), self.generator),
             "noise": self.actor.noise(len(batch), self.generator),
             "with_actor": self.is_due(self.options.policy_update_frequency),
-            "with_targets": self.is_due(self.options.target_update_frequency),
         }
 
     def _step(

@@ -61,16 +61,7 @@ class TD3(Bookkeeping):
 
     Options = TD3Options
     actions = ContinuousActions
-    SAVED = (
-        "actor",
-        "critics",
-        "target_actor",
-        "target_critics",
-        "actor_optimizer",
-        "critic_optimizer",
-        "exploration",
-        "generator",
-    )
+    options: TD3Options
 
     def __init__(
         self, options: TD3Options, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
@@ -107,12 +98,10 @@ class TD3(Bookkeeping):
         return self.actor.state_dict()
 
     def arguments(self, batch: Transitions) -> dict[str, Any]:
-        """Return the arguments of `_step`; draws standard normal noise for the target actions."""
-        return {
-            "batch": batch,
+        """Return the arguments of `_step`, with standard normal noise for the target actions."""
+        return super().arguments(batch) | {
             "noise": torch.randn(batch.action.shape, generator=self.generator, device=batch.action.device),
             "with_actor": self.is_due(self.options.policy_update_frequency),
-            "with_targets": self.is_due(self.options.target_update_frequency),
         }
 
     def _step(
