@@ -17,13 +17,11 @@ from mbpo_cli.types import Accelerate, Metrics, Transitions
 from tests.conftest import discrete, spaces
 
 PREFIX = "mbpo.model_rollout_options.noise_options"
-
-
 HALF = torch.full((20_000, 1), 0.5)
 
 
 class HalfAgent:
-    """Acts 0.5, or 0.25 when it explores."""
+    """An agent with action 0.5, or 0.25 when it explores."""
 
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         return torch.full((len(obs), 1), 0.5 if explore is None else 0.25)
@@ -56,7 +54,7 @@ def gaussian(**changes: float) -> GaussianNoise:
     return noise
 
 
-def test_empty_noise_is_the_agents_own_exploration(g: torch.Generator) -> None:
+def test_empty_noise_uses_the_agents_own_exploration(g: torch.Generator) -> None:
     policy = build_rollout_policy(make_config(), HalfAgent(), spaces())
     assert policy(torch.zeros(2, 3), explore=g).tolist() == [[0.25], [0.25]]
 
@@ -67,13 +65,13 @@ def test_gaussian_noise_has_mean_and_deviation_around_the_greedy_action(g: torch
     torch.testing.assert_close(actions.std(), torch.tensor(0.05), atol=2e-3, rtol=0)
 
 
-def test_gaussian_noise_is_limited_and_so_are_actions(g: torch.Generator) -> None:
+def test_gaussian_noise_and_noisy_actions_are_limited(g: torch.Generator) -> None:
     actions = gaussian(standard_deviation=5, lower_limit=-0.2, upper_limit=1.5)(HALF, g)
     assert actions.min().item() == pytest.approx(0.3)
     assert actions.max().item() == 1.0
 
 
-def test_gaussian_noise_decays_to_its_minimum_and_no_further() -> None:
+def test_gaussian_noise_decays_to_its_minimum() -> None:
     noise = gaussian(standard_deviation=0.4, standard_deviation_decay_rate=0.5, standard_deviation_min=0.15)
     deviations = []
     for _ in range(4):
@@ -85,7 +83,7 @@ def test_gaussian_noise_decays_to_its_minimum_and_no_further() -> None:
     assert restored.standard_deviation == 0.15
 
 
-def test_gaussian_noise_below_its_minimum_stays_as_it_is() -> None:
+def test_gaussian_noise_below_its_minimum_does_not_change() -> None:
     noise = gaussian(standard_deviation=0.05, standard_deviation_decay_rate=0.5, standard_deviation_min=0.15)
     noise.decay()
     assert noise.standard_deviation == 0.05
@@ -95,12 +93,12 @@ def test_without_a_stream_there_is_no_noise() -> None:
     assert RolloutPolicy(HalfAgent(), gaussian())(torch.zeros(2, 3)).tolist() == [[0.5], [0.5]]
 
 
-def test_noise_in_rollouts_is_put_on_greedy_actions(g: torch.Generator) -> None:
+def test_noise_in_rollouts_is_added_to_greedy_actions(g: torch.Generator) -> None:
     policy = RolloutPolicy(HalfAgent(), gaussian(mean=0.2, standard_deviation=0, upper_limit=1))
     assert policy(torch.zeros(2, 3), explore=g)[:, 0].tolist() == pytest.approx([0.7, 0.7])
 
 
-def test_impossible_limits_are_refused() -> None:
+def test_limits_in_the_wrong_order_are_rejected() -> None:
     with pytest.raises(ValueError, match="lower_limit=1"):
         GaussianNoiseOptions("x", 0, 1, 0, 0, 1.0, 0.5)
 
@@ -120,12 +118,14 @@ def walk(noise: OrnsteinUhlenbeckNoise, num_steps: int, g: torch.Generator) -> T
     )
 
 
-def test_correlated_noise_without_chance_goes_from_the_initial_action_to_the_mean(g: torch.Generator) -> None:
+def test_correlated_noise_without_randomness_moves_to_the_mean(
+    g: torch.Generator,
+) -> None:
     noise = ornstein_uhlenbeck(
         initial_action=0.8, mean=0.4, mean_attraction_constant=0.5, standard_deviation=0
     )
     assert walk(noise, 4, g).tolist() == pytest.approx([0.8, 0.6, 0.5, 0.45])
-    assert walk(noise, 2, g).tolist() == pytest.approx([0.8, 0.6]), "an episode starts anew"
+    assert walk(noise, 2, g).tolist() == pytest.approx([0.8, 0.6]), "noise restarts with the episode"
 
 
 def test_correlated_noise_has_the_deviation_and_correlation_of_its_process(g: torch.Generator) -> None:
@@ -136,7 +136,7 @@ def test_correlated_noise_has_the_deviation_and_correlation_of_its_process(g: to
     correlation = torch.corrcoef(torch.stack((path[1:], path[:-1])))[0, 1].item()
     assert correlation == pytest.approx(0.8, abs=0.02)
     rows = noise(torch.zeros(20_000, 1), g)
-    assert rows.std().item() == pytest.approx(deviation, rel=0.05), "rows are drawn as it is in the long run"
+    assert rows.std().item() == pytest.approx(deviation, rel=0.05), "rows are stationary"
 
 
 def test_correlated_noise_decays_and_is_restored(g: torch.Generator) -> None:
@@ -166,10 +166,10 @@ def epsilon_greedy(**changes: float) -> EpsilonGreedy:
     return noise
 
 
-def test_epsilon_is_the_share_of_random_actions_among_which_all_are_alike(g: torch.Generator) -> None:
+def test_epsilon_is_the_fraction_of_random_actions_which_are_uniform(g: torch.Generator) -> None:
     greedy = torch.tensor([[0.0, 1.0, 0.0, 0.0]]).expand(40_000, 4)
-    shares = epsilon_greedy(epsilon=0.4)(greedy, g).mean(0)
-    torch.testing.assert_close(shares, torch.tensor([0.1, 0.7, 0.1, 0.1]), atol=0.01, rtol=0)
+    fractions = epsilon_greedy(epsilon=0.4)(greedy, g).mean(0)
+    torch.testing.assert_close(fractions, torch.tensor([0.1, 0.7, 0.1, 0.1]), atol=0.01, rtol=0)
     assert torch.equal(epsilon_greedy(epsilon=0)(greedy, g), greedy)
 
 

@@ -40,17 +40,17 @@ def evaluations(result: dict[str, Any]) -> list[float]:
 
 @pytest.mark.parametrize("mbpo", ["on", "off"])
 @pytest.mark.parametrize("transition", ["gaussian", "deterministic"])
-def test_a_point_mass_is_pushed_to_the_origin(mbpo: str, transition: str, train_in: Train) -> None:
+def test_agent_learns_to_push_a_point_mass_to_the_origin(mbpo: str, transition: str, train_in: Train) -> None:
     if (mbpo, transition) == ("off", "deterministic"):
-        return  # without a model there is nothing to choose
+        return  # without a model there is no transition model to choose
     result = train_in(*POINT_MASS, f"mbpo={mbpo}", f"model/transition={transition}")
     assert evaluations(result)[0] < -10, "random weights do not solve it"
-    assert result["score"] > -3, "pushing straight to the origin earns about -1"
+    assert result["score"] > -3, "pushing straight to the origin returns about -1"
 
 
 @pytest.mark.slow
 def test_pendulum_is_solved_in_600_steps_and_not_without_a_model(train_in: Train) -> None:
-    """The acceptance of the default run: five seeds, in about ten minutes."""
+    """Acceptance test of the default run: five seeds, about ten minutes."""
     scores = {
         mbpo: [train_in(f"mbpo={mbpo}", f"seed={seed}", name=f"{mbpo}{seed}")["score"] for seed in range(5)]
         for mbpo in ("on", "off")
@@ -77,23 +77,23 @@ def test_compiled_agents_have_the_learning_curves_of_the_plain_ones(
     agent: str, actions: str, train_in: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "MIN_CALLS_FOR_SEVERAL", 0)  # as in long runs
-    small = "model.training.mini_batch_size=16"  # fits are of whole mini-batches, which are compiled
+    small = "model.training.mini_batch_size=16"  # fits have whole mini-batches, which are compiled
     plain, compiled = (
         learning_curve(train_in, agent, actions, way, small) for way in ("compile=false", "compile=true")
     )
-    assert plain[-1] > -3, "the curve is one of learning"
+    assert plain[-1] > -3, "the plain agent learns"
     assert compiled == pytest.approx(plain, rel=0.1, abs=0.1)
 
 
 @pytest.mark.slow
 @AGENTS
-def test_rounded_agents_have_the_learning_curves_of_the_plain_ones(
+def test_bfloat16_agents_have_the_learning_curves_of_the_float32_ones(
     agent: str, actions: str, train_in: Train
 ) -> None:
     plain, rounded = (
         learning_curve(train_in, agent, actions, way) for way in ("precision=float32", "precision=bfloat16")
     )
-    assert plain[-1] > -3, "the curve is one of learning"
+    assert plain[-1] > -3, "the plain agent learns"
     assert rounded[-1] == pytest.approx(plain[-1], rel=0.1, abs=0.1)
-    # In the midst of learning what is rounded is a little before or behind.
+    # During learning, rounded agents can be slightly ahead or behind.
     assert rounded == pytest.approx(plain, rel=0.2, abs=0.2)

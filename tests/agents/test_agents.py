@@ -1,4 +1,4 @@
-"""What every agent must do, and the losses of TD3, DDPG and DQN by hand; SAC has a file of its own."""
+"""The contract of all agents, and hand-computed losses of TD3, DDPG and DQN; SAC has its own file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVERY_AGENT = pytest.mark.parametrize("name", AGENTS)
 
 
 def make(name: str, *overrides: str) -> Any:
-    """An agent for random transitions, without what an environment tunes."""
+    """An agent for random transitions, without values tuned for an environment."""
     tiny = (*TINY, *gym_env("any"), "agent.hidden_sizes=[8,8]", f"agent={name.split()[-1]}", *overrides)
     return build_agent(make_config(*tiny), AGENTS[name], torch.device("cpu"))
 
@@ -55,7 +55,7 @@ def test_actions_are_legal_greedy_without_a_stream_and_random_with_one(name: str
 
 
 @EVERY_AGENT
-def test_interrupted_and_restored_equals_uninterrupted(name: str, g: torch.Generator) -> None:
+def test_restored_agent_continues_as_if_uninterrupted(name: str, g: torch.Generator) -> None:
     agent, restored = make(name), make(name, "seed=9")
     batches = [random_transitions(16, spaces_of(name), seed=i) for i in range(7)]
     for batch in batches[:3]:
@@ -74,7 +74,7 @@ def test_interrupted_and_restored_equals_uninterrupted(name: str, g: torch.Gener
 
 
 @EVERY_AGENT
-def test_what_was_restored_shares_nothing_with_where_it_came_from(name: str) -> None:
+def test_restored_agent_shares_no_tensor_with_its_source(name: str) -> None:
     agent = make(name)
     agent.update([random_transitions(16, spaces_of(name))])
     other = make(name, "seed=9")
@@ -93,7 +93,7 @@ def test_metrics_are_detached_scalars(name: str) -> None:
 
 
 @EVERY_AGENT
-def test_terminal_states_are_worth_nothing(name: str) -> None:
+def test_terminal_states_have_no_value(name: str) -> None:
     agent, batch = make(name), random_transitions(16, spaces_of(name))
     batch.terminated = torch.ones(16)
     critics = getattr(agent, "critics", None) or agent.critic
@@ -103,7 +103,7 @@ def test_terminal_states_are_worth_nothing(name: str) -> None:
 
 
 @EVERY_AGENT
-def test_target_networks_follow_by_the_smooth_factor_when_due(name: str) -> None:
+def test_target_networks_move_by_the_smooth_factor_when_due(name: str) -> None:
     agent = make(name, "agent.target_smooth_factor=0.25", "agent.target_update_frequency=3")
     targets = {part: module for part, module in modules(agent).items() if part.startswith("target_")}
     assert targets
@@ -118,7 +118,7 @@ def test_target_networks_follow_by_the_smooth_factor_when_due(name: str) -> None
 
 
 @EVERY_AGENT
-def test_a_learn_rate_of_0_leaves_networks_as_they_are(name: str) -> None:
+def test_a_learning_rate_of_0_leaves_networks_unchanged(name: str) -> None:
     rates = ["agent.critic_optimizer.learn_rate=0"]
     agent = make(name, *rates, *([] if name == "dqn" else ["agent.actor_optimizer.learn_rate=0"]))
     before = {part: copies(module) for part, module in modules(agent).items()}
@@ -128,7 +128,7 @@ def test_a_learn_rate_of_0_leaves_networks_as_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["td3", "ddpg"])
-def test_actor_loss_is_minus_the_first_critics_value_and_leaves_critics_alone(name: str) -> None:
+def test_actor_loss_is_minus_the_first_critics_value_and_does_not_change_critics(name: str) -> None:
     agent, batch = make(name), random_transitions(16, BOX)
     critics = getattr(agent, "critics", None) or agent.critic
     by_hand = -critics(batch.obs, agent.actor(batch.obs))[0].mean().detach()
@@ -142,7 +142,7 @@ def test_actor_loss_is_minus_the_first_critics_value_and_leaves_critics_alone(na
 def test_ddpg_critic_loss_by_hand() -> None:
     agent, batch = make("ddpg"), random_transitions(16, BOX)
     assert isinstance(agent, DDPG)
-    for module in (agent.actor, agent.critic):  # targets must be the ones that are used
+    for module in (agent.actor, agent.critic):  # makes targets differ from networks
         for parameter in module.parameters():
             parameter.data += 0.1
     with torch.no_grad():
@@ -202,12 +202,12 @@ def test_dqn_loss_by_hand(double: bool) -> None:
     torch.testing.assert_close(agent.update([batch])[0]["agent/critic_loss"], losses[0 if double else 1])
 
 
-def test_dqn_acts_by_the_greatest_value(g: torch.Generator) -> None:
+def test_dqn_chooses_the_action_of_greatest_value(g: torch.Generator) -> None:
     agent, obs = make("dqn"), torch.randn(50, 3, generator=g)
     assert torch.equal(agent.act(obs).argmax(1), agent.critic.of_all_actions(obs)[0].argmax(1))
 
 
-def test_dqn_explores_less_and_less_in_real_steps_only(g: torch.Generator) -> None:
+def test_epsilon_of_dqn_decays_with_real_steps_only(g: torch.Generator) -> None:
     agent = make(
         "dqn",
         "agent.exploration.epsilon=0.8",
@@ -242,7 +242,7 @@ def test_smooth_update_with_factor_1_copies(g: torch.Generator) -> None:
 def test_every_agent_learns_to_push_a_point_to_the_origin(
     agent: str, env: str, mbpo: str, train_in: Callable[..., dict[str, Any]]
 ) -> None:
-    """Random actions earn about -25, doing nothing -15; pushing straight to the origin about -2.5."""
+    """Returns: random actions about -25, no push -15, pushing straight to the origin about -2.5."""
     overrides = (
         "agent.hidden_sizes=[32]",
         "agent.critic_optimizer.learn_rate=3e-3",

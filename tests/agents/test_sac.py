@@ -19,7 +19,7 @@ def sac(*overrides: str, space: SpaceSpec = SPACE) -> SAC:
     return agent
 
 
-def test_log_density_is_that_of_a_tanh_transformed_normal(g: torch.Generator) -> None:
+def test_log_density_equals_that_of_a_tanh_transformed_normal(g: torch.Generator) -> None:
     actor = SquashedGaussianActor(SPACE, [8], g)
     obs = torch.randn(50, 3, generator=g)
     action, log_density = actor.act_with_log_density(obs, actor.noise(50, g))
@@ -53,7 +53,7 @@ def test_target_entropy_is_minus_the_size_of_the_action() -> None:
 
 
 def perturb(agent: SAC) -> SAC:
-    """Move what is learned, so that targets differ and the entropy weight is not 1."""
+    """Change all weights, so that targets differ from networks and the entropy weight is not 1."""
     for parameter in [*agent.critics.parameters(), *agent.actor.parameters(), agent.log_alpha]:
         parameter.data += 0.1
     return agent
@@ -76,7 +76,7 @@ def test_critic_loss_by_hand() -> None:
     torch.testing.assert_close(agent.update([batch])[0]["agent/critic_loss"], by_hand)
 
 
-def test_terminal_states_are_worth_nothing() -> None:
+def test_terminal_states_have_no_value() -> None:
     agent = sac()
     batch = random_transitions(16, SPACE)
     batch.terminated = torch.ones(16)
@@ -103,7 +103,7 @@ def test_entropy_weight_moves_towards_the_target_entropy(entropy_is_low: bool, s
     assert math.copysign(1, agent.log_alpha.item() - before) == sign
 
 
-def test_entropy_weight_starts_as_told_and_stays_with_learn_rate_0() -> None:
+def test_entropy_weight_keeps_its_initial_value_with_learning_rate_0() -> None:
     agent = sac(
         "agent.entropy_weight_options.entropy_weight=0.3", "agent.entropy_weight_options.learn_rate=0"
     )
@@ -111,7 +111,7 @@ def test_entropy_weight_starts_as_told_and_stays_with_learn_rate_0() -> None:
     torch.testing.assert_close(agent.log_alpha.exp(), torch.tensor([0.3]))
 
 
-def test_targets_follow_by_the_smooth_factor() -> None:
+def test_targets_move_by_the_smooth_factor() -> None:
     agent = sac("agent.target_smooth_factor=0.25")
     before = copies(agent.target_critics)
     agent.update([random_transitions(16, SPACE)])
@@ -138,7 +138,7 @@ def test_twin_critics_differ() -> None:
     assert not torch.equal(values[0], values[1])
 
 
-def test_discrete_actions_get_a_categorical_policy_and_its_target_entropy(g: torch.Generator) -> None:
+def test_discrete_actions_use_a_categorical_policy_and_its_target_entropy(g: torch.Generator) -> None:
     agent = sac(space=discrete(num_actions=4))
     assert agent.target_entropy == pytest.approx(0.3 * math.log(4))
     obs = torch.randn(500, 3, generator=g)

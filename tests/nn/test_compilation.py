@@ -29,7 +29,7 @@ from tests.conftest import TINY, discrete, random_transitions, spaces
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 DEVICES = [
     CPU,
-    pytest.param(GPU, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")),
+    pytest.param(GPU, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
 ]
 LONG = ("trainer.num_env_steps=10_100", "agent.num_warm_start_steps=100")
 PAYS = "agent.num_gradient_steps_per_update=2"
@@ -45,7 +45,7 @@ PAYS = "agent.num_gradient_steps_per_update=2"
         (("trainer.num_env_steps=10", "compile=true"), CPU, True),
     ],
 )
-def test_auto_compiles_where_enough_updates_are_to_come(
+def test_auto_compiles_if_there_are_enough_updates(
     overrides: tuple[str, ...], device: torch.device, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "missing_compiler", lambda: None)
@@ -61,7 +61,7 @@ def test_auto_compiles_where_enough_updates_are_to_come(
         *((100_100, per_step, expected) for per_step, expected in {1: 1, 5: 1, 6: 3, 10: 2, 40: 4}.items()),
     ],
 )
-def test_several_steps_that_divide_those_of_an_environment_step_are_one_function_where_there_are_many(
+def test_long_runs_compile_several_steps_as_one_function(
     num_env_steps: int, per_step: int, expected: int
 ) -> None:
     config = make_config(
@@ -73,13 +73,13 @@ def test_several_steps_that_divide_those_of_an_environment_step_are_one_function
 
 
 @pytest.mark.parametrize(("compile", "is_optional"), [("auto", True), ("true", False)])
-def test_a_compilation_that_was_asked_for_is_not_optional(
+def test_compilation_is_optional_only_with_auto(
     compile: str, is_optional: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(compilation, "compiled", lambda step, **options: asked.append(options))
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(compilation, "compiled", lambda step, **options: calls.append(options))
     accelerator(make_config(f"compile={compile}"), "agent", 3)(lambda: {})
-    assert asked == [{"optional": is_optional, "per_launch": 3}]
+    assert calls == [{"optional": is_optional, "per_launch": 3}]
 
 
 FITS = (
@@ -103,11 +103,13 @@ FITS = (
         ),
     ],
 )
-def test_steps_of_fits_are_counted_from_below(overrides: tuple[str, ...], expected: int) -> None:
+def test_lower_estimate_of_the_number_of_fit_steps(overrides: tuple[str, ...], expected: int) -> None:
     assert num_fit_steps(make_config(*LONG, *FITS, *overrides)) == expected
 
 
-def test_without_a_compiler_auto_goes_on_and_true_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_auto_is_plain_and_true_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not compiles(make_config(*LONG, PAYS), CPU, 1_000_000)
     with pytest.raises(ConfigError, match="compile=true: there is no C\\+\\+ compiler no-such-compiler"):
@@ -118,7 +120,7 @@ def fails_to_compile(*args: object) -> None:
     raise TorchDynamoException("the compiler misses Python.h\n\nmany more lines")
 
 
-def test_where_it_is_optional_a_failed_compilation_is_told_and_training_goes_on(
+def test_a_failed_optional_compilation_is_logged_and_training_continues(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: fails_to_compile)
@@ -135,7 +137,7 @@ def test_where_it_is_optional_a_failed_compilation_is_told_and_training_goes_on(
 
 
 @pytest.mark.parametrize("error", [TorchDynamoException, FailOnRecompileLimitHit])
-def test_where_a_later_compilation_fails_each_step_is_taken_once(
+def test_each_step_is_taken_once_if_a_later_compilation_fails(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compile(function: GradientSteps, **options: Any) -> GradientSteps:
@@ -165,7 +167,7 @@ def test_where_a_later_compilation_fails_each_step_is_taken_once(
         pytest.param("ddpg", False, marks=pytest.mark.slow),
     ],
 )
-def test_compiled_steps_are_the_same_steps(
+def test_compiled_steps_equal_plain_steps(
     name: str, is_discrete: bool, per_launch: int, device: torch.device
 ) -> None:
     space = discrete(num_actions=3) if is_discrete else spaces((3,), action_size=2)
@@ -218,7 +220,7 @@ def test_a_model_compiles_whole_mini_batches_only() -> None:
         pytest.param(("model/reward=deterministic", "model/is_done=learned"), marks=pytest.mark.slow),
     ],
 )
-def test_compiled_fits_are_the_same_fits(choices: tuple[str, ...], device: torch.device) -> None:
+def test_compiled_fits_equal_plain_fits(choices: tuple[str, ...], device: torch.device) -> None:
     space = spaces((3,), action_size=2)
     plain, fast = (build_model(make_config(*TINY, *choices), space, device) for _ in "ab")
     fast.compile(compilation.compiled, 16)
@@ -238,7 +240,7 @@ def test_compiled_fits_are_the_same_fits(choices: tuple[str, ...], device: torch
 
 
 class Scaled:
-    """An object whose method is compiled, and which reads a number of its own in it."""
+    """An object whose compiled method reads one of its attributes."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -248,7 +250,7 @@ class Scaled:
         return {"x": (-x if is_negative else x) * self.factor}
 
 
-def test_each_object_is_compiled_for_itself_and_its_flags_and_shapes_count() -> None:
+def test_each_object_flag_and_shape_is_compiled_separately() -> None:
     double, triple = Scaled(2), Scaled(3)
     for size in (4, 5):
         ones = torch.ones(size)
@@ -264,7 +266,7 @@ def test_each_object_is_compiled_for_itself_and_its_flags_and_shapes_count() -> 
 
 
 class Sum:
-    """An object whose method, a gradient step of sorts, adds to a parameter."""
+    """An object whose method adds to a parameter, as a gradient step does."""
 
     def __init__(self) -> None:
         self.total = nn.Parameter(torch.zeros(1))
@@ -275,7 +277,7 @@ class Sum:
         return {"total": self.total.detach().clone()} if with_result else {}
 
 
-def test_as_many_steps_as_fit_are_launched_together_and_taken_in_turn(
+def test_steps_are_launched_together_and_taken_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launched: list[int] = []
@@ -305,8 +307,8 @@ def test_as_many_steps_as_fit_are_launched_together_and_taken_in_turn(
 
 
 @pytest.mark.parametrize("name", ["sac", "td3", "ddpg", "dqn"])
-def test_what_an_agents_step_changes_are_parameters_that_keep_their_place(name: str) -> None:
-    # Graphs of GPUs are captured once, with the addresses of what they change.
+def test_an_agents_step_changes_only_parameters_in_place(name: str) -> None:
+    # CUDA graphs are captured once, with the addresses of the tensors that they change.
     space = discrete(num_actions=3) if name == "dqn" else spaces((3,), action_size=2)
     agent = build_agent(make_config(*TINY, f"agent={name}"), space, CPU)
 

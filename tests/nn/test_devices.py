@@ -1,4 +1,4 @@
-"""What runs on a GPU stays there: torch's device without data stands in for it, and refuses other tensors."""
+"""Tensors stay on their device; torch's meta device stands in for a GPU and rejects other tensors."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ META = torch.device("meta")
 CONTINUOUS, DISCRETE = spaces((3,), action_size=1), discrete(num_actions=3)
 
 
-class Elsewhere(torch.Generator):
-    """Says that it is there, which torch's own streams cannot be."""
+class MetaGenerator(torch.Generator):
+    """A generator with the meta device, which torch does not offer."""
 
     device = META
 
 
 @pytest.fixture(autouse=True)
-def _streams_are_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "generator", lambda *names, device=None: Elsewhere())
+def _use_meta_generators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "generator", lambda *names, device=None: MetaGenerator())
 
 
-def test_tensors_of_another_device_are_refused() -> None:
+def test_the_meta_device_rejects_tensors_of_another_device() -> None:
     with pytest.raises(RuntimeError, match="device"):
         torch.zeros(2, device=META) + torch.zeros(2)
 
@@ -41,14 +41,14 @@ def test_agents_stay_on_their_device(name: str, space: SpaceSpec) -> None:
     agent = build_agent(make_config(*TINY, f"agent={name}"), space, META)
     buffer = ReplayBuffer(100, space, META)
     buffer.add(random_transitions(50, space).to(META))
-    batches, _ = mix(buffer, buffer, 16, 0.5, 4, Elsewhere())
+    batches, _ = mix(buffer, buffer, 16, 0.5, 4, MetaGenerator())
     for metrics in agent.update(batches):
         assert {value.device for value in metrics.values() if isinstance(value, torch.Tensor)} == {META}
     obs, action = batches[0].obs, batches[0].action
     for chosen in (
         agent.act(obs),
-        agent.act(obs, Elsewhere()),
-        agent.explore(obs, Elsewhere(), torch.ones(16, dtype=torch.bool)),
+        agent.act(obs, MetaGenerator()),
+        agent.explore(obs, MetaGenerator(), torch.ones(16, dtype=torch.bool)),
         agent.value(obs, action),
     ):
         assert chosen.device == META
@@ -74,7 +74,7 @@ def test_models_and_their_predictions_stay_on_their_device(choices: tuple[str, .
         assert part.learn(inputs.expand(rows), targets.expand(rows)).device == META
         assert part.network.errors(inputs, targets).device == META
     policy = build_rollout_policy(config, build_agent(config, CONTINUOUS, META), CONTINUOUS)
-    predicted = model.step(data.obs, policy(data.obs, explore=Elsewhere()), Elsewhere())
+    predicted = model.step(data.obs, policy(data.obs, explore=MetaGenerator()), MetaGenerator())
     assert {tensor.device for tensor in vars(predicted).values()} == {META}
     for knows_reward in (False, True):
         region = PlausibleRange(data, 1.0, knows_reward)

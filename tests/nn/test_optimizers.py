@@ -10,7 +10,7 @@ from mbpo_cli.models.transition import TransitionOptions
 from mbpo_cli.nn.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
 
 
-def test_gradient_threshold_limits_each_network_by_itself() -> None:
+def test_gradient_threshold_limits_each_network_separately() -> None:
     parameter = nn.Parameter(torch.zeros(2, 3))
     options = OptimizerOptions(learn_rate=1.0, gradient_threshold=1.0, l2_regularization=0.0)
     optimizer = Optimizer([parameter], options)
@@ -20,7 +20,7 @@ def test_gradient_threshold_limits_each_network_by_itself() -> None:
     torch.testing.assert_close(optimizer.first_moments[0], 0.1 * limited)
 
 
-def test_l2_regularization_pulls_weights_to_zero() -> None:
+def test_l2_regularization_shrinks_weights() -> None:
     parameter = nn.Parameter(torch.ones(1, 3))
     options = OptimizerOptions(learn_rate=0.1, gradient_threshold=None, l2_regularization=0.1)
     Optimizer([parameter], options).minimize((parameter * 0).sum())
@@ -28,7 +28,7 @@ def test_l2_regularization_pulls_weights_to_zero() -> None:
 
 
 @pytest.mark.parametrize("is_compiling", [False, True])
-def test_steps_are_those_of_torchs_adam_and_go_on_after_a_restart(
+def test_steps_equal_torchs_adam_and_continue_after_a_restart(
     is_compiling: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: is_compiling)
@@ -50,7 +50,7 @@ def test_steps_are_those_of_torchs_adam_and_go_on_after_a_restart(
     assert torch.equal(ours, again)
 
 
-def test_gradients_may_lie_in_memory_in_any_way() -> None:
+def test_gradients_may_have_any_memory_layout() -> None:
     options = OptimizerOptions(learn_rate=0.1, gradient_threshold=None, l2_regularization=0.0)
     weight, bias = nn.Parameter(torch.zeros(1, 2, 3)), nn.Parameter(torch.zeros(1, 1, 3))
     factor = torch.arange(6.0).view(1, 3, 2)
@@ -77,7 +77,7 @@ def minimized(options: MemberOptimizerOptions | OptimizerOptions, num_steps: int
         ((0.1, 2.0, 0.5), (0.0, 3.0, 0.1)),
     ],
 )
-def test_members_with_options_of_their_own_train_as_if_alone(
+def test_members_with_their_own_options_train_as_if_alone(
     first: tuple[float, float | None, float], second: tuple[float, float | None, float]
 ) -> None:
     threshold = None if first[1] is None or second[1] is None else [first[1], second[1]]
@@ -88,7 +88,7 @@ def test_members_with_options_of_their_own_train_as_if_alone(
             torch.testing.assert_close(together[member], single[member], rtol=1e-5, atol=1e-6)
 
 
-def test_lists_of_options_come_from_the_command_line_one_value_per_network() -> None:
+def test_option_lists_have_one_value_per_network() -> None:
     tiny = ("model.transition.num_networks=2", "model.transition.num_elites=1")
     options = make_config(*tiny, "model.transition.optimizer.learn_rate=[1e-3,0]").model.transition
     assert isinstance(options, TransitionOptions)
