@@ -95,7 +95,7 @@ def test_option_lists_have_one_value_per_network() -> None:
     assert options.optimizer.learn_rate == [1e-3, 0.0]
     with pytest.raises(ConfigError, match="needs one value per network, num_networks=2"):
         make_config(*tiny, "model.transition.optimizer.learn_rate=[1e-3]")
-    with pytest.raises(ConfigError, match="a number or a list of numbers"):
+    with pytest.raises(ConfigError, match="must be a number from 0 to 1 or a list"):
         make_config(*tiny, "model.transition.optimizer.learn_rate=fast")
     with pytest.raises(ConfigError, match="must be a number from 0 to 1"):
         make_config(*tiny, "model.transition.optimizer.learn_rate=[2,0]")
