@@ -103,12 +103,12 @@ def test_there_are_commands_to_run() -> None:
     [
         ("env.wrappers=[gymnasium.wrappers.Nothing]", "env.wrappers=gymnasium.wrappers.Nothing: module"),
         ("env.wrappers=[{_target_:gymnasium.wrappers.TimeLimit}]", "env.wrappers={'_target_': 'gymnasium"),
-        ("env.wrappers=5", "env.wrappers=5: must be a list or null"),
+        ("env.wrappers=5", "env.wrappers=5: must be a list [each printable text or a mapping"),
         ("agent=sac agent.temperature=1", "agent.temperature=1: no such option"),
         ("agent=td3", "agent=td3: not for Discrete actions, which my_lab/Corridor-v0 has; use dqn or sac"),
         ("env.reward_function=torch.cat", "model.reward.function=torch.cat: does not fit my_lab/Corridor-v0"),
         ("env.is_done_function=my_lab.corridor.shapeless", "returns shape (2, 1) for a batch of 2, but must"),
-        ("agent.temperature=0", "agent.temperature=0: must be a number greater than 0"),
+        ("agent.temperature=0", "agent.temperature=0: must be a number > 0 (softness of the policy"),
     ],
 )
 def test_mistakes_outside_end_in_one_line(folder: Path, override: str, message: str) -> None:
