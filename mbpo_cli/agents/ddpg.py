@@ -24,8 +24,8 @@ from mbpo_cli.types import ContinuousActions, SpaceSpec, Transitions
 class DDPGOptions(TargetNetworkOptions):
     """Options of DDPG: MATLAB's rlDDPGAgentOptions."""
 
-    actor_optimizer: OptimizerOptions = option("training of the actor", matlab="ActorOptimizerOptions")
-    critic_optimizer: OptimizerOptions = option("training of the critic", matlab="CriticOptimizerOptions")
+    actor_optimizer: OptimizerOptions = option("actor training", matlab="ActorOptimizerOptions")
+    critic_optimizer: OptimizerOptions = option("critic training", matlab="CriticOptimizerOptions")
     exploration: Component = option("noise on actions (group agent/exploration)", matlab="NoiseOptions")
 
 

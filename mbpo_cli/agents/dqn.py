@@ -25,7 +25,7 @@ from mbpo_cli.types import DiscreteActions, SpaceSpec, Transitions
 class DQNOptions(TargetNetworkOptions):
     """Options of DQN: MATLAB's rlDQNAgentOptions."""
 
-    critic_optimizer: OptimizerOptions = option("training of the critic", matlab="CriticOptimizerOptions")
+    critic_optimizer: OptimizerOptions = option("critic training", matlab="CriticOptimizerOptions")
     exploration: Component = option(
         "random actions (group agent/exploration)", matlab="EpsilonGreedyExploration"
     )

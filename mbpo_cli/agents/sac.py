@@ -46,10 +46,10 @@ class EntropyWeightOptions(OptimizerOptions):
 class SACOptions(TargetNetworkOptions):
     """Options of SAC: MATLAB's rlSACAgentOptions."""
 
-    actor_optimizer: OptimizerOptions = option("training of the actor", matlab="ActorOptimizerOptions")
-    critic_optimizer: OptimizerOptions = option("training of the critics", matlab="CriticOptimizerOptions")
+    actor_optimizer: OptimizerOptions = option("actor training", matlab="ActorOptimizerOptions")
+    critic_optimizer: OptimizerOptions = option("critic training", matlab="CriticOptimizerOptions")
     entropy_weight_options: EntropyWeightOptions = option(
-        "training of the entropy weight", matlab="EntropyWeightOptions"
+        "entropy weight training", matlab="EntropyWeightOptions"
     )
     policy_update_frequency: int = option(
         "updates per update of the actor (and, for SAC, of the entropy weight)",

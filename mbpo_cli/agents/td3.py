@@ -37,8 +37,8 @@ class TargetPolicySmoothOptions:
 class TD3Options(TargetNetworkOptions):
     """Options of TD3: MATLAB's rlTD3AgentOptions."""
 
-    actor_optimizer: OptimizerOptions = option("training of the actor", matlab="ActorOptimizerOptions")
-    critic_optimizer: OptimizerOptions = option("training of the critics", matlab="CriticOptimizerOptions")
+    actor_optimizer: OptimizerOptions = option("actor training", matlab="ActorOptimizerOptions")
+    critic_optimizer: OptimizerOptions = option("critic training", matlab="CriticOptimizerOptions")
     exploration: Component = option("noise on actions (group agent/exploration)", matlab="ExplorationModel")
     target_policy_smooth_options: TargetPolicySmoothOptions = option(
         "noise on target actions", matlab="TargetPolicySmoothModel"
