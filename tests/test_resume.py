@@ -234,7 +234,7 @@ def test_incomplete_logs_are_put_aside(
     rest = metrics.read_bytes()[:-9]
     metrics.write_bytes(rest)
     run(config, tmp_path)
-    assert f"{events}: 0 of " in caplog.text
+    assert f"{events}: has only 0 of " in caplog.text
     assert f"{metrics}: has only {len(rest)} of {len(rest) + 9} bytes; starting a new file" in caplog.text
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == rest
     assert min(json.loads(line)["step"] for line in metrics.read_text().splitlines()) > 20

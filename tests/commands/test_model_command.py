@@ -52,7 +52,7 @@ def test_the_model_is_compared_with_new_episodes(
     [
         (["--episodes", "0"], "--episodes: 0: must be a whole number from 1 to 1,000"),
         (["--output", "m.jpg"], "--output m.jpg: must end in .png"),
-        (["--output", "nowhere/m.png"], "--output nowhere/m.png: nowhere is not a directory"),
+        (["--output", "nowhere/m.png"], "--output nowhere/m.png: nowhere is not a writable directory"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(

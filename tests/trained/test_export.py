@@ -216,7 +216,7 @@ def test_an_agent_that_cannot_be_exported_is_refused() -> None:
         (["--output", "policy.bin"], "--output policy.bin: must end in .pt2 for pt2, .pt for torchscript"),
         (["--output", "policy.pt2", "--format", "onnx"], "--output policy.pt2: must end in .onnx"),
         (["--output", "{run}/policy.pt"], "policy.pt: belongs to the run"),
-        (["--output", "/nowhere/policy.pt2"], "/nowhere is not a directory"),
+        (["--output", "/nowhere/policy.pt2"], "/nowhere is not a writable directory"),
         (["--output", "policy.onnx"], "pip install 'mbpo-cli[onnx]'"),
         ([], "required: --output"),
     ],

@@ -317,7 +317,7 @@ WRONG = [
     (["--env-kwargs", "5"], "--env-kwargs: 5: must be a mapping"),
     (["--env-kwargs", "{a: [}"], "--env-kwargs: {a: [}: must be a mapping"),
     (["--video", "film.avi"], "--video film.avi: must end in .gif or .mp4"),
-    (["--video", "/nowhere/film.gif"], "/nowhere is not a directory"),
+    (["--video", "/nowhere/film.gif"], "/nowhere is not a writable directory"),
     (["--output", "{run}/summary.json"], "summary.json: belongs to the run"),
     (["--output", "{run}/checkpoints/a.json"], "belongs to the run"),
     (["--output", "evaluation.txt"], "--output evaluation.txt: must end in .json"),
