@@ -32,8 +32,8 @@ from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.nn import compilation
 from mbpo_cli.nn.machine import has_bfloat16, num_cores
 from mbpo_cli.nn.networks import hidden_products_in
+from mbpo_cli.nn.seeding import episode_seed, generator
 from mbpo_cli.options import Component, resolve
-from mbpo_cli.seeding import episode_seed, generator
 from mbpo_cli.trainer import ModelBased, Trainer, TrainerOptions
 from mbpo_cli.types import Accelerate, Agent, SpaceSpec
 

@@ -31,9 +31,9 @@ from mbpo_cli.logs.logger import Logger
 from mbpo_cli.logs.stopwatch import Stopwatch
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter, Stopped
+from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import option
 from mbpo_cli.rollouts import ModelRolloutOptions
-from mbpo_cli.seeding import generator
 from mbpo_cli.types import Agent, Policy, Transitions
 
 

@@ -92,8 +92,8 @@ BOXES = (
     Box("envs/", "real experience", (380, 394, 160, 56), ALGORITHM),
     Box("logs/", "logger, progress, times", (560, 394, 160, 56), SUPPORT),
     Box("storage/", "checkpoints, records", (740, 394, 160, 56), SUPPORT),
-    Box("nn/", "networks, Adam, compilation", (20, 480, 280, 56), SUPPORT),
-    Box("types, options, seeding, failures", "contracts and declarations", (320, 480, 580, 56), SUPPORT),
+    Box("nn/", "networks, Adam, streams", (20, 480, 280, 56), SUPPORT),
+    Box("types, options, failures", "contracts and declarations", (320, 480, 580, 56), SUPPORT),
 )
 
 

@@ -1,4 +1,4 @@
-"""The rooms import each other in one direction, and every package is in the wheel."""
+"""Imports run in one direction, no module is too long, and every package is in the wheel."""
 
 import ast
 import tomllib
@@ -10,7 +10,13 @@ import mbpo_cli
 
 PACKAGE = Path(mbpo_cli.__file__).parent
 ROOT = PACKAGE.parent
-HYDRA_ROOMS = {"commands", "config"}  # and hydra_plugins, beside the package
+KNOW_HYDRA = {"commands", "config"}  # and hydra_plugins, beside the package
+MAX_ENTRIES, MAX_INIT_LINES, MAX_MODULE_LINES, MAX_FUNCTION_LINES = 24, 40, 350, 50
+
+
+def sources() -> list[Path]:
+    folders = (PACKAGE, ROOT / "hydra_plugins")
+    return [path for folder in folders for path in sorted(folder.rglob("*.py")) if "conf" not in path.parts]
 
 
 def imported_by(path: Path) -> set[str]:
@@ -23,13 +29,15 @@ def imported_by(path: Path) -> set[str]:
     return modules
 
 
-def imports(room: str) -> set[str]:
-    paths = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else (PACKAGE / room).glob("*.py")
-    return {module for path in paths for module in imported_by(path)}
+def imports(name: str) -> set[str]:
+    """Return all that a module, or the modules of a package, import."""
+    module = PACKAGE / f"{name}.py"
+    paths = [module] if module.exists() else (PACKAGE / name).glob("*.py")
+    return {imported for path in paths for imported in imported_by(path)}
 
 
 @pytest.mark.parametrize(
-    ("room", "stranger"),
+    ("name", "unknown"),
     [
         ("agents", "buffers"),
         ("agents", "models"),
@@ -52,15 +60,14 @@ def imports(room: str) -> set[str]:
         ("trainer", "agents.sac"),
     ],
 )
-def test_rooms_do_not_know_each_other(room: str, stranger: str) -> None:
-    strange = f"mbpo_cli.{stranger}"
-    known = {m for m in imports(room) if m == strange or m.startswith(f"{strange}.")}
-    assert not known
+def test_a_module_does_not_import_what_it_should_not_know(name: str, unknown: str) -> None:
+    forbidden = f"mbpo_cli.{unknown}"
+    assert not {m for m in imports(name) if m == forbidden or m.startswith(f"{forbidden}.")}
 
 
 def test_only_the_command_line_knows_hydra() -> None:
     for path in PACKAGE.rglob("*.py"):
-        if path.relative_to(PACKAGE).parts[0] not in HYDRA_ROOMS:
+        if path.relative_to(PACKAGE).parts[0] not in KNOW_HYDRA:
             assert not any(m.split(".")[0] in ("hydra", "omegaconf") for m in imported_by(path)), path
 
 
@@ -68,10 +75,20 @@ def test_no_agent_is_named_in_the_trainer() -> None:
     assert "sac" not in (PACKAGE / "trainer.py").read_text().lower()
 
 
+def test_the_package_can_be_taken_in_at_a_glance() -> None:
+    entries = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= MAX_ENTRIES
+    for path in sources():
+        num_lines = len(path.read_text().splitlines())
+        assert num_lines <= (MAX_INIT_LINES if path.name == "__init__.py" else MAX_MODULE_LINES), path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, f"{path}: {node.name}"
+
+
 def test_every_package_is_listed_for_the_wheel() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    packages = [*PACKAGE.rglob("__init__.py"), *(ROOT / "hydra_plugins").rglob("__init__.py")]
-    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in packages}
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in sources() if path.stem == "__init__"}
     assert set(listed) == folders | {"mbpo_cli.conf"}
 
 

@@ -19,7 +19,7 @@ from mbpo_cli.envs.environment import Environment
 from mbpo_cli.evaluation.evaluate import Evaluation
 from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.logs.logger import Logger
-from mbpo_cli.seeding import episode_seed
+from mbpo_cli.nn.seeding import episode_seed
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Accelerate, Metrics, Policy, Transitions
 from tests.conftest import TINY, CountingEnv, gym_env

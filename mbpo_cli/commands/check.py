@@ -19,8 +19,8 @@ from mbpo_cli.build import (
 from mbpo_cli.config.typed import Config
 from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.models.known import KnownOptions
+from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import resolve
-from mbpo_cli.seeding import generator
 from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec
 
 # For error messages: a kind of actions, and the agents, their noise and the rollout noise that suit it.

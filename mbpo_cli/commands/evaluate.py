@@ -35,7 +35,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     from mbpo_cli.build import build_env, num_threads
     from mbpo_cli.evaluation.evaluate import Evaluation
-    from mbpo_cli.seeding import episode_seeds, generator
+    from mbpo_cli.nn.seeding import episode_seeds, generator
     from mbpo_cli.trained import returns, video
     from mbpo_cli.trained.episodes import play_in_model, play_real
     from mbpo_cli.trained.load import load, with_env_kwargs

@@ -27,7 +27,7 @@ def examine(options: argparse.Namespace) -> None:
     import torch
 
     from mbpo_cli.build import build_env, num_threads
-    from mbpo_cli.seeding import episode_seeds, generator
+    from mbpo_cli.nn.seeding import episode_seeds, generator
     from mbpo_cli.trained import model_errors
     from mbpo_cli.trained.episodes import real_episodes
     from mbpo_cli.trained.load import load

@@ -18,7 +18,7 @@ from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.evaluation.evaluate import Episode
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.nn.optimizers import Optimizer
-from mbpo_cli.seeding import generator
+from mbpo_cli.nn.seeding import generator
 from mbpo_cli.types import Agent, Transitions
 
 MAX_ROWS = 1_000

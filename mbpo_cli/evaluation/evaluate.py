@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.envs.environment import Environment
-from mbpo_cli.seeding import episode_seeds
+from mbpo_cli.nn.seeding import episode_seeds
 from mbpo_cli.types import Policy, Transitions
 
 

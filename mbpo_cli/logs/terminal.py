@@ -80,7 +80,9 @@ class _Above:
         self._console = console
 
     def write(self, text: str) -> None:
+        """Print text as it is."""
         self._console.out(text, end="", highlight=False)
 
     def flush(self) -> None:
+        """Flush the stream that is printed on."""
         self._console.file.flush()

@@ -1,1 +1,1 @@
-"""Batched networks, the optimizer, compilation, and the hardware."""
+"""Batched networks, the optimizer, compilation, random streams, and the hardware."""

@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from mbpo_cli.failures import Busy, ConfigError
-from mbpo_cli.seeding import sequence
+from mbpo_cli.nn.seeding import sequence
 from mbpo_cli.storage.files import lock, unlock, write_whole
 from mbpo_cli.storage.records import STOP, evaluations
 from mbpo_cli.sweeps.jobs import Job

@@ -14,7 +14,7 @@ from mbpo_cli.build import build_env
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.evaluation.evaluate import Episode, Evaluation, Outcome, play
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.seeding import episode_seeds
+from mbpo_cli.nn.seeding import episode_seeds
 from mbpo_cli.trained.load import Trained
 from mbpo_cli.types import Policy
 

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mbpo_cli.build import build_env
+from mbpo_cli.envs.environment import Environment
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.nn.seeding import torch_seed
 from mbpo_cli.rollouts import PlausibleRange, plausible_range
-from mbpo_cli.seeding import torch_seed
-from mbpo_cli.trained.load import load
+from mbpo_cli.trained.load import Trained, load
 from mbpo_cli.types import SpaceSpec, Transitions
 
 Starts = Callable[[int, torch.Generator], Tensor]
@@ -125,21 +126,12 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """
         trained = load(Path(path), best, trust)
         model, experience = trained.model(), trained.experience()
-        assert trained.checkpoint is not None
+        options = trained.config.mbpo.model_rollout_options
         env = build_env(trained.config)
+        draw = _starts_by_reset(env)
         if starts == "experience":
             env.close()
-            is_complete = len(experience) == trained.checkpoint.step
-            first = first_observations(experience, trained.config.env.num_envs, is_complete)
-            if len(first) == 0:
-                raise ConfigError(f"{path}: no episode starts in its replay buffer; use starts='resets'")
-
-        def draw(count: int, stream: torch.Generator) -> Tensor:
-            if starts == "experience":
-                return first[torch.randint(len(first), (count,), generator=stream)]
-            seeds = torch.randint(2**31, (count,), generator=stream)
-            return torch.stack([env.reset(int(seed)) for seed in seeds])
-
+            draw = _recorded_starts(trained, experience)
         return cls(
             model,
             trained.spaces,
@@ -148,9 +140,7 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             num_envs,
             member=member,
             max_steps=env.max_steps if max_steps is None else max_steps,
-            plausible=plausible_range(
-                trained.config.mbpo.model_rollout_options, experience, model.knows_reward
-            ),
+            plausible=plausible_range(options, experience, model.knows_reward),
             autoreset_mode=autoreset_mode,
         )
 
@@ -251,3 +241,31 @@ def first_observations(experience: Transitions, num_envs: int, is_complete: bool
     if not is_complete:
         follows[: reach - 1] = True
     return experience.obs[~follows]
+
+
+def _starts_by_reset(env: Environment) -> Starts:
+    """Return a function that draws first observations by resetting the real environment."""
+
+    def draw(count: int, stream: torch.Generator) -> Tensor:
+        seeds = torch.randint(2**31, (count,), generator=stream)
+        return torch.stack([env.reset(int(seed)) for seed in seeds])
+
+    return draw
+
+
+def _recorded_starts(trained: Trained, experience: Transitions) -> Starts:
+    """Return a function that draws from the first observations in the experience of a run.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    assert trained.checkpoint is not None
+    is_complete = len(experience) == trained.checkpoint.step
+    first = first_observations(experience, trained.config.env.num_envs, is_complete)
+    if len(first) == 0:
+        raise ConfigError(f"{trained.path}: no episode starts in its replay buffer; use starts='resets'")
+
+    def draw(count: int, stream: torch.Generator) -> Tensor:
+        return first[torch.randint(len(first), (count,), generator=stream)]
+
+    return draw

@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 
 import mbpo_cli
-from mbpo_cli.seeding import episode_seed, generator
+from mbpo_cli.nn.seeding import episode_seed, generator
 
 PACKAGE = Path(mbpo_cli.__file__).parent
 
