@@ -91,8 +91,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
             logger = stack.enter_context(Logger())
             trainer = build_trainer(config, logger, stack, should_stop, checkpointer.save_if_due)
             logs = checkpointer.restore(trainer)
-            for sink in open_sinks(config, directory, logs, trainer.env_steps):
-                logger.add(sink)
+            logger.sinks += open_sinks(config, directory, logs, trainer.env_steps)
             is_done = trainer.train()
             checkpointer.save(trainer)
             directory.save_policy(trainer.agent.policy_state())

@@ -28,7 +28,7 @@ from mbpo_cli.types import Metrics
 log = logging.getLogger(__name__)
 
 Scalars = Mapping[str, float]
-
+Hyperparameters = Mapping[str, bool | int | float | str]
 Exhibits = Mapping[str, bytes | Tensor]
 """What is not a scalar, by tag: PNG images, and tensors to show as histograms."""
 
@@ -50,7 +50,8 @@ class Sink(Protocol):
         """Write the scalars, possibly none, of an environment step."""
 
     def commit(self) -> dict[str, int]:
-        """Make everything written durable; return the size of the sink's file in bytes, by file name."""
+        """Make everything written durable; return the size of the sink's file, if any, in bytes by name."""
+        return {}
 
     def close(self) -> None:
         """Release resources."""
@@ -103,36 +104,26 @@ class TensorBoardEvents(LogFile):
     """Writes one TensorBoard event per logged step; a new file starts with hyperparameters and charts.
 
     Records are written without a writer thread: errors appear where they happen, and the file can be
-    truncated after any record.
-
-    Args:
-        path: The file, whose name must contain 'tfevents'.
-        committed: Size at the checkpoint in bytes; 0 for a new run.
-        hyperparameters: Values for the HParams tab.
+    truncated after any record. The file's name must contain 'tfevents'.
     """
 
-    def __init__(
-        self, path: Path, committed: int, hyperparameters: Mapping[str, bool | int | float | str]
-    ) -> None:
+    def __init__(self, path: Path, committed: int, hyperparameters: Hyperparameters) -> None:
         super().__init__(path, committed)
         self._records = RecordWriter(self._file)
         if self._file.tell() > 0:
             return
-        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._append(file_version="brain.Event:2")
         # TensorBoard merges sessions of the same name and shows the first letters of the name.
         name = " in ".join(reversed(path.absolute().parts[-4:-1]))
         charts = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in CHARTS.items()}
-        for summary in (
-            hparams.hparams_pb(dict(hyperparameters), trial_id=name),
-            custom_scalars({"MBPO": charts}),
-        ):
-            self._append(Event(wall_time=time.time(), step=0, summary=summary))
+        self._append(step=0, summary=hparams.hparams_pb(dict(hyperparameters), trial_id=name))
+        self._append(step=0, summary=custom_scalars({"MBPO": charts}))
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Append one event, unless there are no scalars."""
         if scalars:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-            self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+            self._append(step=step, summary=Summary(value=values))
 
     def show(self, step: int, exhibits: Exhibits) -> None:
         """Append images and histograms."""
@@ -142,19 +133,17 @@ class TensorBoardEvents(LogFile):
             else:
                 image = Summary.Image(encoded_image_string=exhibit)
                 summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-            self._append(Event(wall_time=time.time(), step=step, summary=summary))
+            self._append(step=step, summary=summary)
 
-    def _append(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
+    def _append(self, **contents: Any) -> None:
+        self._records.write(Event(wall_time=time.time(), **contents).SerializeToString())
         self._file.flush()
 
 
 class OptionalEvents(TensorBoardEvents):
     """TensorBoard events that stop at the first error, which is logged and does not end the run."""
 
-    def __init__(
-        self, path: Path, committed: int, hyperparameters: Mapping[str, bool | int | float | str]
-    ) -> None:
+    def __init__(self, path: Path, committed: int, hyperparameters: Hyperparameters) -> None:
         super().__init__(path, committed, hyperparameters)
         self._works = True
         self._committed = super().commit()
@@ -192,28 +181,23 @@ class Logger(AbstractContextManager["Logger"]):
     """Gathers the metrics of an environment step and writes them when it ends; closes its sinks on exit."""
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
-        self._sinks = list(sinks)
+        self.sinks = list(sinks)
         self._now: dict[str, Tensor | float] = {}
         self._collected: defaultdict[str, list[Tensor | float]] = defaultdict(list)
 
     def __exit__(self, *exception: object) -> None:
-        """Close all sinks."""
-        for sink in self._sinks:
+        for sink in self.sinks:
             sink.close()
-
-    def add(self, sink: Sink) -> None:
-        """Add a sink."""
-        self._sinks.append(sink)
 
     def show(self, step: int, exhibits: Exhibits) -> None:
         """Write images and histograms to TensorBoard."""
-        for sink in self._sinks:
+        for sink in self.sinks:
             if isinstance(sink, TensorBoardEvents):
                 sink.show(step, exhibits)
 
     def log(self, metrics: Metrics) -> None:
         """Log metrics of the current step as they are."""
-        self._now.update(metrics)
+        self._now |= metrics
 
     def collect(self, metrics: Metrics) -> None:
         """Collect metrics of one update; `summarize` logs their means."""
@@ -222,20 +206,19 @@ class Logger(AbstractContextManager["Logger"]):
 
     def summarize(self) -> None:
         """Log the means of the metrics collected since the last call."""
-        for tag, values in self._collected.items():
-            self._now[tag] = _stacked(values).mean()
+        self._now |= {tag: values.mean() for tag, values in self.state_dict().items()}
         self._collected.clear()
 
     def write(self, step: int) -> None:
         """Write everything logged during a step to all sinks."""
         scalars = {tag: float(value) for tag, value in self._now.items()}
         self._now.clear()
-        for sink in self._sinks:
+        for sink in self.sinks:
             sink.write(step, scalars)
 
     def commit(self) -> dict[str, int]:
         """Make the log files durable; return their sizes in bytes, by name."""
-        return {name: size for sink in self._sinks for name, size in sink.commit().items()}
+        return {name: size for sink in self.sinks for name, size in sink.commit().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the collected metrics that are not yet summarized."""
@@ -243,9 +226,7 @@ class Logger(AbstractContextManager["Logger"]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._collected.clear()
-        for tag, values in state.items():
-            self._collected[tag] = list(values)
+        self._collected = defaultdict(list, {tag: list(values) for tag, values in state.items()})
 
 
 def _stacked(values: Sequence[Tensor | float]) -> Tensor:

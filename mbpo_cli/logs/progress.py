@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from mbpo_cli.logs.logger import Scalars
+from mbpo_cli.logs.logger import Scalars, Sink
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,8 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
-class Progress:
-    """Shows the step, time left, and the last values of the tags in `SHOWN`.
-
-    Args:
-        num_env_steps: The last step.
-        start_step: The first step, after which a resumed run continues.
-        seconds_between_lines: Minimum interval of the plain lines.
-    """
+class Progress(Sink):
+    """Shows the step, time left, and the last values of the tags in `SHOWN`."""
 
     def __init__(self, num_env_steps: int, start_step: int = 0, seconds_between_lines: float = 10.0) -> None:
         self._num_env_steps = num_env_steps
@@ -75,10 +69,6 @@ class Progress:
         else:
             seconds_left = (self._num_env_steps - self._step) / steps_per_second
             log.info("step %d of %d, %.0f s left: %s", self._step, self._num_env_steps, seconds_left, values)
-
-    def commit(self) -> dict[str, int]:
-        """Return nothing; there is no file."""
-        return {}
 
     def close(self) -> None:
         """Show the last step and leave the terminal as it was."""

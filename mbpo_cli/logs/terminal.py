@@ -9,6 +9,8 @@ import logging
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
+from types import SimpleNamespace
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, Task, TimeElapsedColumn, TimeRemainingColumn
@@ -25,11 +27,7 @@ class Remaining(TimeRemainingColumn):
 
 
 class LiveRows(Progress):
-    """Rows of name, bar, steps, speed, elapsed time, time left and a note; below them, one line of text.
-
-    Attributes:
-        caption: The line of text, shown unless empty.
-    """
+    """Rows of name, bar, steps, a note, elapsed time and time left; below them, the caption unless empty."""
 
     caption = ""
 
@@ -53,12 +51,14 @@ class LiveRows(Progress):
 
     def start(self) -> None:
         """Show the rows, and print the log above them."""
+        # Long lines are not broken: paths stay whole when copied.
+        above = SimpleNamespace(write=partial(self.console.out, end="", highlight=False))
         for handler in logging.getLogger().handlers:
             if not isinstance(handler, logging.StreamHandler):
                 continue
             if handler.stream in (sys.stdout, sys.stderr) and handler.stream.isatty():
                 self._handlers.callback(handler.setStream, handler.stream)
-                handler.setStream(_Above(self.console))
+                handler.setStream(above)
         super().start()
 
     def stop(self) -> None:
@@ -71,18 +71,3 @@ class LiveRows(Progress):
         yield self.make_tasks_table(self.tasks)
         if self.caption:
             yield Text(self.caption, no_wrap=True, overflow="ellipsis")
-
-
-class _Above:
-    """A stream that prints above the rows, without breaking long lines: paths stay whole when copied."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def write(self, text: str) -> None:
-        """Print text as it is."""
-        self._console.out(text, end="", highlight=False)
-
-    def flush(self) -> None:
-        """Flush the stream that is printed on."""
-        self._console.file.flush()
