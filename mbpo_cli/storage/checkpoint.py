@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,19 +26,8 @@ from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.failures import NoUsableCheckpoint, one_line
 from mbpo_cli.options import option
 from mbpo_cli.storage import files, tensor_tree
-from mbpo_cli.storage.manifest import (
-    MANIFEST,
-    STATE,
-    TENSORS,
-    BadCheckpoint,
-    Manifest,
-    RowFile,
-    StoredRows,
-    describe,
-    read_file,
-    signed,
-)
-from mbpo_cli.storage.records import CHECKPOINTS, EXPERIENCE
+from mbpo_cli.storage.manifest import BadCheckpoint, Manifest, RowFile, StoredRows, describe, read_file
+from mbpo_cli.storage.records import CHECKPOINTS, EXPERIENCE, MANIFEST, STATE, TENSORS
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +72,6 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run: `checkpoints/STEP/`, with the experience in `experience/`.
 
-    Args:
-        directory: The run directory.
-        keep: The number of latest checkpoints to keep, at least 2.
-
     Attributes:
         last_step: Environment steps at the checkpoint that was saved or loaded last, or None.
     """
@@ -108,12 +94,8 @@ class Checkpoints:
     ) -> None:
         """Make a checkpoint durable, then remove old ones.
 
-        Args:
-            step: Environment steps, which name the checkpoint.
-            state: Mappings and lists of tensors and plain values.
-            buffers: Experience, of which only new rows are written.
-            logs: The number of bytes of each log file that belong to the checkpoint, already durable.
-            is_best: Keep the checkpoint until there is a better one.
+        Of the buffers, only new rows are written. The `logs` must already be durable. The best checkpoint is
+        kept until there is a better one.
 
         Raises:
             OSError: It cannot be written; earlier checkpoints are unchanged.
@@ -127,7 +109,7 @@ class Checkpoints:
         contents = {TENSORS: tensors, STATE: plain}
         described = [describe(name, data) for name, data in contents.items()]
         manifest = Manifest(step=step, best=best, files=described, experience=stored, logs=dict(logs))
-        contents[MANIFEST] = signed(asdict(manifest))
+        contents[MANIFEST] = manifest.to_bytes()
         self._publish(step, contents)
         self._stored, self._best, self.last_step = stored, best, step
         for file in described:
@@ -145,10 +127,8 @@ class Checkpoints:
     def read(self, best: bool = False) -> Checkpoint | None:
         """Return the newest usable checkpoint, or that of the best evaluation, without its experience.
 
-        Changes nothing; another process may be working on the run.
-
-        Returns:
-            The checkpoint; None if none was ever made, or if there was no evaluation yet.
+        Changes nothing; another process may be working on the run. None if none was ever made, or if there
+        was no evaluation yet.
 
         Raises:
             NoUsableCheckpoint: None of the existing ones can be used.
@@ -164,7 +144,9 @@ class Checkpoints:
         Raises:
             NoUsableCheckpoint: They cannot be read.
         """
-        found = self._newest(lambda step: self._rows(self._manifest(step).experience[name]), [step])
+        found = self._newest(
+            lambda step: self._rows(Manifest.read(self._path(step)).experience[name]), [step]
+        )
         assert found is not None
         return found
 
@@ -213,7 +195,7 @@ class Checkpoints:
 
     def _load(self, step: int, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint:
         checkpoint = self._read(step)
-        experience = self._manifest(step).experience
+        experience = Manifest.read(self._path(step)).experience
         if set(experience) != set(buffers):
             raise BadCheckpoint(f"it has experience of {sorted(experience)} instead of {sorted(buffers)}")
         contents = {name: self._rows(stored) for name, stored in experience.items()}
@@ -223,7 +205,7 @@ class Checkpoints:
         return checkpoint
 
     def _read(self, step: int) -> Checkpoint:
-        manifest = self._manifest(step)
+        manifest = Manifest.read(self._path(step))
         tensors, plain = (read_file(self._path(step), file) for file in manifest.files)
         return Checkpoint(step, tensor_tree.decode(plain, tensors), manifest.logs, manifest.best)
 
@@ -247,23 +229,17 @@ class Checkpoints:
                 _remove(self._path(step))
         needed = set()
         for step in kept.intersection(steps):
-            try:
-                experience = self._manifest(step).experience.values()
+            with suppress(*UNUSABLE):  # an unusable checkpoint needs nothing
+                experience = Manifest.read(self._path(step)).experience.values()
                 needed |= {part.file.name for stored in experience for part in stored.files}
-            except UNUSABLE:
-                continue  # it needs nothing
-        if self._experience.exists():
-            for path in self._experience.iterdir():
-                if path.name not in needed:
-                    _remove(path)
+        for path in self._experience.glob("*"):
+            if path.name not in needed:
+                _remove(path)
 
     def _steps(self) -> list[int]:
         if not self._checkpoints.exists():
             return []
         return [int(path.name) for path in self._checkpoints.iterdir() if re.fullmatch(r"\d{12,}", path.name)]
-
-    def _manifest(self, step: int) -> Manifest:
-        return Manifest.read(self._path(step))
 
     def _path(self, step: int) -> Path:
         return self._checkpoints / f"{step:012d}"
@@ -272,12 +248,12 @@ class Checkpoints:
 def _remove(path: Path) -> None:
     """Remove a file or a directory, which is renamed first so that no checkpoint is left incomplete."""
     try:
-        if not path.is_dir():
+        if path.is_dir():
+            doomed = path.with_name(f".old-{path.name}")
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(path, doomed)
+            shutil.rmtree(doomed)
+        else:
             path.unlink()
-            return
-        doomed = path.with_name(f".old-{path.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
     except OSError as error:
         log.warning("cannot remove %s, which is no longer needed: %s", path, error)

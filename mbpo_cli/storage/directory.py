@@ -6,7 +6,6 @@ Knows files and versions; does not know training.
 from __future__ import annotations
 
 import io
-import json
 import os
 import platform
 import shlex
@@ -24,29 +23,12 @@ import yaml
 from torch import Tensor
 
 from mbpo_cli.failures import ConfigError
-from mbpo_cli.storage.files import lock, unlock, write_whole
-from mbpo_cli.storage.records import (
-    CONFIG,
-    HARMLESS,
-    LOCK,
-    METRICS,
-    POLICY,
-    STOP,
-    SUMMARY,
-    evaluations,
-    leaves,
-    stored_config,
-)
-
-PACKAGES = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard", "safetensors")
+from mbpo_cli.storage import records
+from mbpo_cli.storage.files import lock, unlock, write_json, write_whole
 
 
 class RunDirectory(AbstractContextManager["RunDirectory"]):
     """The directory of a new or resumed run, locked from construction until the context ends.
-
-    Args:
-        path: The directory, which is made if necessary.
-        config: The configuration of the run.
 
     Attributes:
         is_new: True if there was no run before.
@@ -59,44 +41,43 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(path / LOCK)
+        self._lock = lock(path / records.LOCK)
         try:
             os.ftruncate(self._lock, 0)
             os.write(self._lock, f"process {os.getpid()} on {platform.node()}\n".encode())
             check_same(path, config)
-            self.is_new = not (path / CONFIG).exists()
-            for left_over in (SUMMARY, STOP):  # a summary closes a run, which is now open again
-                (path / left_over).unlink(missing_ok=True)
-            write_whole(path / CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
+            self.is_new = not (path / records.CONFIG).exists()
+            for closing in (records.SUMMARY, records.STOP):  # the run is now open again
+                (path / closing).unlink(missing_ok=True)
+            write_whole(path / records.CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
         except BaseException:
             unlock(self._lock)
             raise
 
     def __exit__(self, *exception: object) -> None:
-        """Release the lock."""
         unlock(self._lock)
 
     @property
     def stop_requested(self) -> bool:
         """True if there is a file named `stop`."""
-        return (self.path / STOP).exists()
+        return (self.path / records.STOP).exists()
 
     @property
     def has_metrics(self) -> bool:
         """True if anything was ever logged."""
-        metrics = self.path / METRICS
+        metrics = self.path / records.METRICS
         return metrics.exists() and metrics.stat().st_size > 0
 
     def score(self, num_evaluations: int) -> float | None:
         """Return the mean return of the last evaluations, or None before the first."""
-        returns = list(evaluations(self.path).values())
+        returns = list(records.evaluations(self.path).values())
         return statistics.fmean(returns[-num_evaluations:]) if returns else None
 
     def save_policy(self, state: Mapping[str, Tensor]) -> None:
         """Store the weights of the greedy policy for `torch.load(..., weights_only=True)`."""
         contents = io.BytesIO()
         torch.save({name: tensor.cpu() for name, tensor in state.items()}, contents)
-        write_whole(self.path / POLICY, contents.getvalue())
+        write_whole(self.path / records.POLICY, contents.getvalue())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Store the summary, together with versions, commit and command."""
@@ -106,7 +87,7 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
             "git_commit": git_commit(),
             "versions": versions(),
         }
-        write_whole(self.path / SUMMARY, (json.dumps(full, indent=2) + "\n").encode())
+        write_json(self.path / records.SUMMARY, full)
 
 
 def check_usable(path: Path, config: Mapping[str, Any]) -> None:
@@ -124,33 +105,26 @@ def check_usable(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_free(path: Path) -> None:
-    """Check that no process is using a directory, which need not exist.
-
-    Raises:
-        Busy: One is.
-    """
-    if (path / LOCK).exists():
-        unlock(lock(path / LOCK))
+    """Raise `Busy` if a process is using a directory, which need not exist."""
+    if (path / records.LOCK).exists():
+        unlock(lock(path / records.LOCK))
 
 
 def check_same(path: Path, config: Mapping[str, Any], chosen_by: str = "hydra.run.dir") -> None:
     """Check that the run in a directory, if there is one, can be resumed with a configuration.
 
-    Args:
-        path: The directory.
-        config: The configuration.
-        chosen_by: The option that the user chose the directory with.
+    The message names `chosen_by`, the option that the user chose the directory with.
 
     Raises:
         ConfigError: The configuration would change the results, not just the length of the run and the like.
     """
-    if not (path / CONFIG).exists():
+    if not (path / records.CONFIG).exists():
         return
-    old, new = (dict(leaves(tree)) for tree in (stored_config(path), config))
+    old, new = (dict(records.leaves(tree)) for tree in (records.stored_config(path), config))
     changed = [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(HARMLESS)
+        if old.get(key) != new.get(key) and not key.startswith(records.HARMLESS)
     ]
     if changed:
         raise ConfigError(f"{chosen_by}={path}: already holds a run with other values ({', '.join(changed)})")
@@ -158,8 +132,9 @@ def check_same(path: Path, config: Mapping[str, Any], chosen_by: str = "hydra.ru
 
 def versions() -> dict[str, str]:
     """Return the versions of everything that can change a result."""
-    packages = {name: version(name) for name in PACKAGES}
-    return {"mbpo-cli": version("mbpo-cli"), "python": platform.python_version(), **packages}
+    packages = ("torch", "numpy", "gymnasium", "hydra-core", "tensorboard", "safetensors")
+    own = {"mbpo-cli": version("mbpo-cli"), "python": platform.python_version()}
+    return own | {name: version(name) for name in packages}
 
 
 def git_commit() -> str | None:

@@ -6,14 +6,15 @@ Knows bytes and paths; does not know what they mean.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from mbpo_cli.failures import Busy
-
-LOCK_ATTEMPTS = 6
-LOCK_PAUSE_SECONDS = 0.01
 
 
 def write(path: Path, data: bytes) -> None:
@@ -30,6 +31,11 @@ def write_whole(path: Path, data: bytes) -> None:
     write(temporary, data)
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace a file atomically by one that holds these values as JSON."""
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def make_directory(path: Path) -> None:
@@ -55,20 +61,17 @@ def lock(path: Path, wait: bool = False) -> int:
         Busy: Another process has locked it, and `wait` is false.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    # A process that only checks whether the lock is free holds it for an instant.
-    for _ in range(LOCK_ATTEMPTS):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            time.sleep(LOCK_PAUSE_SECONDS)
-        except OSError:  # a file system without locks
-            os.close(descriptor)
-            raise
-        else:
-            return descriptor
-    owner = os.read(descriptor, 200).decode(errors="replace").strip()
-    os.close(descriptor)
-    raise Busy(f"{path.parent}: in use by {owner or 'another process'}")
+    try:
+        for _ in range(6):  # a process that only checks whether the lock is free holds it for an instant
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                return descriptor
+            time.sleep(0.01)
+        owner = os.read(descriptor, 200).decode(errors="replace").strip()
+        raise Busy(f"{path.parent}: in use by {owner or 'another process'}")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def unlock(descriptor: int) -> None:

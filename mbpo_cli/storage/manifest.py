@@ -9,14 +9,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mbpo_cli.storage.records import MANIFEST, STATE, TENSORS
 from mbpo_cli.storage.tensor_tree import parse
 
 FORMAT = 1
-STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
 
 
 class BadCheckpoint(ValueError):
@@ -61,6 +61,10 @@ class Manifest:
     experience: dict[str, StoredRows]
     logs: dict[str, int]
 
+    def to_bytes(self) -> bytes:
+        """Return what the manifest file holds."""
+        return signed(asdict(self))
+
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """Read the manifest in the directory of a checkpoint.
@@ -92,11 +96,7 @@ def describe(name: str, data: bytes) -> StoredFile:
 
 
 def read_file(directory: Path, file: StoredFile) -> bytes:
-    """Return the contents of a file.
-
-    Raises:
-        BadCheckpoint: They are not as described.
-    """
+    """Return the contents of a file, or raise `BadCheckpoint` if they are not as described."""
     data = (directory / _checked_name(file.name)).read_bytes()
     if len(data) != file.bytes:
         raise BadCheckpoint(f"{file.name} has {len(data):,} bytes instead of {file.bytes:,}")
@@ -112,8 +112,7 @@ def _stored_rows(values: Mapping[str, Any]) -> StoredRows:
 
 def signed(values: Mapping[str, Any]) -> bytes:
     """Return values with their own checksum, as the manifest file holds them."""
-    checksum = _checksum(json.dumps(values).encode())
-    return json.dumps({**values, "sha256": checksum}, indent=1).encode()
+    return json.dumps({**values, "sha256": _checksum(json.dumps(values).encode())}, indent=1).encode()
 
 
 def _checked_name(name: Any) -> str:

@@ -18,10 +18,9 @@ CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 LOCK, STOP = "run.lock", "stop"
 POLICY, LOG = "policy.pt", "train.log"
 CHECKPOINTS, EXPERIENCE = "checkpoints", "experience"
+MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"  # of a checkpoint
 EVENTS = "events.out.tfevents."  # a prefix
 EVALUATION = "eval/return_mean"
-MAX_CONFIG_BYTES = 256_000
-MAX_CONFIG_DEPTH = 50
 
 # Options that change when a run evaluates, logs or stops, or how fast it is, but not what it computes.
 HARMLESS = (
@@ -54,7 +53,7 @@ def stored_config(path: Path) -> dict[str, Any]:
     """
     try:
         text = (path / CONFIG).read_text(encoding="utf-8")
-        if len(text) > MAX_CONFIG_BYTES or not _is_plain(text):
+        if len(text) > 256_000 or not _is_plain(text):
             raise ValueError("not written by this program")
         config = yaml.load(text, Loader)
         if not isinstance(config, dict):
@@ -69,7 +68,7 @@ def _is_plain(text: str) -> bool:
     depth = 0
     for event in yaml.parse(text, Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent) or depth > MAX_CONFIG_DEPTH:
+        if isinstance(event, yaml.AliasEvent) or depth > 50:
             return False
     return True
 

@@ -31,20 +31,12 @@ def encode(tree: Any) -> tuple[bytes, bytes]:
 
 
 def decode(plain: bytes, tensors: bytes) -> Any:
-    """Return the tree that `encode` returned as bytes.
-
-    Raises:
-        ValueError, KeyError, RecursionError, SafetensorError: The bytes are something else.
-    """
+    """Return the tree that `encode` returned as bytes."""
     return _with_tensors(parse(plain), safetensors.torch.load(tensors))
 
 
 def parse(data: bytes) -> Any:
-    """Parse JSON in which every number must be finite.
-
-    Raises:
-        ValueError, RecursionError: It is something else.
-    """
+    """Parse JSON in which every number must be finite."""
 
     def finite(text: str) -> float:
         number = float(text)
