@@ -30,16 +30,7 @@ class ReplayBuffer:
 
     def add(self, transitions: Transitions) -> None:
         """Append a batch, which overwrites the oldest rows of a full buffer."""
-        rows = torch.cat(
-            (
-                transitions.obs,
-                transitions.action,
-                transitions.reward[:, None],
-                transitions.next_obs,
-                transitions.terminated[:, None],
-            ),
-            dim=1,
-        )
+        rows = torch.column_stack(tuple(vars(transitions).values()))
         skipped = max(len(rows) - self.capacity, 0)
         start = (self.total_added + skipped) % self.capacity
         head = rows[skipped : skipped + self.capacity - start]
@@ -124,11 +115,11 @@ def mix(
     if generated is None or len(generated) == 0:
         num_real = mini_batch_size
     # One draw from each buffer serves all mini-batches.
-    parts = []
-    for buffer, count in ((real, num_real), (generated, mini_batch_size - num_real)):
-        if buffer is not None and count > 0:
-            rows = buffer.sample_rows(num_batches * count, generator)
-            parts.append(rows.view(num_batches, count, -1))
+    parts = [
+        buffer.sample_rows(num_batches * count, generator).view(num_batches, count, -1)
+        for buffer, count in ((real, num_real), (generated, mini_batch_size - num_real))
+        if buffer is not None and count > 0
+    ]
     batches = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     metrics = {
         "mix/num_real": num_real,

@@ -24,7 +24,6 @@ class Noise(ABC):
 
     actions: type[ActionSpec]
     """The kind of actions that can be perturbed."""
-
     SAVED: ClassVar[tuple[str, ...]] = ()
     """Attributes in `state_dict`. Tensors must be replaced, never changed in place."""
 
@@ -101,7 +100,6 @@ class GaussianNoiseOptions(DecayingNoiseOptions):
     upper_limit: float = option("largest noise", low=-2, high=2, matlab="UpperLimit")
 
     def __post_init__(self) -> None:
-        """Check the limits against each other."""
         if self.lower_limit > self.upper_limit:
             raise ValueError(
                 f"lower_limit={self.lower_limit}: must be at most upper_limit={self.upper_limit}"
@@ -217,13 +215,9 @@ class Empty:
 
 @dataclass
 class RolloutPolicy:
-    """Chooses actions within rollouts.
+    """Chooses actions within rollouts: greedy ones with noise, or, without noise, as the base agent explores.
 
-    Source: the page, step 3.2.3: with the noise, or, if it is empty, with the base agent's exploration.
-
-    Attributes:
-        agent: The base agent.
-        noise: Noise on the agent's greedy actions; None for the agent's own exploration.
+    Source: the page, step 3.2.3.
     """
 
     agent: Agent

@@ -92,13 +92,10 @@ class Region(Protocol):
 
     def contains(self, transitions: Transitions) -> Tensor:
         """Return a mask of the predicted transitions inside, shape (N,)."""
-        ...
 
 
 class PlausibleRange:
-    """The range of each element of the outcomes of real experience, widened on both sides.
-
-    An outcome is next observation, reward and termination.
+    """The range of each next observation, reward and termination in real experience, widened on both sides.
 
     Args:
         real: Real transitions.
@@ -113,9 +110,9 @@ class PlausibleRange:
         width = high - low
         margin = max_departure * torch.where(width > 0, width, 1.0)  # for an element that never varied
         self._low, self._high = low - margin, high + margin
-        if knows_reward:
+        if knows_reward:  # the last column but one
             largest = torch.finfo(real.reward.dtype).max
-            self._low[_REWARD], self._high[_REWARD] = -largest, largest
+            self._low[-2], self._high[-2] = -largest, largest
 
     def contains(self, transitions: Transitions) -> Tensor:
         """Return a mask of the plausible transitions, shape (N,); those that are not finite never are."""
@@ -133,11 +130,7 @@ def plausible_range(
 
 
 def _outcomes(transitions: Transitions) -> Tensor:
-    columns = (transitions.next_obs, transitions.reward[:, None], transitions.terminated[:, None])
-    return torch.cat(columns, dim=1)
-
-
-_REWARD = -2  # the reward's column in `_outcomes`
+    return torch.column_stack((transitions.next_obs, transitions.reward, transitions.terminated))
 
 
 def generate(

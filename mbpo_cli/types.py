@@ -26,6 +26,12 @@ GradientSteps = Callable[[Sequence[Mapping[str, Any]]], Sequence[dict[str, Tenso
 Accelerate = Callable[[GradientStep], GradientSteps]
 """Returns faster gradient steps whose results are the same within rounding."""
 
+KnownFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A known reward or is-done function: maps o (B, O), a and o' (B, O) to shape (B,).
+
+Actions are in the environment's units: (B, A) within its bounds, or int64 numbers of shape (B,).
+"""
+
 
 @dataclass
 class Transitions:
@@ -60,12 +66,7 @@ class Transitions:
 
 @dataclass(frozen=True)
 class ContinuousActions:
-    """Actions of a Box space, scaled to [-1, 1] within the program.
-
-    Attributes:
-        low: Lower bounds of the environment's actions, shape (A,).
-        high: Upper bounds of the environment's actions, shape (A,).
-    """
+    """Actions of a Box space with bounds of shape (A,), scaled to [-1, 1] within the program."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -93,12 +94,7 @@ class ContinuousActions:
 
 @dataclass(frozen=True)
 class DiscreteActions:
-    """Actions of a Discrete space, one-hot within the program.
-
-    Attributes:
-        size: A, the number of actions.
-        start: The environment's number of the first action.
-    """
+    """The A actions that an environment numbers from `start` on, one-hot within the program."""
 
     size: int
     start: int = 0
@@ -154,7 +150,6 @@ class Policy(Protocol):
 
         With `explore`, a random stream, actions include exploration; without it they are greedy.
         """
-        ...
 
 
 class Agent(Protocol):
@@ -166,7 +161,6 @@ class Agent(Protocol):
 
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         """Return actions as in `Policy`; each row explores on its own."""
-        ...
 
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         """Return the actions of the next real step of E environments, shape (E, A), for obs (E, O).
@@ -174,42 +168,24 @@ class Agent(Protocol):
         Advances exploration in time: noise that is correlated from step to step, and decay with the
         number of steps. `first`, shape (E,), is true where an episode begins.
         """
-        ...
 
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return the Q-values, shape (B,), of actions (B, A), scaled or one-hot, in obs (B, O)."""
-        ...
 
     def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
         """Take one gradient step per mini-batch, and return the metrics of each."""
-        ...
 
     def compile(self, accelerate: Accelerate) -> None:
         """Replace the gradient steps of `update` by `accelerate(step)`; `step` is a function of tensors.
 
         Agents without such a function do nothing.
         """
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of `state_dict`."""
-        ...
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the weights of the greedy policy."""
-        ...
-
-
-class KnownFunction(Protocol):
-    """A known reward or is-done function, in the environment's own units."""
-
-    def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        """Map (B, O), actions and (B, O) to shape (B,).
-
-        Actions are in the environment's units: (B, A) within its bounds, or int64 numbers of shape (B,).
-        """
-        ...

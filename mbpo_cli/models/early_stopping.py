@@ -5,31 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mbpo_cli.models.function import LearnedFunction
+from mbpo_cli.models.function import Network
 
 
 class EarlyStopping:
-    """Tracks the hold-out error of each member of a learned function during one fit.
+    """Tracks each member's error on hold-out inputs (N, I) and targets (N, D) during one fit.
 
-    Source: MBPO's code. A member improves if its error falls below its best of this fit by a given fraction.
-    The fit stops if no member improves for too many epochs.
-
-    Args:
-        part: The function that is fitted.
-        examples: Hold-out inputs (N, I) and targets (N, D).
-        patience: Largest number of epochs in a row without an improvement of any member.
-        improvement: Fraction of its best error by which a member must improve.
+    Source: MBPO's code. A member improves if its error falls below its best of this fit by the fraction
+    `improvement`. The fit stops if no member improves for more than `patience` epochs in a row.
     """
 
     def __init__(
-        self, part: LearnedFunction, examples: tuple[Tensor, Tensor], patience: int, improvement: float
+        self, network: Network, examples: tuple[Tensor, Tensor], patience: int, improvement: float
     ) -> None:
-        self._network, self._examples = part.network, examples
+        self._network, self._examples = network, examples
         self._patience, self._factor = patience, 1 - improvement
-        self._parameters = list(part.network.parameters())
+        self._parameters = list(network.parameters())
         self._best = [parameter.detach().clone() for parameter in self._parameters]
-        device = self._parameters[0].device
-        self._best_error_M = torch.full((part.network.num_members,), torch.inf, device=device)
+        self._best_error_M = torch.full((network.num_members,), torch.inf, device=self._parameters[0].device)
         self._num_bad_epochs = 0
 
     @torch.no_grad()

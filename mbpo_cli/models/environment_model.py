@@ -23,7 +23,6 @@ class Outcome(Protocol):
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
         """Map (B, O), (B, A) in [-1, 1], and (B, O) to shape (B,)."""
-        ...
 
 
 @dataclass
@@ -57,13 +56,8 @@ class EnvironmentModel:
     def step(self, obs: Tensor, action: Tensor, generator: torch.Generator) -> Transitions:
         """Predict one step from each observation.
 
-        The rows are split at random into one group per elite transition function, with sizes that differ by
-        at most one. Source: the page, step 3.2.3.
-
-        Args:
-            obs: Observations, shape (N, O).
-            action: Actions in [-1, 1], shape (N, A).
-            generator: Random stream of the grouping and of stochastic predictions.
+        The rows, obs (N, O) and action (N, A) in [-1, 1], are split at random into one group per elite
+        transition function, with sizes that differ by at most one. Source: the page, step 3.2.3.
         """
         num_rows = len(obs)
         elites = self.transition.elites

@@ -96,12 +96,12 @@ class ModelFitter:
             Diverged: A loss is not finite.
         """
         training, held_out = self.split(len(data))
-        before = copy.deepcopy((model.state_dict(), self.state_dict()))
+        model_before, fitter_before = copy.deepcopy((model.state_dict(), self.state_dict()))
         try:
             metrics = self._train(model, data[training], data[held_out], num_epochs, should_stop)
         except Stopped:
-            model.load_state_dict(before[0])
-            self.load_state_dict(before[1])
+            model.load_state_dict(model_before)
+            self.load_state_dict(fitter_before)
             raise
         if len(held_out) > 0:
             with torch.no_grad():
@@ -134,12 +134,17 @@ class ModelFitter:
         examples = {name: part.examples(training) for name, part in running.items()}
         for name, part in running.items():
             part.network.fit_normalizers(*examples[name])
-        stopping = self._early_stopping(model, held_out)
+        stopping = {}
+        if self.options.patience is not None and len(held_out) > 0:
+            limits = self.options.patience, self.options.improvement
+            stopping = {
+                name: EarlyStopping(part.network, part.examples(held_out), *limits)
+                for name, part in running.items()
+            }
         metrics: dict[str, Tensor | float] = {}
         for epoch in range(num_epochs):
             for name, part in list(running.items()):
-                loss_M = self._train_epoch(part, *examples[name], should_stop)
-                metrics[f"model/{name}_loss"] = loss_M.mean()
+                metrics[f"model/{name}_loss"] = self._train_epoch(part, *examples[name], should_stop).mean()
                 metrics[f"model/{name}_epochs"] = epoch + 1
                 if name in stopping and stopping[name].is_over():
                     del running[name]
@@ -147,21 +152,8 @@ class ModelFitter:
             each.restore_best()
         return metrics
 
-    def _early_stopping(self, model: EnvironmentModel, held_out: Transitions) -> dict[str, EarlyStopping]:
-        patience, improvement = self.options.patience, self.options.improvement
-        if patience is None or len(held_out) == 0:
-            return {}
-        return {
-            name: EarlyStopping(part, part.examples(held_out), patience, improvement)
-            for name, part in model.learned.items()
-        }
-
     def _train_epoch(
-        self,
-        part: LearnedFunction,
-        inputs_NI: Tensor,
-        targets_ND: Tensor,
-        should_stop: Callable[[], bool],
+        self, part: LearnedFunction, inputs_NI: Tensor, targets_ND: Tensor, should_stop: Callable[[], bool]
     ) -> Tensor:
         """Train one function for an epoch and return each member's mean loss, shape (M,)."""
         losses = []

@@ -39,13 +39,6 @@ class LearnedOptions(Component):
 
 
 Inputs = Literal["obs_action_next_obs", "obs_action", "action_next_obs", "next_obs"]
-# Masks of (observation, action, next observation).
-_SELECTED: dict[Inputs, tuple[bool, bool, bool]] = {
-    "obs_action_next_obs": (True, True, True),
-    "obs_action": (True, True, False),
-    "action_next_obs": (False, True, True),
-    "next_obs": (False, False, True),
-}
 
 
 @dataclass
@@ -62,12 +55,13 @@ class OutcomeOptions(LearnedOptions):
 
     def input_size(self, spaces: SpaceSpec) -> int:
         """Return the number of input elements I."""
-        sizes = (spaces.obs_size, spaces.action_size, spaces.obs_size)
-        return sum(itertools.compress(sizes, _SELECTED[self.inputs]))
+        obs, action = torch.empty(1, spaces.obs_size), torch.empty(1, spaces.action_size)
+        return self.select(obs, action, obs).shape[1]
 
     def select(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """Return the inputs of the function, shape (B, I)."""
-        return torch.cat(list(itertools.compress((obs, action, next_obs), _SELECTED[self.inputs])), -1)
+        mask = (self.inputs.startswith("obs"), "action" in self.inputs, self.inputs.endswith("next_obs"))
+        return torch.cat(list(itertools.compress((obs, action, next_obs), mask)), -1)
 
 
 class Normalizer(nn.Module):
@@ -96,20 +90,12 @@ class Normalizer(nn.Module):
 
 
 class Network(nn.Module, ABC):
-    """An ensemble of networks of normalized inputs, with their loss."""
+    """An ensemble of networks of normalized inputs, with their loss; `sizes` are those of their layers."""
 
-    def __init__(
-        self,
-        num_members: int,
-        input_size: int,
-        hidden_sizes: Sequence[int],
-        output_size: int,
-        generator: torch.Generator,
-    ) -> None:
+    def __init__(self, num_members: int, sizes: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
         self.num_members = num_members
-        self.inputs = Normalizer(input_size, generator.device)
-        sizes = (input_size, *hidden_sizes, output_size)
+        self.inputs = Normalizer(sizes[0], generator.device)
         self.mlp = BatchedMLP(num_members, sizes, functional.silu, truncated_normal, generator)
 
     def fit_normalizers(self, inputs_NI: Tensor, targets_ND: Tensor) -> None:
@@ -128,10 +114,7 @@ class Network(nn.Module, ABC):
 class LearnedFunction(ABC):
     """A network with its optimizer, trained on examples extracted from transitions.
 
-    Args:
-        network: The network to train.
-        optimizer: Options of its optimizer; a learning rate of 0 leaves the network unchanged.
-        layer_decays: The weight decay of each layer, or None.
+    A learning rate of 0 leaves the network unchanged.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class LearnedIsDone(LearnedFunction):
     network: Classifier
 
     def __init__(self, options: LearnedIsDoneOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
-        network = Classifier(1, options.input_size(spaces), options.hidden_sizes, 1, generator)
+        network = Classifier(1, (options.input_size(spaces), *options.hidden_sizes, 1), generator)
         super().__init__(network, options.optimizer, options.layer_decays)
         self.select = options.select
         self.use_deterministic_predict = options.use_deterministic_predict

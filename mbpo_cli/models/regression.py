@@ -41,7 +41,8 @@ class Regression(Network):
     ) -> None:
         size, device = sum(channels), generator.device
         is_gaussian = distribution == "gaussian"
-        super().__init__(num_members, input_size, hidden_sizes, 2 * size if is_gaussian else size, generator)
+        output_size = 2 * size if is_gaussian else size
+        super().__init__(num_members, (input_size, *hidden_sizes, output_size), generator)
         self.gaussian = is_gaussian
         self.targets = Normalizer(size, device)
         self.register_buffer("weights", channel_weights(channels).to(device), persistent=False)
@@ -98,13 +99,11 @@ class Regression(Network):
     def errors(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
         """Return each member's mean squared error, in units of the targets' variance, shape (M,).
 
-        The paper's code also ranks members by squared error, whatever the loss, but in the targets' own
-        units.
+        The paper's code also ranks members by squared error, whatever the loss, but in the targets' units.
         """
         squares_MD = torch.zeros(self.num_members, targets_ND.shape[1], device=targets_ND.device)
-        num_rows = len(targets_ND)
-        for first in range(0, num_rows, ROWS_AT_ONCE):
-            inputs, targets = (rows[first : first + ROWS_AT_ONCE] for rows in (inputs_NI, targets_ND))
+        chunks = (torch.split(rows, ROWS_AT_ONCE) for rows in (inputs_NI, targets_ND))
+        for inputs, targets in zip(*chunks, strict=True):
             mean, _ = self.moments(inputs.expand(self.num_members, -1, -1))
             squares_MD += ((mean - targets) / self.targets.std).square().sum(1)
-        return squares_MD / num_rows @ self.weights
+        return squares_MD / len(targets_ND) @ self.weights
