@@ -33,18 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def report(
     roots: Sequence[Path], output: Path, published: Path | None = None, threshold: float | None = None
 ) -> None:
-    """Report on the runs in some directories.
-
-    Args:
-        roots: The directories.
-        output: Directory to write to, which is created if necessary.
-        published: CSV file with curves to draw beneath ours.
-        threshold: The return to reach, on all environments.
-
-    Raises:
-        ConfigError: One of the arguments is wrong; nothing was written.
-        OSError: The output cannot be written.
-    """
+    """Write the report on the runs in some directories; the arguments are those of the command."""
     paths = find(roots)
     curves = reference.read(published) if published else {}
     if output.exists() and not output.is_dir():
@@ -79,25 +68,15 @@ def report(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mbpo-report",
-        description="Compare runs, finished or not: a table, learning curves, a CSV file and an HTML page.",
-    )
+    description = "Compare runs, finished or not: a table, learning curves, a CSV file and an HTML page."
+    parser = argparse.ArgumentParser(prog="mbpo-report", description=description)
     add = parser.add_argument
     add("paths", type=Path, nargs="+", metavar="PATH", help="run directories, or directories of runs")
     add("--output", type=Path, default=Path("report"), metavar="DIR", help="directory to write to (report)")
-    add(
-        "--reference",
-        type=Path,
-        metavar="CSV",
-        help=f"published curves to draw beneath ours; columns {','.join(reference.COLUMNS)}",
-    )
-    add(
-        "--threshold",
-        type=float,
-        metavar="NUMBER",
-        help="the return to reach (default: Gymnasium's, if the environment has one)",
-    )
+    curves = f"published curves to draw beneath ours; columns {','.join(reference.COLUMNS)}"
+    add("--reference", type=Path, metavar="CSV", help=curves)
+    goal = "the return to reach (default: Gymnasium's, if the environment has one)"
+    add("--threshold", type=float, metavar="NUMBER", help=goal)
     return parser
 
 

@@ -16,7 +16,6 @@ from mbpo_cli.report.runs import UNKNOWN, Run
 log = logging.getLogger(__name__)
 
 ABSENT = "(absent)"
-FIRST = "mbpo.use_model"
 MAX_KEYS = 3
 
 
@@ -25,10 +24,8 @@ class Group:
     """Runs of one agent on one environment with one configuration.
 
     Attributes:
-        env: Name of the environment.
         label: The agent and the options that distinguish this group from others on the environment.
         variant: The same for all environments: groups with equal variants are compared as one.
-        runs: All runs.
     """
 
     env: str
@@ -44,14 +41,14 @@ class Group:
     @property
     def model(self) -> str:
         """A short description of the learned model; "none" if the agent trains on real experience only."""
-        options = self.options
-        if not options:
+        if not self.options:
             return UNKNOWN
-        if options.get("mbpo.use_model") == "false" or options.get("mbpo.real_ratio") in ("1", "1.0"):
+        get = self.options.get
+        if get("mbpo.use_model") == "false" or get("mbpo.real_ratio") in ("1", "1.0"):
             return "none"
-        custom = options.get("model.transition._target_", UNKNOWN).rpartition(".")[2]
-        kind = options.get("model.transition.distribution", custom)
-        return f"{kind} x {options.get('model.transition.num_networks', UNKNOWN)}"
+        custom = get("model.transition._target_", UNKNOWN).rpartition(".")[2]
+        kind = get("model.transition.distribution", custom)
+        return f"{kind} x {get('model.transition.num_networks', UNKNOWN)}"
 
     @cached_property
     def counted(self) -> tuple[Run, ...]:
@@ -77,20 +74,22 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
         options_of[env, agent].append(first.options)
     telling = {place: telling_keys(options) for place, options in options_of.items()}
     groups = []
-    for (env, agent, _), mine in sorted(members.items(), key=lambda item: item[0]):
+    for env, agent, options in sorted(members):
+        mine = members[env, agent, options]
         here = telling[env, agent]
         anywhere = dict.fromkeys(key for place, keys in telling.items() if place[1] == agent for key in keys)
-        label, variant = (
-            " ".join([agent, *(f"{key}={mine[0].options.get(key, ABSENT)}" for key in keys)])
-            for keys in (here, anywhere)
-        )
+        label = _name(mine[0], here)
         if len(differing_keys(options_of[env, agent])) > len(here):
             label += " ..."
-        groups.append(Group(env, label, variant, tuple(mine)))
+        groups.append(Group(env, label, _name(mine[0], anywhere), tuple(mine)))
         seeds = [run.seed for run in mine if run.status == "done"]
         if len(set(seeds)) < len(seeds):
             log.warning("%s on %s: a seed was run more than once; only its longest run counts", label, env)
     return groups
+
+
+def _name(run: Run, keys: Iterable[str]) -> str:
+    return " ".join([run.agent, *(f"{key}={run.options.get(key, ABSENT)}" for key in keys)])
 
 
 def differing_keys(configs: Sequence[Mapping[str, str]]) -> list[str]:
@@ -104,7 +103,7 @@ def telling_keys(configs: Sequence[Mapping[str, str]]) -> list[str]:
     differing = differing_keys(configs)
     if len(differing) <= MAX_KEYS:
         return differing
-    differing.sort(key=lambda key: key != FIRST)
+    differing.sort(key=lambda key: key != "mbpo.use_model")
     chosen: list[str] = []
 
     def num_told(keys: Sequence[str]) -> int:

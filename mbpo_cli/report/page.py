@@ -9,7 +9,6 @@ import base64
 import os
 import shlex
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,11 +26,7 @@ def render(
 ) -> str:
     """Return the page; its links to logs hold as long as the runs and the page stay where they are.
 
-    Args:
-        sections: The environments.
-        over_all: Comparisons over several environments.
-        roots: The directories that were searched, for TensorBoard.
-        output: The directory that the page will be in.
+    The page will be in the directory `output`. The directories `roots` were searched for runs.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters.update(
@@ -40,7 +35,6 @@ def render(
         number=lambda value: table.numbers(value)[0],
         **{function.__name__: function for function in (table.steps, table.duration, table.percent)},
     )
-    template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     members = [(group, run) for section in sections for group in section.groups for run in group.runs]
 
     def link(run: Run, name: str) -> str | None:
@@ -49,6 +43,7 @@ def render(
             return None
         return quote(os.fsencode(os.path.relpath(path.resolve(), output.resolve())))
 
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.render(
         sections=sections,
         over_all=over_all,

@@ -9,11 +9,11 @@ import io
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
@@ -32,10 +32,7 @@ Style = tuple[str, str]
 
 def styles(variants: Sequence[str]) -> dict[str, Style]:
     """Return a color and a line style for each agent, the same on all environments."""
-    return {
-        name: (COLORS[i % len(COLORS)], LINES[i // len(COLORS) % len(LINES)])
-        for i, name in enumerate(variants)
-    }
+    return dict(zip(variants, cycle((color, line) for line in LINES for color in COLORS)))
 
 
 def picture(
@@ -46,11 +43,13 @@ def picture(
     reference: Reference | None,
 ) -> bytes:
     """Return a PNG of the groups on an environment, best first."""
-    # Names are not formulas, and can have letters that the font lacks.
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9.5}), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rc("font", size=9.5)
+        matplotlib.rc("axes.spines", top=False, right=False)
+        # Names are not formulas, and can have letters that the font lacks.
+        matplotlib.rc("text", parse_math=False)
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = Figure(figsize=(10.5, max(3.9, 0.62 * len(groups) + 1)), layout="constrained")
-        FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, width_ratios=(2.1, 1))
         if reference is not None:
             _draw_reference(left, reference, max((c.steps[-1] for c in curves if len(c.steps)), default=0.0))
@@ -58,11 +57,9 @@ def picture(
             _draw_curve(left, group, curve, style[group.variant])
         if threshold is not None:
             left.axhline(threshold.value, color=GRAY, linestyle=":", linewidth=1, zorder=0)
-            place = (0.004, threshold.value)
             text = f"threshold {numbers(threshold.value)[0]}"
-            left.annotate(
-                text, place, xycoords=("axes fraction", "data"), color=GRAY, fontsize=8, va="bottom"
-            )
+            across = left.get_yaxis_transform()
+            left.text(0.004, threshold.value, text, transform=across, color=GRAY, fontsize=8, va="bottom")
         left.set(xlabel="real environment steps", ylabel="evaluation return")
         left.set_title(groups[0].env, loc="left", fontweight="bold")
         left.xaxis.set_major_formatter("{x:,.0f}")
@@ -70,8 +67,6 @@ def picture(
         if left.get_legend_handles_labels()[0]:
             left.legend(framealpha=0.8, edgecolor="none", fontsize=8.5 if len(groups) < 6 else 7)
         _draw_finals(right, groups, style)
-        for axes in (left, right):
-            axes.spines[["top", "right"]].set_visible(False)
         contents = io.BytesIO()
         figure.savefig(contents, format="png", dpi=130)
         return contents.getvalue()
@@ -115,9 +110,7 @@ def _draw_finals(axes: Axes, groups: Sequence[Group], style: Mapping[str, Style]
         axes.text(
             0.01, place, label, transform=above, color=color, fontweight="bold", fontsize=9, va="bottom"
         )
-    axes.set_ylim(len(groups) - 0.5, -0.8)
-    axes.set_yticks([])
+    axes.set(ylim=(len(groups) - 0.5, -0.8), yticks=[], xlabel="each dot is a seed; right is better")
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.locator_params(axis="x", nbins=5)
     axes.set_title("final return: IQM [95 % interval]", loc="left", fontsize=9.5)
-    axes.set_xlabel("each dot is a seed; right is better")

@@ -13,24 +13,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mbpo_cli.failures import ConfigError, one_line
-from mbpo_cli.storage.records import (
-    CONFIG,
-    EVALUATION,
-    HARMLESS,
-    LOCK,
-    METRICS,
-    SUMMARY,
-    leaves,
-    stored_config,
-)
+from mbpo_cli.storage import records
 
 log = logging.getLogger(__name__)
 
 UNKNOWN = "?"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,12 +28,7 @@ class Run:
     """One run, finished or not.
 
     Attributes:
-        path: Its directory.
         status: done, failed, interrupted, running or killed.
-        error: The error it failed with.
-        agent: Name of the agent.
-        env: Name of the environment.
-        seed: The seed, as text.
         options: Value of each option that affects the result, the seed apart, as text by dotted key;
             empty if the configuration could not be read.
         returns: Mean return of each evaluation, by real environment step.
@@ -78,7 +63,7 @@ def find(roots: Iterable[Path]) -> list[Path]:
         inside: list[Path] = []
         for folder, folders, files in os.walk(root, onerror=_warn):
             folders.sort()
-            if not {CONFIG, METRICS, SUMMARY, LOCK}.isdisjoint(files):
+            if not {records.CONFIG, records.METRICS, records.SUMMARY, records.LOCK}.isdisjoint(files):
                 folders.clear()
                 inside.append(Path(folder))
         if not inside:
@@ -92,15 +77,14 @@ def read(path: Path) -> Run | None:
     """Return the run in a directory, or None if neither its agent nor its environment is known."""
     config: dict[str, Any] = {}
     try:
-        config = dict(leaves(stored_config(path)))
+        config = dict(records.leaves(records.stored_config(path)))
     except ConfigError as error:
         _warn(error)
-    summary = _contents(path / SUMMARY, _mapping) or {}
-    returns, last_step = _evaluations(path / METRICS)
-    agent, env, seed = (
-        _text(config.get(key, summary.get(noun)))
-        for key, noun in (("agent.name", "agent"), ("env.name", "env"), ("seed", "seed"))
-    )
+    summary = _contents(path / records.SUMMARY, _mapping) or {}
+    returns, last_step = _evaluations(path / records.METRICS)
+    agent = _text(config.get("agent.name", summary.get("agent")))
+    env = _text(config.get("env.name", summary.get("env")))
+    seed = _text(config.get("seed", summary.get("seed")))
     if agent == env == UNKNOWN:
         _warn(f"{path}: left out, its agent and environment are unknown")
         return None
@@ -109,15 +93,15 @@ def read(path: Path) -> Run | None:
         score = returns[max(returns)] if returns else _number(summary.get("eval_return_mean"))
     return Run(
         path=path,
-        status=_text(summary["status"]) if "status" in summary else _status_of_lock(path / LOCK),
-        error=_text(summary["error"]) if summary.get("error") else "",
+        status=_text(summary["status"]) if "status" in summary else _status_of_lock(path / records.LOCK),
+        error=one_line(summary.get("error") or ""),
         agent=agent,
         env=env,
         seed=seed,
         options={
             one_line(key): one_line(value if isinstance(value, str) else json.dumps(value, default=str))
             for key, value in config.items()
-            if key != "seed" and not key.startswith(HARMLESS)
+            if key != "seed" and not key.startswith(records.HARMLESS)
         },
         returns=returns,
         env_steps=max(last_step, int(_number(summary.get("env_steps")) or 0)),
@@ -126,7 +110,7 @@ def read(path: Path) -> Run | None:
     )
 
 
-def _contents(path: Path, parse: Callable[[bytes], T]) -> T | None:
+def _contents(path: Path, parse: Callable[[bytes], Any]) -> Any:
     """Return the parsed contents of a file, or None if it does not exist or cannot be read."""
     try:
         return parse(path.read_bytes())
@@ -152,11 +136,11 @@ def _evaluations(path: Path) -> tuple[dict[int, float], int]:
     if not lines[-1].endswith(b"}"):  # empty, or an incomplete line of a run that is writing or was killed
         lines.pop()
     # Few lines are evaluations; parsing the others would take most of the time.
-    for line in [line for line in lines[:-1] if EVALUATION.encode() in line] + lines[-1:]:
+    for line in [line for line in lines[:-1] if records.EVALUATION.encode() in line] + lines[-1:]:
         try:
             row = json.loads(line)
             last_step = max(last_step, int(row["step"]))
-            value = _number(row.get(EVALUATION))
+            value = _number(row.get(records.EVALUATION))
             if value is not None:
                 returns[int(row["step"])] = value
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
@@ -190,5 +174,4 @@ def _number(value: object) -> float | None:
 
 
 def _text(value: object) -> str:
-    """Return a value as one line of text."""
     return UNKNOWN if value is None else one_line(value)

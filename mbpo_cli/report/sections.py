@@ -6,10 +6,10 @@ Knows the order of the work; does not know files or pages.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby
+from operator import attrgetter
 
 from mbpo_cli.report import plots, reference, statistics, table
 from mbpo_cli.report.groups import ABSENT, Group, differing_keys
@@ -21,12 +21,9 @@ class Section:
     """One environment in the report.
 
     Attributes:
-        env: Its name.
         groups: Its groups, best first.
         rows: The groups as numbers.
         comparisons: All pairs of evaluated groups.
-        verdict: The outcome.
-        png: The picture.
         notes: Remarks on threshold and reference.
     """
 
@@ -48,52 +45,33 @@ class Section:
 def sections(
     groups: Sequence[Group], published: Mapping[str, reference.Reference], threshold: float | None
 ) -> list[Section]:
-    """Return a section for each environment.
+    """Return a section for each environment, from groups that are sorted by environment.
 
-    Args:
-        groups: The groups of all environments.
-        published: Curves to draw beneath ours.
-        threshold: The return to reach, on all environments; None to choose one for each.
+    The threshold is the return to reach on all environments; None chooses one for each.
     """
     style = plots.styles(sorted({group.variant for group in groups}))
-    by_env: defaultdict[str, list[Group]] = defaultdict(list)
-    for group in groups:
-        by_env[group.env].append(group)
-    return [_section(env, mine, style, published, threshold) for env, mine in by_env.items()]
+    found = []
+    for env, members in groupby(groups, attrgetter("env")):
+        mine = sorted(members, key=_final, reverse=True)
+        curves = [statistics.mean_curve([run.returns for run in group.runs]) for group in mine]
+        goal = table.threshold_of(mine, curves, threshold)
+        known = reference.matching(published, [env, *(group.options.get("env.id", "") for group in mine)])
+        rows = [table.row(group, goal) for group in mine]
+        pairs = [compare(a, b) for a, b in combinations([group for group in mine if group.scores], 2)]
+        notes = []
+        if goal:
+            notes.append(f"Threshold: {table.numbers(goal.value)[0]} ({goal.source}).")
+        if known and (point := known.before(max(row["steps_max"] or 0 for row in rows))):
+            at, mean, std = point
+            value = " ± ".join(table.numbers(mean, std))
+            seeds = f"{known.num_seeds} seeds, standard deviation"
+            notes.append(f"Reference at {at:,.0f} steps: {value} ({seeds}).")
+        elif published and not known:
+            notes.append("The reference file has no curve for this environment.")
+        png = plots.picture(mine, curves, style, goal, known)
+        found.append(Section(env, mine, rows, pairs, verdict(rows, pairs), png, notes))
+    return found
 
 
-def _section(
-    env: str,
-    groups: Sequence[Group],
-    style: Mapping[str, plots.Style],
-    published: Mapping[str, reference.Reference],
-    chosen: float | None,
-) -> Section:
-    def final(group: Group) -> float:
-        return statistics.interquartile_mean(group.scores).value if group.scores else -math.inf
-
-    groups = sorted(groups, key=final, reverse=True)
-    curves = [statistics.mean_curve([run.returns for run in group.runs]) for group in groups]
-    threshold = table.threshold_of(groups, curves, chosen)
-    known = reference.matching(published, [env, *(group.options.get("env.id", "") for group in groups)])
-    rows = [table.row(group, threshold) for group in groups]
-    pairs = [compare(a, b) for a, b in combinations([g for g in groups if g.scores], 2)]
-    notes = []
-    if threshold:
-        notes.append(f"Threshold: {table.numbers(threshold.value)[0]} ({threshold.source}).")
-    point = known.before(max(row["steps_max"] or 0 for row in rows)) if known else None
-    if known and point:
-        at, mean, std = point
-        value = " ± ".join(table.numbers(mean, std))
-        notes.append(f"Reference at {at:,.0f} steps: {value} ({known.num_seeds} seeds, standard deviation).")
-    elif published and not known:
-        notes.append("The reference file has no curve for this environment.")
-    return Section(
-        env=env,
-        groups=groups,
-        rows=rows,
-        comparisons=pairs,
-        verdict=verdict(rows, pairs),
-        png=plots.picture(groups, curves, style, threshold, known),
-        notes=notes,
-    )
+def _final(group: Group) -> float:
+    return statistics.interquartile_mean(group.scores).value if group.scores else -math.inf

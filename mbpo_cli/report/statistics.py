@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-CONFIDENCE = 0.95
-NUM_RESAMPLES = 2_000
-MAX_POINTS = 300
+MAX_POINTS = 300  # of a curve; more than a picture can show
 
 Array = NDArray[np.float64]
+
+_trimmed = partial(stats.trim_mean, proportiontocut=0.25)
 
 
 @dataclass(frozen=True)
@@ -52,26 +52,24 @@ def interquartile_mean(returns: tuple[float, ...]) -> Estimate:
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """Return the difference of two interquartile means; each group is resampled by itself."""
-    return _estimate(lambda x, y, axis: _trimmed(x, axis) - _trimmed(y, axis), [ours, theirs])
+    return _estimate(lambda x, y, axis: _trimmed(x, axis=axis) - _trimmed(y, axis=axis), [ours, theirs])
 
 
 def probability_of_improvement(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Estimate:
     """Return the probability that a run of the first group beats one of the second; ties count half.
 
-    Args:
-        pairs: Returns of both groups on each environment; the result is the mean over environments.
+    Each pair has the returns of both groups on an environment; the result is the mean over environments.
 
     Source: Agarwal et al. 2021, section 4.3: the mean over tasks of the Mann-Whitney statistic. Each group
     on each task is resampled by itself, which is their stratified bootstrap.
     """
 
-    def statistic(*samples: Array, axis: int) -> Array:
-        each = [
-            stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic
-            / (x.shape[axis] * y.shape[axis])
-            for x, y in zip(samples[::2], samples[1::2], strict=True)
-        ]
-        return np.asarray(np.mean(each, axis=0))
+    def statistic(*samples: Array, axis: int) -> Any:
+        shares = []
+        for x, y in zip(samples[::2], samples[1::2], strict=True):
+            wins = stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic
+            shares.append(wins / (x.shape[axis] * y.shape[axis]))
+        return np.mean(shares, axis=0)
 
     return _estimate(statistic, [returns for pair in pairs for returns in pair])
 
@@ -90,7 +88,7 @@ def median_steps(curves: Sequence[Mapping[int, float]], threshold: float) -> tup
 def mean_curve(curves: Sequence[Mapping[int, float]]) -> Curve:
     """Return the mean over seeds at each step, with those that got that far; linear between evaluations."""
     steps = np.unique([step for curve in curves for step in curve]).astype(np.float64)
-    if len(steps) > MAX_POINTS:  # more than a picture can show
+    if len(steps) > MAX_POINTS:
         steps = steps[np.linspace(0, len(steps) - 1, MAX_POINTS).astype(int)]
     values = np.full((len(curves), len(steps)), np.nan)
     for seed, curve in enumerate(curves):
@@ -108,30 +106,24 @@ def mean_curve(curves: Sequence[Mapping[int, float]]) -> Curve:
     return Curve(steps, mean, low, high)
 
 
-def _trimmed(sample: Array, axis: int) -> Array:
-    return np.asarray(stats.trim_mean(sample, 0.25, axis=axis))
-
-
 def _estimate(statistic: Any, samples: Sequence[Sequence[float]]) -> Estimate:
     arrays = [np.asarray(sample, np.float64) for sample in samples]
     value = float(statistic(*arrays, axis=0))
     if min(map(len, arrays)) < 2:
         return Estimate(value)
-    low, high = _interval(statistic, arrays)
-    return Estimate(value, float(low), float(high))
+    return Estimate(value, *map(float, _interval(statistic, arrays)))
 
 
-def _interval(statistic: Any, samples: Sequence[Array]) -> tuple[Any, Any]:
+def _interval(statistic: Any, samples: Sequence[Array]) -> Any:
     """Return the limits of the percentile bootstrap, which resamples each sample by itself."""
-    interval = stats.bootstrap(
+    return stats.bootstrap(
         samples,
         statistic,
-        n_resamples=NUM_RESAMPLES,
+        n_resamples=2_000,
         batch=100 if samples[0].ndim > 1 else None,  # bounds the memory
         vectorized=True,
         axis=0,
-        confidence_level=CONFIDENCE,
+        confidence_level=0.95,
         method="percentile",
         rng=0,
     ).confidence_interval
-    return interval.low, interval.high

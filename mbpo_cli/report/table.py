@@ -101,22 +101,17 @@ def threshold_of(groups: Sequence[Group], curves: Sequence[Curve], chosen: float
     if not lows or not finals:
         return None
     low, best = min(lows), max(finals)
-    return Threshold(
-        low + 0.95 * (best - low), "95 % of the way from the lowest mean evaluation to the best group"
-    )
+    source = "95 % of the way from the lowest mean evaluation to the best group"
+    return Threshold(low + 0.95 * (best - low), source)
 
 
 def as_text(rows: Sequence[Row]) -> str:
     """Return the table for a terminal."""
     table = [list(cells(rows[0])), *(list(cells(row).values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    sides = ["<"] * NUM_TEXTS + [">"] * (len(widths) - NUM_TEXTS)
-    return "\n".join(
-        "  ".join(
-            f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)
-        ).rstrip()
-        for line in table
-    )
+    sides = "<" * NUM_TEXTS + ">" * (len(widths) - NUM_TEXTS)
+    layout = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    return "\n".join(layout.format(*line).rstrip() for line in table)
 
 
 def as_csv(rows: Sequence[Row]) -> str:

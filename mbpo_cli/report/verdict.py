@@ -13,7 +13,7 @@ from itertools import combinations
 
 from mbpo_cli.report.groups import Group
 from mbpo_cli.report.statistics import Estimate, difference, probability_of_improvement
-from mbpo_cli.report.table import DASH, Row, interval, numbers, percent, steps
+from mbpo_cli.report.table import DASH, Row, cells, interval, numbers, percent, steps
 
 MIN_SEEDS = 3
 
@@ -24,11 +24,9 @@ class Comparison:
 
     Attributes:
         where: The environments.
-        ours: Label of the first.
-        theirs: Label of the second.
         seeds: Number of seeds of both, the smallest of all environments.
-        gain: Interquartile mean of the first minus that of the second; None over several environments,
-            whose returns have no common unit.
+        gain: Difference of the interquartile means; None over several environments, whose returns have no
+            common unit.
         probability: Probability that a run of the first beats one of the second.
     """
 
@@ -73,7 +71,6 @@ class Verdict:
 
     Attributes:
         kind: won, open or none.
-        headline: The outcome in a few words.
         sentence: By how much, how certain, and from how many seeds.
         notes: Reasons to trust it less.
     """
@@ -116,42 +113,39 @@ def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Verdict:
         return Verdict("none", "No results yet", "No run has been evaluated.", notes)
     best, label = judged[0], judged[0]["agent"]
     if len(judged) == 1:
-        final = interval(Estimate(best["return_iqm"], best["return_iqm_low"], best["return_iqm_high"]))
-        text = f"Final return (IQM): {final}. Seeds: {best['seeds']}."
+        text = f"Final return (IQM): {cells(best)['IQM [95 %]']}. Seeds: {best['seeds']}."
         return Verdict("none", f"{label} has no other agent to compare with", text, notes)
-    second, comparison = judged[1], comparisons[0]
+    second, other, comparison = judged[1], judged[1]["agent"], comparisons[0]
     assert comparison.gain is not None
     x, y = numbers(best["return_iqm"], second["return_iqm"])
     gain, low, high = numbers(comparison.gain.value, comparison.gain.low, comparison.gain.high)
     limits = "" if comparison.gain.low is None else f" (95 % interval of the difference: {low} to {high})"
     rank = "" if len(judged) == 2 else ", the second best"
     text = (
-        f"Final return (IQM): {x}, against {y} for {second['agent']}{rank}{limits}. "
-        f"Probability that a run of {label} beats a run of {second['agent']}: "
-        f"{percent(comparison.probability)}. Seeds: {best['seeds']} and {second['seeds']}."
+        f"Final return (IQM): {x}, against {y} for {other}{rank}{limits}. "
+        f"Probability that a run of {label} beats a run of {other}: {percent(comparison.probability)}. "
+        f"Seeds: {best['seeds']} and {second['seeds']}."
     )
     medians = best["steps_to_threshold"], second["steps_to_threshold"]
     if None not in medians and min(medians) < math.inf:
         goal = numbers(best["threshold"])[0]
         text += f" Median steps to a return of {goal}: {steps(medians[0])} and {steps(medians[1])}."
     if comparison.winner == label:
-        return Verdict("won", f"{label} is better than {second['agent']} by {gain}", text, notes)
+        return Verdict("won", f"{label} is better than {other} by {gain}", text, notes)
     # The group with the larger mean can be the one that loses more often.
     reason = "the measures disagree" if comparison.winner else comparison.result
     return Verdict("open", f"{reason.capitalize()}: {label} leads by {gain}", text, notes)
 
 
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the reasons to trust a verdict less."""
     notes = []
-    judged = [row for row in rows if row["seeds"]]
-    unfinished = [row["agent"] for row in judged if not row["of_finished_runs"]]
+    unfinished = [row["agent"] for row in rows if row["seeds"] and not row["of_finished_runs"]]
     if unfinished:
         notes.append(f"Preliminary: no run of {', '.join(unfinished)} has finished.")
     failed = [f"{row['failed']} of {row['agent']}" for row in rows if row["failed"]]
     if failed:
         notes.append(f"Failed and not counted: {', '.join(failed)}.")
-    lengths = {row["steps_max"] for row in judged}
+    lengths = {row["steps_max"] for row in rows if row["seeds"]}
     if len(lengths) > 1:
         notes.append(f"The groups differ in length: {min(lengths):,} to {max(lengths):,} steps.")
     return tuple(notes)
