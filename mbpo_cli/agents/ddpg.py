@@ -32,11 +32,7 @@ class DDPGOptions(TargetNetworkOptions):
 class DDPG(Bookkeeping):
     """Deep deterministic policy gradient on actions in [-1, 1].
 
-    Args:
-        options: Hyperparameters.
-        spaces: Sizes of observations and actions.
-        generator: Random stream of the initial weights; its device is the agent's.
-        exploration: Noise on the greedy actions.
+    `generator` draws the initial weights, on its device.
     """
 
     Options = DDPGOptions

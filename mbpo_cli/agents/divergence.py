@@ -10,9 +10,6 @@ import torch
 from mbpo_cli.failures import Diverged
 from mbpo_cli.types import Metrics
 
-# A critic whose Q-values exceed the largest possible return by this factor does not recover.
-MAX_FACTOR = 100.0
-
 
 def check_updates(
     updates: Sequence[Metrics],
@@ -23,12 +20,7 @@ def check_updates(
 ) -> None:
     """Check the metrics of consecutive updates all at once, so that a GPU is synchronized only once.
 
-    Args:
-        updates: The metrics of each update, on `device`.
-        num_earlier_updates: The number of updates before these.
-        max_reward: The largest absolute reward so far.
-        discount_factor: The agent's discount.
-        device: Where the agent is.
+    `max_reward` is the largest absolute reward so far; `device` holds the metrics.
 
     Raises:
         Diverged: A number is not finite, or a Q-value is far beyond any possible return.
@@ -40,7 +32,8 @@ def check_updates(
     }
     values = torch.stack(list(named.values())).tolist() if named else []
     gap = 1 - discount_factor
-    limit = MAX_FACTOR * max(max_reward, 1.0) / gap if gap > 0 else math.inf
+    # A critic whose Q-values exceed the largest possible return by a factor of 100 does not recover.
+    limit = 100.0 * max(max_reward, 1.0) / gap if gap > 0 else math.inf
     for (number, tag), value in zip(named, values, strict=True):
         if not math.isfinite(value):
             raise Diverged(f"{tag} is {value} in update {number:,}")

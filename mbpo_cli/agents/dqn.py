@@ -37,11 +37,7 @@ class DQNOptions(TargetNetworkOptions):
 class DQN(Bookkeeping):
     """Deep Q-network on one-hot actions.
 
-    Args:
-        options: Hyperparameters.
-        spaces: Sizes of observations and actions.
-        generator: Random stream of the initial weights; its device is the agent's.
-        exploration: Replaces some of the greedy actions.
+    `generator` draws the initial weights, on its device.
     """
 
     Options = DQNOptions

@@ -12,8 +12,6 @@ from torch.nn import functional
 from mbpo_cli.nn.networks import BatchedMLP, uniform
 from mbpo_cli.types import DiscreteActions, SpaceSpec
 
-LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # Source: Haarnoja et al. 2018, public code
-
 
 class Critics(nn.Module):
     """Q-functions of observation and continuous action, evaluated together."""
@@ -63,8 +61,7 @@ class DiscreteCritics(nn.Module):
 class Actor(nn.Module):
     """Base of policies: a network of the observation."""
 
-    outputs_per_element = 1
-    """The number of network outputs for each element of an action."""
+    outputs_per_element = 1  # of an action
 
     def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
@@ -90,7 +87,7 @@ class SquashedGaussianActor(Actor):
     def moments(self, obs_BO: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation before squashing, both (B, A)."""
         mean, log_std = self.mlp(obs_BO[None])[0].chunk(2, dim=-1)
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return mean, log_std.clamp(-20.0, 2.0)  # Source: Haarnoja et al. 2018, public code
 
     def greedy(self, obs_BO: Tensor) -> Tensor:
         """Return the squashed mean, shape (B, A)."""

@@ -20,10 +20,7 @@ class AgentOptions(Component):
     )
     mini_batch_size: int = option("transitions per mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize")
     experience_buffer_length: int = option(
-        "capacity of the real replay buffer",
-        low=1,
-        high=1_000_000_000,
-        matlab="ExperienceBufferLength",
+        "capacity of the real replay buffer", low=1, high=1_000_000_000, matlab="ExperienceBufferLength"
     )
     num_warm_start_steps: int = option(
         "environment steps with uniformly random actions before anything is trained",

@@ -27,10 +27,6 @@ from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import ContinuousActions, SpaceSpec, Transitions
 
-# Fraction of the largest possible entropy, log(n). Christodoulou 2019 uses 0.98, which keeps the policy
-# nearly uniform; with two actions that does not balance a pole.
-DISCRETE_TARGET_ENTROPY = 0.3
-
 
 @dataclass
 class EntropyWeightOptions(OptimizerOptions):
@@ -61,11 +57,7 @@ class SACOptions(TargetNetworkOptions):
 class SAC(Bookkeeping):
     """Soft actor-critic: a squashed Gaussian policy, or a categorical one if actions are discrete.
 
-    Args:
-        options: Hyperparameters.
-        spaces: Sizes of observations and actions.
-        generator: Random stream of the initial weights and of the actions drawn in updates; its device
-            is the agent's.
+    `generator` draws the initial weights, on its device, and the actions in updates.
     """
 
     Options = SACOptions
@@ -84,7 +76,9 @@ class SAC(Bookkeeping):
         else:
             self.actor = CategoricalActor(spaces, options.hidden_sizes, generator)
             self.critics = DiscreteCritics(2, spaces, options.hidden_sizes, generator)
-            target_entropy = DISCRETE_TARGET_ENTROPY * math.log(spaces.action_size)
+            # Christodoulou 2019 uses 0.98 of the largest possible entropy, which keeps the policy nearly
+            # uniform; with two actions that does not balance a pole.
+            target_entropy = 0.3 * math.log(spaces.action_size)
         self.target_critics = copy.deepcopy(self.critics)
         entropy = options.entropy_weight_options
         self.target_entropy = target_entropy if entropy.target_entropy is None else entropy.target_entropy
@@ -149,8 +143,4 @@ class SAC(Bookkeeping):
         self.actor_optimizer.minimize(loss)
         entropy = entropy_B.detach().mean()
         self.alpha_optimizer.minimize((self.log_alpha.exp() * (entropy - self.target_entropy)).sum())
-        return {
-            "agent/actor_loss": loss.detach(),
-            "agent/entropy": entropy,
-            "agent/entropy_weight": alpha[0],
-        }
+        return {"agent/actor_loss": loss.detach(), "agent/entropy": entropy, "agent/entropy_weight": alpha[0]}

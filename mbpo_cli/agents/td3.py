@@ -51,12 +51,7 @@ class TD3Options(TargetNetworkOptions):
 class TD3(Bookkeeping):
     """Twin delayed DDPG on actions in [-1, 1].
 
-    Args:
-        options: Hyperparameters.
-        spaces: Sizes of observations and actions.
-        generator: Random stream of the initial weights and of the noise on target actions; its device
-            is the agent's.
-        exploration: Noise on the greedy actions.
+    `generator` draws the initial weights, on its device, and the noise on target actions.
     """
 
     Options = TD3Options
