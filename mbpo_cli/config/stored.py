@@ -5,7 +5,7 @@ The files of a run are data: code outside this package that they name is importe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +28,24 @@ def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequen
     Raises:
         ConfigError: There is no run, its configuration is not trusted, or a change is not possible.
     """
-    values = stored_config(path)
-    check_trusted(values, trust, "trust=[{}]")
+    values = trusted_config(path, trust, "trust=[{}]")
     for key, value in changes:
         _set(values, key, value)
     return typed(values)
 
 
-def check_trusted(values: Mapping[str, Any], trust: Sequence[str], remedy: str) -> None:
-    """Check that a stored configuration names only code of this package and of trusted packages.
+def trusted_config(path: Path, trust: Sequence[str], remedy: str) -> dict[str, Any]:
+    """Return the configuration stored in a run directory, as plain data.
 
     Args:
-        values: The configuration, as plain data.
-        trust: The trusted packages.
+        path: The run's directory.
+        trust: Packages outside this one whose code the configuration may name.
         remedy: What the user has to write to trust the package `{}`.
 
     Raises:
-        ConfigError: It names other code.
+        ConfigError: There is none, or it names other code.
     """
+    values = stored_config(path)
     for key, name in _imported(values):
         package = name.partition(".")[0]
         if package not in ("mbpo_cli", *trust) and not name.startswith("gymnasium.wrappers."):
@@ -53,6 +53,7 @@ def check_trusted(values: Mapping[str, Any], trust: Sequence[str], remedy: str) 
                 f"{key}={name}: the run directory names code outside mbpo_cli; "
                 f"{remedy.format(package)} lets it be imported"
             )
+    return values
 
 
 def _imported(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.build import build_agent, build_env, build_model, uses_model
-from mbpo_cli.config.stored import check_trusted
+from mbpo_cli.config.stored import trusted_config
 from mbpo_cli.config.typed import Config, typed
 from mbpo_cli.failures import ConfigError, NoUsableCheckpoint, one_line
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints
-from mbpo_cli.storage.records import CONFIG, HARMLESS, POLICY, leaves, stored_config
+from mbpo_cli.storage.records import CONFIG, HARMLESS, POLICY, leaves
 from mbpo_cli.types import Agent, SpaceSpec, Transitions
 
 log = logging.getLogger(__name__)
@@ -114,8 +114,7 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
     """
     if not (path / CONFIG).is_file():
         raise ConfigError(f"{path}: not a run directory, as it has no {CONFIG}")
-    values = stored_config(path)
-    check_trusted(values, trust, remedy)
+    values = trusted_config(path, trust, remedy)
     _add_missing_options(values)
     config = replace(typed(values), device="cpu", precision="float32")
     env = build_env(config)
@@ -134,11 +133,7 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
 
 
 def with_env_kwargs(trained: Trained, kwargs: dict[str, Any]) -> tuple[Trained, int | None]:
-    """Return a run with changed keyword arguments of its environment, and the environment's time limit.
-
-    Raises:
-        ConfigError: The environment rejects them, or its spaces would change.
-    """
+    """Return a run with changed keyword arguments of its environment, and the environment's time limit."""
     options = trained.config.env
     config = replace(trained.config, env=replace(options, kwargs={**(options.kwargs or {}), **kwargs}))
     shown = f"--env-kwargs {json.dumps(kwargs, default=str)}"
