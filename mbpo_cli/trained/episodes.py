@@ -6,7 +6,7 @@ Knows environments, a model and a policy; does not know what the results are use
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import torch
 
@@ -29,10 +29,7 @@ def real_episodes(
     """Play an episode per seed, up to `num_envs` of them side by side."""
     episodes: list[Episode] = []
     with ExitStack() as stack:
-        envs = []
-        for _ in range(min(num_envs, len(seeds))):
-            envs.append(make_env())
-            stack.callback(envs[-1].close)
+        envs = [stack.enter_context(closing(make_env())) for _ in range(min(num_envs, len(seeds)))]
         for start in range(0, len(seeds), num_envs):
             chunk = seeds[start : start + num_envs]
             episodes += play(envs[: len(chunk)], chunk, policy)
@@ -62,15 +59,9 @@ def play_in_model(
 ) -> list[Outcome]:
     """Play an episode in the model from the first observation of each real one.
 
-    An episode ends where the model predicts termination, at the time limit, or at a prediction that is not
-    finite, which makes its return NaN.
-
-    Args:
-        model: The model; each step uses a random elite, as rollouts do.
-        policy: Chooses the actions.
-        real: The real episodes.
-        max_steps: The time limit; None limits each episode to the length of its real one.
-        generator: Random stream of elites and predictions.
+    An episode ends where the model predicts termination, at the time limit (without one, at the length of
+    its real episode), or at a prediction that is not finite, which makes its return NaN. Each step uses a
+    random elite, as in rollouts.
     """
     returns = torch.zeros(len(real), dtype=torch.double)
     lengths = torch.zeros(len(real), dtype=torch.long)

@@ -33,10 +33,7 @@ Function = Callable[[Tensor], Tensor]
 class GreedyPolicy(nn.Module):
     """Maps raw observations to the environment's own actions, with only the network that this needs.
 
-    Args:
-        agent: The agent; its policy network is no longer trained.
-        spaces: The spaces of the environment.
-        action_space: The environment's own action space.
+    The agent's policy network is no longer trained.
 
     Raises:
         ConfigError: The agent's policy is not one network.
@@ -50,14 +47,10 @@ class GreedyPolicy(nn.Module):
         self._act = agent.act
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Map observations to actions.
+        """Map flat observations, float32 of shape (B, O), to actions.
 
-        Args:
-            obs: Flat, float32 of shape (B, O), as the environment returns them.
-
-        Returns:
-            Actions within the environment's bounds, float32 of shape (B, ...), or its action numbers, int64
-            of shape (B,).
+        These are within the environment's bounds, float32 of shape (B, ...), or its action numbers, int64 of
+        shape (B,).
         """
         return self.spaces.actions.to_env(self._act(obs)).reshape(-1, *self.shape)
 
@@ -75,11 +68,7 @@ def _network_of(agent: Agent) -> nn.Module:
 
 
 def format_of(path: Path, name: str | None) -> str:
-    """Return the name of a file's format, which its suffix determines, and check that it can be written.
-
-    Raises:
-        ConfigError: The suffix is unknown or contradicts `name`, or the format needs a missing package.
-    """
+    """Return the format that a file's suffix determines; check that it is `name` and can be written."""
     found = next((known for known, form in FORMATS.items() if form.suffix == path.suffix), None)
     if found is None or name not in (None, found):
         suffixes = ", ".join(f"{form.suffix} for {known}" for known, form in FORMATS.items())
@@ -92,10 +81,7 @@ def format_of(path: Path, name: str | None) -> str:
 
 
 def export(policy: GreedyPolicy, name: str, path: Path) -> float:
-    """Write a policy to a file in the format of that name, after comparing what the file holds.
-
-    Returns:
-        The `greatest_difference` between the exported actions and the original ones.
+    """Write a policy to a file in the format of that name; return the `greatest_difference` of its actions.
 
     Raises:
         ConfigError: The difference is more than rounding; nothing was written.
@@ -117,11 +103,9 @@ def export(policy: GreedyPolicy, name: str, path: Path) -> float:
 def greatest_difference(original: Function, exported: Function, spaces: SpaceSpec) -> float:
     """Return the greatest difference between two policies' actions on random observations.
 
-    Observations are normal with standard deviations from 0.001 to 3, in batches of several sizes.
-
-    Returns:
-        For a Box, in units of half the distance between its bounds; for Discrete actions, the share of
-        observations with different actions. NaN if an action is NaN.
+    Observations are normal with standard deviations from 0.001 to 3, in batches of several sizes. The unit
+    is half the distance between the bounds of a Box; for Discrete actions, it is the share of observations
+    with different actions. NaN if an action is NaN.
     """
     stream = torch.Generator().manual_seed(0)
     differences = []
@@ -147,19 +131,10 @@ def _write_pt2(policy: GreedyPolicy, example: Tensor) -> bytes:
     return file.getvalue()
 
 
-def _read_pt2(data: bytes) -> Function:
-    return torch.export.load(io.BytesIO(data)).module()
-
-
 def _write_torchscript(policy: GreedyPolicy, example: Tensor) -> bytes:
     file = io.BytesIO()
     torch.jit.save(torch.jit.trace(policy, (example,), check_trace=False), file)  # type: ignore[no-untyped-call]
     return file.getvalue()
-
-
-def _read_torchscript(data: bytes) -> Function:
-    loaded: Function = torch.jit.load(io.BytesIO(data))  # type: ignore[no-untyped-call]
-    return loaded
 
 
 def _write_onnx(policy: GreedyPolicy, example: Tensor) -> bytes:
@@ -194,7 +169,11 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "pt2": Format(".pt2", _write_pt2, _read_pt2),
-    "torchscript": Format(".pt", _write_torchscript, _read_torchscript),
+    "pt2": Format(".pt2", _write_pt2, lambda data: torch.export.load(io.BytesIO(data)).module()),
+    "torchscript": Format(
+        ".pt",
+        _write_torchscript,
+        lambda data: torch.jit.load(io.BytesIO(data)),  # type: ignore[no-untyped-call]
+    ),
     "onnx": Format(".onnx", _write_onnx, _read_onnx),
 }

@@ -7,6 +7,7 @@ not know the agent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,9 +55,6 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         max_steps: The time limit; None sets none.
         plausible: The range of plausible predictions; None allows every finite one.
         autoreset_mode: When the next episode starts after one has ended.
-
-    Raises:
-        ConfigError: There is no such member.
     """
 
     def __init__(
@@ -72,8 +70,8 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         plausible: PlausibleRange | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
-        num_members = model.transition.network.num_members
         if member is not None:
+            num_members = model.transition.network.num_members
             if not 0 <= member < num_members:
                 raise ConfigError(f"member={member}: must be from 0 to {num_members - 1}")
             model.transition.elites = torch.tensor([member])
@@ -84,7 +82,8 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self._model, self._actions, self._starts = model, spaces.actions, starts
-        self._max_steps, self._plausible, self._mode = max_steps, plausible, autoreset_mode
+        self._max_steps = torch.inf if max_steps is None else max_steps
+        self._plausible, self._mode = plausible, autoreset_mode
         self._stream = torch.Generator()
         self._stream.seed()
         self._obs = torch.zeros(num_envs, spaces.obs_size)
@@ -107,18 +106,11 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     ) -> LearnedVectorEnv:
         """Make environments of the model of a run, which may still be in progress.
 
-        Predictions must be plausible as in the run's rollouts (`max_departure`).
+        Predictions must be plausible as in the run's rollouts (`max_departure`). `best` and `trust` choose
+        what to load as in `load`; `max_steps` replaces the time limit of the real environment.
 
-        Args:
-            path: The run directory.
-            num_envs: The number of environments.
-            best: Load the checkpoint of the best evaluation instead of the newest.
-            trust: Packages outside this one from which the run's configuration may import.
-            member: The transition function that predicts; None uses a random elite at each step.
-            starts: Where episodes start: where the run's own did, as far as its replay buffer goes back, or
-                where the real environment starts them; it is then reset for each episode.
-            max_steps: The time limit; None uses that of the real environment.
-            autoreset_mode: When the next episode starts after one has ended.
+        Episodes start where the run's own did, as far as its replay buffer goes back (`starts="experience"`),
+        or where the real environment starts them (`"resets"`), which is then reset for each episode.
 
         Raises:
             ConfigError: There is no such run, it has no model, or no episode starts in its replay buffer.
@@ -126,12 +118,13 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         """
         trained = load(Path(path), best, trust)
         model, experience = trained.model(), trained.experience()
-        options = trained.config.mbpo.model_rollout_options
         env = build_env(trained.config)
-        draw = _starts_by_reset(env)
         if starts == "experience":
             env.close()
-            draw = _recorded_starts(trained, experience)
+            draw = partial(_drawn, _recorded_starts(trained, experience))
+        else:
+            draw = partial(_reset, env)
+        options = trained.config.mbpo.model_rollout_options
         return cls(
             model,
             trained.spaces,
@@ -152,15 +145,13 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         if entropy:  # one stream serves all environments
             self._stream.manual_seed(torch_seed(np.random.SeedSequence(entropy)))
         options = options or {}
-        mask = torch.ones(self.num_envs, dtype=torch.bool)
-        if "reset_mask" in options:
-            mask = torch.from_numpy(np.asarray(options["reset_mask"], dtype=np.bool_))
+        mask = torch.from_numpy(np.asarray(options.get("reset_mask", [True] * self.num_envs), dtype=np.bool_))
         self._start(mask)
         self._was_reset = True
         if "obs" in options:
             chosen = torch.as_tensor(np.asarray(options["obs"], dtype=np.float32)).reshape(self._obs.shape)
             self._obs[mask] = chosen[mask]
-        return self._copy_of_obs(), {}
+        return self._obs.numpy().copy(), {}
 
     def step(
         self, actions: NDArray[Any]
@@ -170,35 +161,30 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         Raises:
             ResetNeeded: An episode has not started, and the autoreset mode does not start it.
         """
-        starting = torch.zeros_like(self._ended)
-        if self._mode == AutoresetMode.NEXT_STEP:
-            starting = self._ended.clone()
+        starting = self._ended & (self._mode == AutoresetMode.NEXT_STEP)
         if not self._was_reset or bool((self._ended & ~starting).any()):
             raise gym.error.ResetNeeded("call reset before the first step, and for episodes that have ended")
         with torch.no_grad():
             predicted = self._model.step(self._obs, self._scaled(actions), self._stream)
-        kept = self._is_plausible(predicted)
+        implausible = ~self._is_plausible(predicted) & ~starting
+        kept = ~implausible & ~starting
         self._obs = torch.where(kept[:, None], predicted.next_obs, self._obs)
         self._steps += 1
-        terminated = kept & (predicted.terminated > 0) & ~starting
-        at_limit = self._steps >= self._max_steps if self._max_steps is not None else starting
-        truncated = (~kept | at_limit) & ~starting
-        reward = torch.where(kept & ~starting, predicted.reward, 0.0)
-        infos: dict[str, Any] = {
-            "implausible": (~kept & ~starting).numpy(),
-            "_implausible": np.ones(self.num_envs, np.bool_),
-        }
+        terminated = kept & (predicted.terminated > 0)
+        truncated = implausible | (kept & (self._steps >= self._max_steps))
+        rewards = torch.where(kept, predicted.reward, 0.0).double().numpy()
+        infos: dict[str, Any] = {"implausible": implausible.numpy()}
+        infos["_implausible"] = np.ones(self.num_envs, np.bool_)
         self._start(starting)
         self._ended = terminated | truncated
         if self._mode == AutoresetMode.SAME_STEP and bool(self._ended.any()):
-            ended = self._ended.numpy().copy()
-            last, final = self._copy_of_obs(), np.full(self.num_envs, None, dtype=object)  # as in Gymnasium
+            ended = self._ended.numpy()
+            final = np.full(self.num_envs, None, dtype=object)  # as in Gymnasium
             for row in np.flatnonzero(ended):
-                final[row] = last[row]
+                final[row] = self._obs[row].numpy().copy()
             infos |= {"final_obs": final, "_final_obs": ended, "final_info": {}, "_final_info": ended}
-            self._start(self._ended.clone())
-        rewards = reward.double().numpy()
-        return self._copy_of_obs(), rewards, terminated.numpy(), truncated.numpy(), infos
+            self._start(self._ended)
+        return self._obs.numpy().copy(), rewards, terminated.numpy(), truncated.numpy(), infos
 
     def _start(self, mask: Tensor) -> None:
         count = int(mask.sum())
@@ -206,10 +192,6 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             self._obs[mask] = self._starts(count, self._stream)
         self._steps[mask] = 0
         self._ended = self._ended & ~mask
-
-    def _copy_of_obs(self) -> Observations:
-        obs: Observations = self._obs.numpy().copy()
-        return obs
 
     def _scaled(self, actions: NDArray[Any]) -> Tensor:
         if isinstance(self.single_action_space, gym.spaces.Discrete):
@@ -224,15 +206,11 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
 
 
 def first_observations(experience: Transitions, num_envs: int, is_complete: bool) -> Tensor:
-    """Return the first observations of the episodes in an experience, shape (n, O).
+    """Return the first observations of the episodes in an experience, oldest first, shape (n, O).
 
     They are those to which no earlier step led. With `num_envs` environments side by side, the last step of
-    each is fewer than 2 `num_envs` rows back.
-
-    Args:
-        experience: Real transitions, oldest first.
-        num_envs: The number of environments that they come from.
-        is_complete: True if nothing has been overwritten; otherwise what led to the oldest rows is unknown.
+    each is fewer than 2 `num_envs` rows back. Unless the experience is complete, with nothing overwritten,
+    it is not known what led to the oldest rows.
     """
     reach = min(2 * num_envs, len(experience))
     follows = torch.zeros(len(experience), dtype=torch.bool)
@@ -243,29 +221,21 @@ def first_observations(experience: Transitions, num_envs: int, is_complete: bool
     return experience.obs[~follows]
 
 
-def _starts_by_reset(env: Environment) -> Starts:
-    """Return a function that draws first observations by resetting the real environment."""
-
-    def draw(count: int, stream: torch.Generator) -> Tensor:
-        seeds = torch.randint(2**31, (count,), generator=stream)
-        return torch.stack([env.reset(int(seed)) for seed in seeds])
-
-    return draw
+def _reset(env: Environment, count: int, stream: torch.Generator) -> Tensor:
+    """Draw first observations by resetting the real environment."""
+    seeds = torch.randint(2**31, (count,), generator=stream)
+    return torch.stack([env.reset(int(seed)) for seed in seeds])
 
 
-def _recorded_starts(trained: Trained, experience: Transitions) -> Starts:
-    """Return a function that draws from the first observations in the experience of a run.
+def _drawn(rows: Tensor, count: int, stream: torch.Generator) -> Tensor:
+    return rows[torch.randint(len(rows), (count,), generator=stream)]
 
-    Raises:
-        ConfigError: There is none.
-    """
+
+def _recorded_starts(trained: Trained, experience: Transitions) -> Tensor:
+    """Return the first observations in the experience of a run."""
     assert trained.checkpoint is not None
     is_complete = len(experience) == trained.checkpoint.step
     first = first_observations(experience, trained.config.env.num_envs, is_complete)
     if len(first) == 0:
         raise ConfigError(f"{trained.path}: no episode starts in its replay buffer; use starts='resets'")
-
-    def draw(count: int, stream: torch.Generator) -> Tensor:
-        return first[torch.randint(len(first), (count,), generator=stream)]
-
-    return draw
+    return first
