@@ -43,8 +43,7 @@ def read(path: Path) -> dict[str, Reference]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-            if missing:
+            if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
                 raise ValueError(f"has no column {', '.join(missing)}")
             for row in rows:
                 point = tuple(float(row[name]) for name in COLUMNS[1:])

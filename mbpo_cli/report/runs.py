@@ -82,22 +82,16 @@ def read(path: Path) -> Run | None:
         _warn(error)
     summary = _contents(path / records.SUMMARY, _mapping) or {}
     returns, last_step = _evaluations(path / records.METRICS)
-    agent = _text(config.get("agent.name", summary.get("agent")))
-    env = _text(config.get("env.name", summary.get("env")))
-    seed = _text(config.get("seed", summary.get("seed")))
-    if agent == env == UNKNOWN:
-        _warn(f"{path}: left out, its agent and environment are unknown")
-        return None
     score = _number(summary.get("score"))
     if score is None:
         score = returns[max(returns)] if returns else _number(summary.get("eval_return_mean"))
-    return Run(
+    run = Run(
         path=path,
         status=_text(summary["status"]) if "status" in summary else _status_of_lock(path / records.LOCK),
         error=one_line(summary.get("error") or ""),
-        agent=agent,
-        env=env,
-        seed=seed,
+        agent=_text(config.get("agent.name", summary.get("agent"))),
+        env=_text(config.get("env.name", summary.get("env"))),
+        seed=_text(config.get("seed", summary.get("seed"))),
         options={
             one_line(key): one_line(value if isinstance(value, str) else json.dumps(value, default=str))
             for key, value in config.items()
@@ -108,6 +102,10 @@ def read(path: Path) -> Run | None:
         score=score,
         wall_seconds=_number(summary.get("wall_seconds")),
     )
+    if run.agent == run.env == UNKNOWN:
+        _warn(f"{path}: left out, its agent and environment are unknown")
+        return None
+    return run
 
 
 def _contents(path: Path, parse: Callable[[bytes], Any]) -> Any:

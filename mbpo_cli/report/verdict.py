@@ -23,7 +23,6 @@ class Comparison:
     """Two groups on one environment, or two agents over several.
 
     Attributes:
-        where: The environments.
         seeds: Number of seeds of both, the smallest of all environments.
         gain: Difference of the interquartile means; None over several environments, whose returns have no
             common unit.
@@ -139,11 +138,9 @@ def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Verdict:
 
 def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
     notes = []
-    unfinished = [row["agent"] for row in rows if row["seeds"] and not row["of_finished_runs"]]
-    if unfinished:
+    if unfinished := [row["agent"] for row in rows if row["seeds"] and not row["of_finished_runs"]]:
         notes.append(f"Preliminary: no run of {', '.join(unfinished)} has finished.")
-    failed = [f"{row['failed']} of {row['agent']}" for row in rows if row["failed"]]
-    if failed:
+    if failed := [f"{row['failed']} of {row['agent']}" for row in rows if row["failed"]]:
         notes.append(f"Failed and not counted: {', '.join(failed)}.")
     lengths = {row["steps_max"] for row in rows if row["seeds"]}
     if len(lengths) > 1:
