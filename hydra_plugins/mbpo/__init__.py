@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -20,11 +20,8 @@ def register() -> None:
         Plugins.instance().register(plugin)
     # These presets replace defaults that the launchers' packages register. Hydra would check YAML in conf/
     # against those defaults, and warn.
-    for preset in sorted((files(__package__) / "presets").iterdir(), key=str):
-        node = OmegaConf.create(preset.read_text())
-        ConfigStore.instance().store(
-            group="hydra/launcher", name=preset.name.removesuffix(".yaml"), node=node
-        )
+    for preset in sorted(Path(__file__).with_name("presets").glob("*.yaml")):
+        ConfigStore.instance().store(preset.stem, OmegaConf.load(preset), "hydra/launcher")
     # Hydra copies the only store for each group that its help lists, which took half of the time.
     setattr(ConfigStore, "__deepcopy__", lambda store, memo: store)  # noqa: B010 - unknown to type checkers
     OmegaConf.register_new_resolver("parallel_jobs", parallel_jobs, replace=True)

@@ -12,13 +12,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from hydra_plugins.mbpo.launchers import VARIABLES, CommandLauncher, OnEnd
+from hydra_plugins.mbpo.launchers import VARIABLES, CommandLauncher
 from mbpo_cli.failures import Interrupted, StopOnSignal, one_line
-
-if TYPE_CHECKING:
-    from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.sweeps.processes import OnEnd, run_command
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +41,10 @@ class Submitted(Protocol):
 
 
 def wait_for(submitted: Sequence[Submitted], on_end: OnEnd) -> None:
-    """Wait for all jobs; the first signal to this process stops them.
+    """Wait for all jobs; the first signal to this process stops them, a second Ctrl-C leaves them running.
 
     Raises:
         Interrupted: A signal was received; all jobs have ended.
-        KeyboardInterrupt: Ctrl-C was pressed twice; the jobs may still run.
     """
     waiting = dict(enumerate(submitted))
     with StopOnSignal() as signals:
@@ -78,8 +76,6 @@ class RayLauncher(CommandLauncher):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
-        from mbpo_cli.sweeps.processes import run_command
-
         if not ray.is_initialized():
             # A running cluster refuses options that only apply when a cluster is started here.
             ray.init(**{key: value for key, value in self.ray["init"].items() if value is not None})
@@ -87,23 +83,19 @@ class RayLauncher(CommandLauncher):
         here = {key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ}
         task = ray.remote(**self.ray["remote"])(run_command)
         folder, variables = os.getcwd(), {**here, **VARIABLES}
-        wait_for([RayTask(task.remote(folder, command, variables)) for command in commands], on_end)
+        wait_for([_RayTask(task.remote(folder, command, variables)) for command in commands], on_end)
 
 
-class RayTask:
-    """A job that was submitted to Ray, by the reference to its result."""
-
+class _RayTask(Submitted):
     def __init__(self, result: Any) -> None:
         self.result = result
 
     def has_ended(self) -> bool:
-        """Return True if the result is there."""
         import ray
 
         return bool(ray.wait([self.result], timeout=0)[0])
 
     def failure(self) -> str | None:
-        """Return None, or one line with the reason of the failure."""
         import ray
 
         try:
@@ -115,7 +107,6 @@ class RayTask:
         return failure
 
     def stop(self) -> None:
-        """Interrupt the job."""
         import ray
 
         ray.cancel(self.result)
@@ -145,7 +136,7 @@ class SlurmLauncher(CommandLauncher):
         with executor.batch():
             submitted = [executor.submit(Requeued(), os.getcwd(), command, VARIABLES) for command in commands]
         log.info("Slurm job %s", submitted[0].job_id.partition("_")[0])
-        wait_for([SlurmTask(job) for job in submitted], on_end)
+        wait_for([_SlurmTask(job) for job in submitted], on_end)
 
 
 class Requeued:
@@ -153,8 +144,6 @@ class Requeued:
 
     def __call__(self, *arguments: Any) -> str | None:
         """Run the command; return None, or the reason of its failure."""
-        from mbpo_cli.sweeps.processes import run_command
-
         try:
             return run_command(*arguments)
         except Interrupted:
@@ -174,18 +163,14 @@ class Requeued:
         return submitit.helpers.DelayedSubmission(self, *arguments)
 
 
-class SlurmTask:
-    """A job that was submitted to Slurm, as submitit's object."""
-
+class _SlurmTask(Submitted):
     def __init__(self, job: Any) -> None:
         self.job = job
 
     def has_ended(self) -> bool:
-        """Return True if the job no longer runs and will not be requeued."""
         return bool(self.job.done())
 
     def failure(self) -> str | None:
-        """Return None, or one line with the reason of the failure."""
         import submitit
 
         try:
@@ -197,5 +182,4 @@ class SlurmTask:
         return failure
 
     def stop(self) -> None:
-        """Cancel the job; Slurm sends SIGTERM first."""
-        self.job.cancel(check=False)
+        self.job.cancel(check=False)  # Slurm sends SIGTERM first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
@@ -14,9 +14,7 @@ from omegaconf import DictConfig, open_dict
 
 from mbpo_cli.config.compose import typed_config
 from mbpo_cli.failures import ConfigError, RunFailed, one_line
-
-if TYPE_CHECKING:
-    from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.sweeps.jobs import Job
 
 log = logging.getLogger(__name__)
 
@@ -24,24 +22,14 @@ log = logging.getLogger(__name__)
 class JobPlugin:
     """What sweepers and launchers share: Hydra's objects, and jobs composed with them."""
 
-    hydra_context: Any  # HydraContext, which Hydra's own classes declare as optional
-    task_function: TaskFunction
-    config: Any  # DictConfig
-
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Store Hydra's objects."""
-        self.hydra_context = hydra_context
+        self.hydra_context: Any = hydra_context  # which Hydra's own classes declare as optional
         self.task_function = task_function
-        self.config = config
+        self.config: Any = config
 
     def job(self, overrides: Sequence[str], number: int) -> Job:
-        """Compose a job of the sweep and check its configuration.
-
-        Raises:
-            ConfigError: The configuration is wrong, or its directory holds another run.
-        """
-        from mbpo_cli.sweeps.jobs import Job
-
+        """Compose a job; raise `ConfigError` if it is wrong, or its directory holds another run."""
         if any(override.startswith("resume=") for override in overrides):
             raise ConfigError("resume: continues a single run; leave out --multirun")
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 
 from hydra_plugins.mbpo.jobs import JobPlugin
 from mbpo_cli.failures import ConfigError, RunFailed
-
-if TYPE_CHECKING:
-    from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.sweeps.processes import OnEnd, run_commands, slots_of
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +24,6 @@ OF_A_SWEEP = ("hydra.mode", "hydra.run", "hydra.sweep", "hydra/sweeper", "hydra.
 
 # This process needs Hydra's exceptions; a job ends with one line instead.
 VARIABLES = {"HYDRA_FULL_ERROR": "0"}
-
-OnEnd = Callable[[int, str | None], None]
-"""Called when a job has ended, with its index and None or one line with the reason of its failure."""
 
 
 class CommandLauncher(JobPlugin, Launcher):
@@ -77,19 +71,20 @@ class CommandLauncher(JobPlugin, Launcher):
         """Return the command that runs the job as a single run."""
         # The user's modules are imported from the same places as in this process.
         flags = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]
-        sources = self.config.hydra.runtime.config_sources
-        folders = [source.path for source in sources if source.provider == "command-line"]
-        mains = [source for source in sources if source.provider == "main"]
-        own_main = [each.path if each.schema == "file" else f"pkg://{each.path}" for each in mains]
+        places = []
+        for source in self.config.hydra.runtime.config_sources:
+            if source.provider == "main":
+                path = source.path if source.schema == "file" else f"pkg://{source.path}"
+                places += ["--config-path", path]
+            elif source.provider == "command-line":
+                places += ["--config-dir", source.path]
         inherited = [item for item in self.config.hydra.overrides.hydra if not item.startswith(OF_A_SWEEP)]
         own = [item for item in job.overrides if not item.startswith("hydra.sweep")]
         threads = ["threads=1"] if job.config.threads == "auto" else []
         path = str(job.path).replace("'", "\\'")
         return [
             *(sys.executable, *flags, "-m", "mbpo_cli"),
-            *itertools.chain.from_iterable(("--config-path", folder) for folder in own_main),
-            *itertools.chain.from_iterable(("--config-dir", folder) for folder in folders),
-            *("--config-name", str(self.config.hydra.job.config_name)),
+            *(*places, "--config-name", str(self.config.hydra.job.config_name)),
             *(*own, *threads, *inherited, "hydra.mode=RUN", f"hydra.run.dir='{path}'"),
         ]
 
@@ -99,9 +94,6 @@ class ProcessLauncher(CommandLauncher):
 
     Args:
         n_jobs: Parallel jobs; auto = the number of cores, or of GPUs if jobs use them.
-
-    Raises:
-        ConfigError: The number of jobs is not positive.
     """
 
     def __init__(self, n_jobs: int | str) -> None:
@@ -111,7 +103,6 @@ class ProcessLauncher(CommandLauncher):
 
     def _run(self, jobs: Sequence[Job], commands: Sequence[list[str]], on_end: OnEnd) -> None:
         from mbpo_cli.nn.machine import num_cores, visible_gpus
-        from mbpo_cli.sweeps.processes import run_commands, slots_of
 
         slots = slots_of(
             None if self.n_jobs == "auto" else int(self.n_jobs),

@@ -170,7 +170,8 @@ class SearchSweeper(JobSweeper):
         best = search.best()
         if best is None:
             raise SweepFailed("no trial has a score")
-        log.info("%s", best.text)
+        chosen = " ".join(f"{key}={value}" for key, value in best.values.items())
+        log.info("best score %.1f in %s\n  %s", best.score, best.path, chosen)
         return best.score
 
     def check_options(self) -> None:

@@ -1,6 +1,7 @@
 """The jobs of a sweep: their directories, and how each of them ended.
 
-Knows run directories; does not know Hydra, or what launches the jobs.
+Knows run directories; does not know Hydra, or what launches the jobs. The plugins import it early, so it
+imports torch, which is slow to load, only when a directory is checked.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mbpo_cli.config.typed import Config
 from mbpo_cli.failures import Busy, RunFailed, one_line
-from mbpo_cli.storage.directory import check_free, check_same
-from mbpo_cli.storage.files import write_whole
+from mbpo_cli.storage.files import write_json
 from mbpo_cli.storage.records import SUMMARY
+
+if TYPE_CHECKING:
+    from mbpo_cli.config.typed import Config
 
 MAX_NAME = 150
 
@@ -28,14 +30,7 @@ class SweepFailed(RunFailed):
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep.
-
-    Attributes:
-        name: Its name, unique in the sweep.
-        overrides: Its command-line overrides.
-        path: Its run directory.
-        config: Its configuration.
-    """
+    """One run of a sweep; its name is unique in the sweep, and `path` is its run directory."""
 
     name: str
     overrides: tuple[str, ...]
@@ -54,22 +49,21 @@ class Job:
     @property
     def score(self) -> float | None:
         """Its score; None until it has taken all steps of its configuration."""
-        summary = self.summary
-        if summary is None or summary["status"] != "done":
+        summary = self.summary or {}
+        if summary.get("status") != "done" or summary["env_steps"] < self.config.trainer.num_env_steps:
             return None
-        is_long_enough = summary["env_steps"] >= self.config.trainer.num_env_steps
-        return float(summary["score"]) if is_long_enough else None
+        return float(summary["score"])
 
     def check(self) -> None:
-        """Check that its directory holds no other run.
+        """Raise `ConfigError` if its directory holds a run with another configuration."""
+        from mbpo_cli.storage.directory import check_same
 
-        Raises:
-            ConfigError: It holds a run with another configuration.
-        """
         check_same(self.path, asdict(self.config), "hydra.sweep.dir")
 
     def record_failure(self, error: object) -> None:
         """Write a summary with an error, unless there is a summary or the job still runs."""
+        from mbpo_cli.storage.directory import check_free
+
         if self.summary is not None:
             return
         try:
@@ -84,7 +78,7 @@ class Job:
             "env": self.config.env.name,
             "seed": self.config.seed,
         }
-        write_whole(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+        write_json(self.path / SUMMARY, summary)
 
 
 def name_of(overrides: Sequence[str]) -> str:
@@ -98,10 +92,7 @@ def name_of(overrides: Sequence[str]) -> str:
 def closing_table(jobs: Sequence[Job], num_earlier: int, reasons: Mapping[Path, str]) -> str:
     """Return the table that ends a sweep: the number of jobs done, and the status of each other job.
 
-    Args:
-        jobs: All jobs.
-        num_earlier: Number of jobs that were done before.
-        reasons: Why a job has no summary, by its directory.
+    `num_earlier` of the jobs were done before; `reasons` holds why a job has no summary, by its directory.
     """
     missing = [job for job in jobs if job.score is None]
     before = f" ({num_earlier} before)" if num_earlier else ""

@@ -6,14 +6,15 @@ Knows processes and signals; does not know what the commands do.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -23,45 +24,39 @@ POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
+OnEnd = Callable[[int, str | None], None]
+"""Called when a command has ended, with its index and None or one line with the reason of its failure."""
+
 
 @dataclass
 class _Running:
     index: int
-    slot: int
+    slot: Mapping[str, str]
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
 
 
 def run_commands(
-    commands: Sequence[Sequence[str]],
-    slots: Sequence[Mapping[str, str]],
-    on_end: Callable[[int, str | None], None],
+    commands: Sequence[Sequence[str]], slots: Sequence[Mapping[str, str]], on_end: OnEnd
 ) -> None:
-    """Run commands, at most one per slot at a time.
+    """Run commands, at most one at a time for each slot, which is a set of environment variables.
 
     The first signal to this process is sent to the running commands, and no other command is started. When
     all have ended, the signal is raised again for its previous handler. A second Ctrl-C kills the commands;
     on Linux, they also stop if this process is killed.
 
-    Args:
-        commands: Programs with their arguments.
-        slots: Environment variables of each slot.
-        on_end: Called with a command's index, and None or one line with the reason of its failure.
-
     Raises:
         Interrupted: A signal was received; all commands have ended.
-        KeyboardInterrupt: Ctrl-C was pressed twice.
     """
     waiting = list(enumerate(commands))[::-1]
-    free = list(range(len(slots)))[::-1]
+    free = list(slots)[::-1]
     running: list[_Running] = []
-    with StopOnSignal() as signals, _killed_on_exit(running):
+    with StopOnSignal() as signals, ExitStack() as stack:
+        stack.callback(_kill, running)
         is_forwarded = False
         while running or (waiting and not signals.requested):
             while waiting and free and not signals.requested:
-                index, command = waiting.pop()
-                slot = free.pop()
-                running.append(_start(index, slot, command, slots[slot]))
+                running.append(_start(*waiting.pop(), free.pop()))
             if signals.received is not None and not is_forwarded:
                 is_forwarded = True
                 for each in running:
@@ -77,13 +72,9 @@ def run_commands(
 
 
 def run_command(folder: str, command: Sequence[str], variables: Mapping[str, str]) -> str | None:
-    """Run a command in a folder; the calling process, perhaps on another machine, does nothing else.
+    """Run a command in a folder; return None, or one line with the reason of its failure.
 
-    Returns:
-        None, or one line with the reason of the failure.
-
-    Raises:
-        Interrupted: A signal was received; the command has ended.
+    The calling process, perhaps on another machine, does nothing else.
     """
     os.chdir(folder)
     failures: list[str | None] = []
@@ -91,14 +82,14 @@ def run_command(folder: str, command: Sequence[str], variables: Mapping[str, str
     return failures[0]
 
 
-def _start(index: int, slot: int, command: Sequence[str], variables: Mapping[str, str]) -> _Running:
+def _start(index: int, command: Sequence[str], slot: Mapping[str, str]) -> _Running:
     errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the command has ended
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=errors,
-        env={**os.environ, **variables},
+        env={**os.environ, **slot},
         start_new_session=True,  # or the terminal would send Ctrl-C to the command as well
         preexec_fn=_prepare_signals,
     )
@@ -126,17 +117,12 @@ def _failure(ended: _Running) -> str | None:
     return one_line(last.partition(": error: ")[2] or last) or f"exit code {code}"
 
 
-@contextmanager
-def _killed_on_exit(running: Sequence[_Running]) -> Iterator[None]:
-    """Kill the processes that still run when the block ends."""
-    try:
-        yield
-    finally:
-        for each in running:
-            with suppress(ProcessLookupError):
-                os.killpg(each.process.pid, signal.SIGKILL)
-            each.process.wait()
-            each.errors.close()
+def _kill(running: Sequence[_Running]) -> None:
+    for each in running:
+        with suppress(ProcessLookupError):
+            os.killpg(each.process.pid, signal.SIGKILL)
+        each.process.wait()
+        each.errors.close()
 
 
 def slots_of(
@@ -156,8 +142,8 @@ def slots_of(
     """
     by_cores = max(num_cores // threads, 1)
     if any(device.startswith("cuda:") for device in devices):
-        return [{} for _ in range(num_jobs or 1)]
+        return [{}] * (num_jobs or 1)
     if not (gpus and set(devices) - {"cpu"}):
-        return [{} for _ in range(num_jobs or by_cores)]
-    chosen = [gpus[job % len(gpus)] for job in range(num_jobs or min(len(gpus), by_cores))]
+        return [{}] * (num_jobs or by_cores)
+    chosen = itertools.islice(itertools.cycle(gpus), num_jobs or min(len(gpus), by_cores))
     return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in chosen]

@@ -37,15 +37,16 @@ WATCH_SECONDS = 1.0
 JobsOf = Callable[[str, Mapping[str, Any]], list[Job]]
 """From the name of a trial's directory and its values to its jobs."""
 
+LaunchAndWait = Callable[[list[Job]], object]
+"""Runs jobs, and returns when all have ended."""
+
 
 @dataclass
 class Trial:
     """Values that are being tried, with one job per seed.
 
     Attributes:
-        trial: Optuna's trial.
         folder: The name of its directory.
-        jobs: Its jobs.
         last_step: The last environment step whose evaluations were reported to the study.
         is_pruned: True if its jobs were asked to stop.
     """
@@ -56,31 +57,14 @@ class Trial:
     last_step: int = -1
     is_pruned: bool = False
 
-    def score(self) -> float | None:
-        """Return the mean score of its jobs, or None if one has none."""
-        scores = [job.score for job in self.jobs]
-        return statistics.fmean(scores) if None not in scores else None  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True)
 class Best:
-    """The best trial of a search.
-
-    Attributes:
-        score: Mean score over its seeds.
-        path: Its directory.
-        values: Its values, by key.
-    """
+    """The best trial of a search: its mean score over the seeds, its directory, and its values by key."""
 
     score: float
     path: Path
     values: dict[str, Any]
-
-    @property
-    def text(self) -> str:
-        """The last lines of a search's log."""
-        chosen = " ".join(f"{key}={value}" for key, value in self.values.items())
-        return f"best score {self.score:.1f} in {self.path}\n  {chosen}"
 
 
 @dataclass
@@ -88,14 +72,9 @@ class Search:
     """A study, new or existing, which any number of processes may share.
 
     Attributes:
-        path: Directory of the search.
         storage: URL of a database, or a path that ends in `.journal`.
-        study_name: Name of the study in the storage.
-        space: The search space, by key.
         constants: Overrides of all trials.
-        sampler_seed: Seed of the choice of values.
         num_unpruned_steps: Number of environment steps before which no trial is pruned.
-        study: Optuna's study.
 
     Raises:
         ConfigError: The study has other constants or another space, or cannot be opened.
@@ -127,7 +106,7 @@ class Search:
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError(f"hydra.sweeper.storage={self.storage}: {reason}") from error
         to_json = optuna.distributions.distribution_to_json
-        asked = {
+        asked: dict[str, Any] = {
             "constants": sorted(self.constants),
             "space": {key: to_json(values) for key, values in sorted(self.space.items())},
         }
@@ -135,27 +114,19 @@ class Search:
         if known is None:
             self.study.set_user_attr("asked", asked)
         elif known != asked:
-            difference = _difference(known, asked)
+            old, new = ({*each["constants"], *map(str, each["space"].items())} for each in (known, asked))
+            difference = ", ".join([f"not {item}" for item in sorted(old - new)] + sorted(new - old))
             raise ConfigError(
                 f"hydra.sweep.dir={self.path}: already holds a search with other values: {difference}"
             )
 
     def run(
-        self,
-        num_trials: int,
-        num_parallel: int,
-        jobs_of: JobsOf,
-        launch: Callable[[list[Job]], object],
-        prune: bool,
+        self, num_trials: int, num_parallel: int, jobs_of: JobsOf, launch: LaunchAndWait, prune: bool
     ) -> None:
         """Run trials until the study has `num_trials`, over all processes and restarts.
 
-        Args:
-            num_trials: Number of trials in the end, whether completed, pruned or failed.
-            num_parallel: Number of parallel trials.
-            jobs_of: Makes the jobs of a trial.
-            launch: Runs jobs, and returns when all have ended.
-            prune: Whether to stop trials that are worse than the median of the others.
+        Trials count whether completed, pruned or failed. With `prune`, trials that are worse than the median
+        of the others are stopped.
         """
         while True:
             with self._asked(num_trials, num_parallel) as trials:
@@ -233,8 +204,10 @@ class Search:
         return bool(trial.jobs)
 
     def _tell(self, trial: Trial) -> None:
-        score = trial.score()
-        if score is not None:
+        scores = [job.score for job in trial.jobs if job.score is not None]
+        score = None
+        if len(scores) == len(trial.jobs):
+            score = statistics.fmean(scores)
             state, outcome = TrialState.COMPLETE, f"score {score:.1f}"
         elif trial.is_pruned:
             state, outcome = TrialState.PRUNED, "pruned,"
@@ -247,11 +220,6 @@ class Search:
 def _folder(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
     name: str = trial.user_attrs.get(FOLDER, f"trial_{trial.number:04d}")
     return name
-
-
-def _difference(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    old, new = (set(map(str, [*each["constants"], *each["space"].items()])) for each in (known, asked))
-    return ", ".join([f"not {item}" for item in sorted(old - new)] + sorted(new - old))
 
 
 @contextmanager

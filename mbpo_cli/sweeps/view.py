@@ -19,9 +19,6 @@ from mbpo_cli.logs.terminal import LiveRows
 from mbpo_cli.storage.records import EVALUATION, LOCK, METRICS
 from mbpo_cli.sweeps.jobs import Job
 
-# Of the metrics of a job, which may be many megabytes, only the end is read.
-TAIL_BYTES = 65_536
-
 
 @dataclass
 class _Row:
@@ -32,11 +29,7 @@ class _Row:
 
 
 class SweepView(LiveRows):
-    """Shows the step, the last evaluation and the time left of each running job, and of all together.
-
-    Args:
-        jobs: Jobs that are about to be started.
-    """
+    """Shows the step, the last evaluation and the time left of jobs as soon as they run, and of all."""
 
     _rows: Sequence[_Row] = ()
 
@@ -79,7 +72,8 @@ def last_logged(path: Path) -> dict[str, float]:
     """Return the last value of each tag near the end of the metrics in a run directory, and the step."""
     values: dict[str, float] = {}
     with suppress(OSError), (path / METRICS).open("rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
+        # The metrics may be many megabytes: only the end is read.
+        file.seek(max(file.seek(0, os.SEEK_END) - 65_536, 0))
         for line in file:
             with suppress(ValueError):  # half a line: where reading starts, or of a job that is writing
                 values |= json.loads(line)
@@ -87,7 +81,5 @@ def last_logged(path: Path) -> dict[str, float]:
 
 
 def _lock_time(path: Path) -> float:
-    try:
-        return (path / LOCK).stat().st_mtime
-    except OSError:
-        return 0.0
+    lock = path / LOCK
+    return lock.stat().st_mtime if lock.exists() else 0.0
