@@ -29,17 +29,12 @@ Observation = NDArray[np.float32]
 
 
 def euler_step(state: State, force: float, seconds: float) -> State:
-    """Advance a cart-pole by one step of Euler's method.
+    """Advance a cart-pole under a horizontal force (N, positive to the right) by one step of Euler's method.
 
     The pole is uniform, whose moment of inertia gives the 4/3, and there is no friction.
 
     Source: Florian 2007, "Correct equations for the dynamics of the cart-pole system", eq. 23 and 24
     without friction, with the constants of Gymnasium's CartPole-v1.
-
-    Args:
-        state: The present state.
-        force: Horizontal force on the cart in newtons, positive to the right.
-        seconds: Length of the step.
     """
     position, velocity, angle, angular_velocity = state
     mass, sine, cosine = CART_MASS + POLE_MASS, math.sin(angle), math.cos(angle)

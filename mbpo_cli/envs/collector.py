@@ -24,11 +24,7 @@ class Collector:
     """Steps environments, and starts the next episode where one has ended.
 
     A transition that ends an episode holds the episode's last observation; the next action is chosen for the
-    first observation of the next episode.
-
-    Args:
-        envs: The environments.
-        seed_of: Returns the seed of an episode from its number.
+    first observation of the next episode. `seed_of` returns the seed of an episode from its number.
 
     Attributes:
         obs: The current observation of each environment, shape (E, O).
@@ -57,10 +53,7 @@ class Collector:
         return torch.tensor(self.steps) == 0
 
     def step(self, actions: Tensor) -> tuple[Transitions, dict[str, float]]:
-        """Step the first n environments.
-
-        Args:
-            actions: Scaled to [-1, 1] or one-hot, shape (n, A).
+        """Step the first n environments with actions scaled to [-1, 1] or one-hot, shape (n, A).
 
         Returns:
             The n transitions, and the mean return and length of the episodes that ended with them, if any.
@@ -125,12 +118,10 @@ class Collector:
         self._actions = [list(actions) for actions in state["actions"]]
         self.steps = list(state["steps"])
         self.obs = state["obs"].clone()
-        is_exact = True
-        for row in range(len(self)):
-            if not self._replayed(row):
-                self.obs[row] = self._start(row)
-                is_exact = False
-        return is_exact
+        lost = [row for row in range(len(self)) if not self._replayed(row)]
+        for row in lost:
+            self.obs[row] = self._start(row)
+        return not lost
 
     def _replayed(self, row: int) -> bool:
         """Replay the episode of an environment; return True if it leads to the stored observation."""

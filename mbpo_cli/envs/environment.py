@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,14 +63,7 @@ class Misbehavior(ValueError):
 
 
 class Step(NamedTuple):
-    """The result of one step.
-
-    Attributes:
-        obs: The next observation, flat, shape (O,).
-        reward: The reward.
-        terminated: True if the episode ended in a terminal state.
-        truncated: True if the episode was cut off, for instance by a time limit.
-    """
+    """The result of one step; `obs` is the next observation, flat, shape (O,)."""
 
     obs: Tensor
     reward: float
@@ -81,9 +74,8 @@ class Step(NamedTuple):
 class Environment:
     """A Gymnasium environment with flat observations and scaled actions.
 
-    Args:
-        env: The environment.
-        step_timeout: Seconds that a step may take; None sets no limit.
+    A step may take `step_timeout` seconds; None sets no limit. `reset`, `step` and `render` raise
+    EnvironmentFailed if the environment raises an error or returns an invalid value.
 
     Attributes:
         spaces: The sizes of observations and actions.
@@ -102,27 +94,17 @@ class Environment:
         self._env = env
         self._name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         self._num_steps = 0
-        self._watched: Callable[[], AbstractContextManager[None]] = (
-            nullcontext if step_timeout is None else Watchdog(step_timeout, self._name).watching
-        )
+        self._watched = nullcontext if step_timeout is None else Watchdog(step_timeout, self._name).watching
 
     def reset(self, seed: int) -> Tensor:
-        """Start an episode and return its first observation, shape (O,).
-
-        Raises:
-            EnvironmentFailed: The environment raised an error or returned an invalid value.
-        """
+        """Start an episode and return its first observation, shape (O,)."""
         self._num_steps = 0
         with self._guarded():
             obs, _ = self._env.reset(seed=seed)
             return self._flatten(obs)
 
     def step(self, action: Tensor) -> Step:
-        """Take an action, scaled to [-1, 1] or one-hot, shape (A,).
-
-        Raises:
-            EnvironmentFailed: The environment raised an error or returned an invalid value.
-        """
+        """Take an action, scaled to [-1, 1] or one-hot, shape (A,)."""
         env_action = self._env_action(action.cpu())
         self._num_steps += 1
         with self._guarded():
@@ -140,11 +122,7 @@ class Environment:
         return float(self._env.metadata.get("render_fps", 30))
 
     def render(self) -> NDArray[np.uint8]:
-        """Return a picture of the present state, shape (height, width, 3).
-
-        Raises:
-            EnvironmentFailed: The environment raised an error or returned an invalid value.
-        """
+        """Return a picture of the present state, shape (height, width, 3)."""
         with self._guarded():
             frame: Any = self._env.render()
             if not isinstance(frame, np.ndarray) or frame.shape[2:] != (3,) or frame.dtype != np.uint8:
@@ -191,10 +169,10 @@ def _time_limit(env: gym.Env[Any, Any]) -> int | None:
     """Return the smallest limit of the TimeLimit wrappers, or None without any."""
     limits = []
     while isinstance(env, gym.Wrapper):
-        if isinstance(env, gym.wrappers.TimeLimit) and env.spec is not None:
-            limits.append(env.spec.max_episode_steps)
+        if isinstance(env, gym.wrappers.TimeLimit):
+            limits.append(env._max_episode_steps)
         env = env.env
-    return min((limit for limit in limits if limit is not None), default=None)
+    return min(limits, default=None)
 
 
 def _check_shape(obs: Any, space: gym.Space[Any]) -> None:

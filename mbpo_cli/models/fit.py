@@ -6,6 +6,7 @@ Knows learned functions only by their examples and losses, and experience only a
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -167,21 +168,18 @@ class ModelFitter:
         return loss_M
 
     def mini_batches(self, num_rows: int, num_members: int) -> Iterator[Tensor]:
-        """Yield one epoch's row numbers, shape (M, B): slices of one shuffle per member.
+        """Return one epoch's row numbers, shape (M, B): slices of one shuffle per member.
 
         'all' yields every row once; the last batch may be smaller. A number yields that many full batches,
         with a new shuffle whenever the rows are used up.
         """
-        size = min(self.options.mini_batch_size, num_rows)
-        if self.options.num_mini_batches == "all":
-            yield from torch.split(self._shuffle(num_rows, num_members), size, dim=1)
-            return
-        remaining = self.options.num_mini_batches
-        while remaining > 0:
-            shuffled = self._shuffle(num_rows, num_members)
-            batches = torch.split(shuffled[:, : num_rows // size * size], size, dim=1)[:remaining]
-            yield from batches
-            remaining -= len(batches)
+        size, count = min(self.options.mini_batch_size, num_rows), self.options.num_mini_batches
+        shuffles = (self._shuffle(num_rows, num_members) for _ in itertools.count())
+        if count == "all":
+            return iter(torch.split(next(shuffles), size, dim=1))
+        num_used = num_rows // size * size
+        batches = (torch.split(shuffled[:, :num_used], size, dim=1) for shuffled in shuffles)
+        return itertools.islice(itertools.chain.from_iterable(batches), count)
 
     def _shuffle(self, num_rows: int, num_members: int) -> Tensor:
         keys = torch.rand(num_members, num_rows, generator=self.generator, device=self.generator.device)
