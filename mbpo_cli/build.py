@@ -9,7 +9,7 @@ import itertools
 import logging
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from mbpo_cli.envs import environment
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.envs.environment import BadWrapper, Environment, EnvOptions
 from mbpo_cli.envs.spaces import UnsuitableSpace
-from mbpo_cli.evaluation.diagnostics import Diagnostics
+from mbpo_cli.evaluation.diagnostics import examined
 from mbpo_cli.evaluation.evaluate import Evaluator
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
 from mbpo_cli.failures import ConfigError
@@ -45,9 +45,6 @@ MAX_THREADS = 4
 # Pictures per run, the last one at its end: they change slowly, and each takes half a second.
 NUM_PICTURES = 3
 
-# Words in error messages about missing packages, and the extra of this package that installs them.
-EXTRAS = {"mujoco": "mujoco", "box2d": "box2d", "shimmy": "dmc", "dm_control": "dmc"}
-
 
 def build_component(options: Component, *arguments: Any) -> Any:
     """Build the class that `_target_` names from its options and further arguments."""
@@ -63,11 +60,11 @@ def build_device(config: Config) -> torch.device:
     name = config.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:(0|[1-9]\d*))?", name):
+    match = re.fullmatch(r"cpu|cuda(?::(0|[1-9]\d*))?", name)
+    if match is None:
         raise ConfigError(f"device={name}: must be auto, cpu, cuda or cuda:i")
-    kind, _, index = name.partition(":")
     count = torch.cuda.device_count()
-    if kind == "cuda" and int(index or 0) >= count:
+    if name != "cpu" and int(match[1] or 0) >= count:
         raise ConfigError(f"device={name}: torch sees {count} GPUs; use device=cpu or device=auto")
     return torch.device(name)
 
@@ -101,8 +98,9 @@ def _reason(error: Exception, env: EnvOptions) -> str:
 
 
 def _extra(message: str) -> str:
-    """Return a hint to the extra that installs a package named in an error message."""
-    extra = next((extra for name, extra in EXTRAS.items() if name in message.lower()), None)
+    """Return a hint to the extra of this package that installs one named in an error message."""
+    extras = {"mujoco": "mujoco", "box2d": "box2d", "shimmy": "dmc", "dm_control": "dmc"}
+    extra = next((extra for name, extra in extras.items() if name in message.lower()), None)
     return f"; with this package's extra: pip install 'mbpo-cli[{extra}]'" if extra else ""
 
 
@@ -114,12 +112,11 @@ def exploration_of(config: Config) -> Component | None:
 
 def build_agent(config: Config, spaces: SpaceSpec, device: torch.device) -> Agent:
     """Build the base agent, with its exploration noise if it has one."""
-    arguments = [spaces, generator(config.seed, "agent", device=device)]
     exploration = exploration_of(config)
-    if exploration is not None:
-        arguments.append(build_component(exploration, spaces))
+    noise = [] if exploration is None else [build_component(exploration, spaces)]
     with hidden_products_in(getattr(torch, config.precision)):
-        agent: Agent = build_component(config.agent, *arguments)
+        stream = generator(config.seed, "agent", device=device)
+        agent: Agent = build_component(config.agent, spaces, stream, *noise)
     return agent
 
 
@@ -201,16 +198,12 @@ def build_rollout_policy(config: Config, agent: Agent, spaces: SpaceSpec) -> Rol
 
 def build_model(config: Config, spaces: SpaceSpec, device: torch.device) -> EnvironmentModel:
     """Build the environment model."""
-
-    def function(name: str, options: Component) -> Any:
-        return build_component(options, spaces, generator(config.seed, "model", name, device=device))
-
+    functions = {}
     with hidden_products_in(getattr(torch, config.precision)):
-        return EnvironmentModel(
-            transition=function("transition", config.model.transition),
-            reward=function("reward", config.model.reward),
-            is_done=function("is_done", config.model.is_done),
-        )
+        for name in ("transition", "reward", "is_done"):
+            stream = generator(config.seed, "model", name, device=device)
+            functions[name] = build_component(getattr(config.model, name), spaces, stream)
+    return EnvironmentModel(**functions)
 
 
 def uses_model(config: Config) -> bool:
@@ -250,16 +243,18 @@ def picture_is_due(env_steps: int, options: TrainerOptions) -> bool:
 def examine(evaluator: Evaluator, trainer: Trainer) -> None:
     """Run the diagnostics on the episodes of the last evaluation, and log the results."""
     learned = trainer.model_based
-    found = Diagnostics(
+    fitted = None
+    if learned is not None and trainer.num_model_trainings > 0:
+        fitted = (learned.model, learned.buffer)
+    found = examined(
         agent=trainer.agent,
         discount_factor=trainer.agent_options.discount_factor,
         channels=trainer.collector.spaces.channels,
+        episodes=evaluator.episodes,
         real_buffer=trainer.real_buffer,
-        model=None if learned is None else learned.model,
-        model_buffer=None if learned is None else learned.buffer,
-        seed=trainer.seed,
-        device=trainer.device,
-    ).examine(trainer.env_steps, evaluator.episodes, trainer.num_model_trainings > 0)
+        fitted=fitted,
+        stream=generator(trainer.seed, "diagnostics", trainer.env_steps, device=trainer.device),
+    )
     trainer.logger.log(found.metrics)
     if not picture_is_due(trainer.env_steps, trainer.options):
         return
@@ -278,14 +273,7 @@ def build_trainer(
     should_stop: Callable[[], bool] = lambda: False,
     before_step: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
-    """Build everything that a run needs.
-
-    Args:
-        config: The configuration of the run.
-        logger: Receives the metrics.
-        stack: Closes the environments when it is closed.
-        should_stop: Called before every step; True ends the training.
-        before_step: Called before every step.
+    """Build everything that a run needs; `stack` closes the environments when it is closed.
 
     Raises:
         ConfigError: The parts do not fit together.
@@ -293,28 +281,23 @@ def build_trainer(
     device = build_device(config)
     if config.precision == "bfloat16" and not has_bfloat16(device):
         log.warning("precision=bfloat16: this %s has no instructions for it; float32 is faster", device.type)
-    envs = []
-    for _ in range(config.env.num_envs):
-        envs.append(build_env(config))
-        stack.callback(envs[-1].close)
+    envs = [stack.enter_context(closing(build_env(config))) for _ in range(config.env.num_envs)]
     spaces = envs[0].spaces
     evaluator = Evaluator(lambda: build_env(config), config.trainer.num_eval_episodes, config.seed, device)
     stack.callback(evaluator.close)
     agent = build_agent(config, spaces, device)
     if compiles(config, device, num_updates(config)):
         agent.compile(accelerator(config, "agent", updates_per_launch(config)))
-    real_buffer = ReplayBuffer(config.agent.experience_buffer_length, spaces, device)
-    model_based = build_model_based(config, agent, spaces, device)
     return Trainer(
         options=config.trainer,
         agent_options=config.agent,
         mbpo_options=config.mbpo,
         seed=config.seed,
         device=device,
-        collector=Collector(envs, partial(episode_seed, config.seed, "environment")),
         agent=agent,
-        real_buffer=real_buffer,
-        model_based=model_based,
+        real_buffer=ReplayBuffer(config.agent.experience_buffer_length, spaces, device),
+        model_based=build_model_based(config, agent, spaces, device),
+        collector=Collector(envs, partial(episode_seed, config.seed, "environment")),
         evaluate=evaluator,
         logger=logger,
         should_stop=should_stop,

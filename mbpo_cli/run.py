@@ -18,17 +18,9 @@ from typing import Any
 
 import torch
 
+from mbpo_cli import failures
 from mbpo_cli.build import build_trainer, num_threads
 from mbpo_cli.config.typed import Config, options_in
-from mbpo_cli.failures import (
-    Busy,
-    Interrupted,
-    NoUsableCheckpoint,
-    RunFailed,
-    StopOnSignal,
-    StorageFailed,
-    one_line,
-)
 from mbpo_cli.logs.logger import JsonLines, Logger, OptionalEvents, Sink, TensorBoardEvents
 from mbpo_cli.logs.progress import Progress
 from mbpo_cli.storage.checkpoint import CheckpointOptions, Checkpoints
@@ -42,18 +34,10 @@ STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def run(config: Config, path: Path, in_sweep: bool = False) -> float:
-    """Train with a configuration, writing into the directory `path`.
+    """Train in the run directory `path`, and return the score: the mean return of the last evaluations.
 
     If the directory holds a run with the same configuration, the run resumes from its last checkpoint, with
-    the same results as if it had never stopped.
-
-    Args:
-        config: The configuration.
-        path: The run directory.
-        in_sweep: Whether other jobs run at the same time.
-
-    Returns:
-        The score: the mean return of the last evaluations.
+    the same results as if it had never stopped. `in_sweep`: other jobs run, too.
 
     Raises:
         ConfigError: The directory holds a run with another configuration.
@@ -66,7 +50,7 @@ def run(config: Config, path: Path, in_sweep: bool = False) -> float:
     torch.set_flush_denormal(True)
     try:
         directory = RunDirectory(path, asdict(config))
-    except Busy as error:
+    except failures.Busy as error:
         log.error("%s", error)
         raise
     with directory:
@@ -81,9 +65,8 @@ def _run(config: Config, directory: RunDirectory) -> float:
     trainer: Trainer | None = None
     status, error = "failed", None
     try:
-        with ExitStack() as stack, StopOnSignal() as signals:
-            hours = config.trainer.max_hours
-            deadline = math.inf if hours is None else start + 3600 * hours
+        with ExitStack() as stack, failures.StopOnSignal() as signals:
+            deadline = start + 3600 * (config.trainer.max_hours or math.inf)
 
             def should_stop() -> bool:
                 return signals.requested or directory.stop_requested or time.monotonic() >= deadline
@@ -101,7 +84,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
         raise
     except Exception as caught:
         failure = _failure(caught, directory.path)
-        error = one_line(failure)
+        error = failures.one_line(failure)
         log.error("run failed: %s", error, exc_info=True)
         if failure is caught:
             raise
@@ -109,7 +92,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
     finally:
         seconds = checkpointer.earlier_seconds + time.monotonic() - start
         score = directory.score(config.trainer.num_score_evaluations)
-        summary = summarize(config, trainer, status, seconds, error, score)
+        summary = {"status": status, "error": error, **summarize(config, trainer, seconds, score)}
         try:
             directory.write_summary(summary)
         except OSError as caught:
@@ -117,18 +100,18 @@ def _run(config: Config, directory: RunDirectory) -> float:
     log.info("%s", closing_table(summary, directory.path))
     if status == "interrupted":
         signals.pass_on()
-        raise Interrupted(signals.received)
+        raise failures.Interrupted(signals.received)
     return float(summary["score"])
 
 
-def _failure(error: Exception, path: Path) -> RunFailed:
+def _failure(error: Exception, path: Path) -> failures.RunFailed:
     """Return the failure to report for an error in a run that writes into `path`."""
-    if isinstance(error, RunFailed):
+    if isinstance(error, failures.RunFailed):
         return error
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
         free = shutil.disk_usage(path).free
-        return StorageFailed(f"{error}; {path} has {free / 1e6:,.1f} MB left")
-    return RunFailed(f"{type(error).__name__}: {error}")
+        return failures.StorageFailed(f"{error}; {path} has {free / 1e6:,.1f} MB left")
+    return failures.RunFailed(f"{type(error).__name__}: {error}")
 
 
 class Checkpointer:
@@ -154,7 +137,7 @@ class Checkpointer:
         checkpoint = self._checkpoints.load(trainer.buffers)
         if checkpoint is None:
             if self._directory.has_metrics:
-                raise NoUsableCheckpoint(f"{self._directory.path}: its checkpoints are gone")
+                raise failures.NoUsableCheckpoint(f"{self._directory.path}: its checkpoints are gone")
             if not self._directory.is_new:
                 log.info("the run has no checkpoint yet: starting from step 0")
             return {}
@@ -170,17 +153,14 @@ class Checkpointer:
 
     def save_if_due(self, trainer: Trainer) -> None:
         """Make a checkpoint at the configured intervals, and after the best evaluation so far."""
-        if self._is_due(trainer.env_steps) or trainer.best_step == trainer.env_steps:
+        step, last = trainer.env_steps, self._checkpoints.last_step
+        if (
+            last is None
+            or trainer.best_step == step
+            or step - last >= (self._options.every_steps or math.inf)
+            or time.monotonic() - self._last_time >= 60 * (self._options.every_minutes or math.inf)
+        ):
             self.save(trainer)
-
-    def _is_due(self, step: int) -> bool:
-        last = self._checkpoints.last_step
-        if last is None:
-            return True
-        steps, minutes = self._options.every_steps, self._options.every_minutes
-        return (steps is not None and step - last >= steps) or (
-            minutes is not None and time.monotonic() - self._last_time >= 60 * minutes
-        )
 
     def save(self, trainer: Trainer) -> None:
         """Make a checkpoint."""
@@ -198,37 +178,24 @@ def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], st
     """Open the logs, each truncated to the size recorded in the checkpoint."""
     new_events = f"{EVENTS}0000000000.{uuid.uuid4().hex[:12]}"  # unique among all runs
     name = next((name for name in logs if name.startswith(EVENTS)), new_events)
-    events = TensorBoardEvents if config.trainer.events_required else OptionalEvents
-    return [
-        JsonLines(directory.path / METRICS, logs.get(METRICS, 0)),
-        events(directory.path / name, logs.get(name, 0), hyperparameters(config)),
-        Progress(config.trainer.num_env_steps, step),
-    ]
-
-
-def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """Return the options that are not null, by key, as values that TensorBoard's HParams can show."""
-    return {
+    hyperparameters = {
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, _, _, value in options_in(config)
         if value is not None and not key.endswith("_target_")
     }
+    events = TensorBoardEvents if config.trainer.events_required else OptionalEvents
+    return [
+        JsonLines(directory.path / METRICS, logs.get(METRICS, 0)),
+        events(directory.path / name, logs.get(name, 0), hyperparameters),
+        Progress(config.trainer.num_env_steps, step),
+    ]
 
 
-def summarize(
-    config: Config,
-    trainer: Trainer | None,
-    status: str,
-    wall_seconds: float,
-    error: str | None,
-    score: float | None,
-) -> dict[str, Any]:
-    """Return the summary of a run; `trainer` is None if the run failed before it was built."""
+def summarize(config: Config, trainer: Trainer | None, seconds: float, score: float | None) -> dict[str, Any]:
+    """Return what a run has done; `trainer` is None if the run failed before it was built."""
     last = trainer.evaluation if trainer is not None else None
     best = trainer.best_evaluation if trainer is not None else None
     return {
-        "status": status,
-        "error": error,
         "agent": config.agent.name,
         "env": config.env.name,
         "seed": config.seed,
@@ -236,7 +203,7 @@ def summarize(
         "env_steps": trainer.env_steps if trainer is not None else 0,
         "episodes": trainer.collector.episodes if trainer is not None else 0,
         "gradient_steps": trainer.gradient_steps if trainer is not None else 0,
-        "wall_seconds": wall_seconds,
+        "wall_seconds": seconds,
         "phase_seconds": trainer.stopwatch.seconds if trainer is not None else {},
         "score": score,
         "eval_return_mean": last.return_mean if last is not None else None,
