@@ -8,7 +8,7 @@ Shape suffixes in addition to those of `types`: E elites, S starts, K steps of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +18,10 @@ from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.evaluation.evaluate import Episode
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.nn.optimizers import Optimizer
-from mbpo_cli.nn.seeding import generator
 from mbpo_cli.types import Agent, Transitions
 
 MAX_ROWS = 1_000
-MAX_STARTS = 64
 OPEN_LOOP_STEPS = (1, 5, 10, 20)
-MAX_PREDICTION = 1e9  # bounds predictions that diverge
 INTERVALS = (0.5, 0.8, 0.95)
 
 
@@ -71,14 +68,14 @@ class OpenLoop:
 
 @dataclass(frozen=True)
 class Findings:
-    """The results of one examination.
+    """The results of one examination; without a fitted model, predictions are None.
 
     Attributes:
         metrics: Scalars by tag.
-        one_step: Predictions over one step; None without a fitted model.
+        one_step: Predictions over one step.
         open_loop: Predictions over many steps; None also if the episodes are too short.
         obs_real: Real next observations, shape (N, O).
-        obs_generated: Next observations in rollouts, shape (N, O); None without a fitted model.
+        obs_generated: Next observations in rollouts, shape (N, O).
         actions: Greedy actions of the evaluation, shape (N, A).
     """
 
@@ -90,68 +87,64 @@ class Findings:
     actions: Tensor
 
 
-@dataclass
-class Diagnostics:
-    """Examines an agent and its model, if there is one, with a random stream of its own; changes nothing."""
+@torch.inference_mode()
+def examined(
+    agent: Agent,
+    discount_factor: float,
+    channels: Sequence[int],
+    episodes: Sequence[Episode],
+    real_buffer: ReplayBuffer,
+    fitted: tuple[EnvironmentModel, ReplayBuffer] | None,
+    stream: torch.Generator,
+) -> Findings:
+    """Examine an agent and its model on the episodes of an evaluation, without changing either.
 
-    agent: Agent
-    discount_factor: float
-    channels: Sequence[int]
-    real_buffer: ReplayBuffer
-    model: EnvironmentModel | None
-    model_buffer: ReplayBuffer | None
-    seed: int
-    device: torch.device
+    `fitted` is the model with the buffer of its rollouts, or None if there is no fitted model; `stream` is
+    on the agent's device.
+    """
+    episodes = [episode.to(stream.device) for episode in episodes]
+    rows = joined(episodes)
+    real = real_buffer.sample(min(MAX_ROWS, len(real_buffer)), stream)
+    metrics = {
+        **critic_metrics(agent, episodes, discount_factor),
+        **gradient_norms(agent),
+        "diagnose/q_real": float(agent.value(real.obs, real.action).mean()),
+    }
+    if fitted is None:
+        return Findings(metrics, None, None, real.next_obs, None, rows.action)
+    model, model_buffer = fitted
+    near = one_step(model, rows[torch.linspace(0, len(rows) - 1, min(MAX_ROWS, len(rows))).long()])
+    far = open_loop(model, episodes)
+    metrics |= transition_metrics(model.transition.elites, channels, near, far)
+    metrics |= outcome_metrics(model, rows, stream)
+    generated = model_buffer.sample(min(MAX_ROWS, len(model_buffer)), stream)
+    metrics["diagnose/q_generated"] = float(agent.value(generated.obs, generated.action).mean())
+    metrics["diagnose/generated_shift"] = shift(real.next_obs, generated.next_obs)
+    return Findings(metrics, near, far, real.next_obs, generated.next_obs, rows.action)
 
-    @torch.inference_mode()
-    def examine(self, step: int, episodes: Sequence[Episode], model_is_fitted: bool) -> Findings:
-        """Examine everything after `step` environment steps, on the episodes of an evaluation."""
-        stream = generator(self.seed, "diagnostics", step, device=self.device)
-        episodes = [episode.to(self.device) for episode in episodes]
-        rows = joined(episodes)
-        real = self.real_buffer.sample(min(MAX_ROWS, len(self.real_buffer)), stream)
-        metrics = {
-            **critic_metrics(self.agent, episodes, self.discount_factor),
-            **gradient_norms(self.agent),
-            "diagnose/q_real": float(self.agent.value(real.obs, real.action).mean()),
-        }
-        found_one_step = found_open_loop = obs_generated = None
-        if self.model is not None and model_is_fitted:
-            spread = rows[torch.linspace(0, len(rows) - 1, min(MAX_ROWS, len(rows))).long()]
-            found_one_step = one_step(self.model, spread)
-            found_open_loop = open_loop(self.model, episodes)
-            metrics |= self._transition_metrics(found_one_step, found_open_loop)
-            metrics |= outcome_metrics(self.model, rows, stream)
-            assert self.model_buffer is not None
-            generated = self.model_buffer.sample(min(MAX_ROWS, len(self.model_buffer)), stream)
-            obs_generated = generated.next_obs
-            values = self.agent.value(generated.obs, generated.action)
-            metrics["diagnose/q_generated"] = float(values.mean())
-            metrics["diagnose/generated_shift"] = shift(real.next_obs, obs_generated)
-        return Findings(metrics, found_one_step, found_open_loop, real.next_obs, obs_generated, rows.action)
 
-    def _transition_metrics(self, found: OneStep, far: OpenLoop | None) -> dict[str, float]:
-        assert self.model is not None
-        elites = self.model.transition.elites
-        error_M = found.error_MO.square().mean(1).sqrt()
-        metrics = {
-            "diagnose/one_step_error": float(error_M[elites].mean()),
-            "diagnose/disagreement": found.disagreement,
-            **{f"diagnose/one_step_error_member_{m}": float(error) for m, error in enumerate(error_M)},
-        }
-        if len(self.channels) > 1:
-            parts = torch.split(found.error_MO[elites], list(self.channels), dim=1)
-            for channel, part_MO in enumerate(parts):
-                error = part_MO.square().mean(1).sqrt().mean()
-                metrics[f"diagnose/one_step_error_channel_{channel}"] = float(error)
-        if found.score_EBO is not None:
-            for interval in INTERVALS:
-                metrics[f"diagnose/coverage_{100 * interval:.0f}"] = found.coverage(interval)
-        if far is not None:
-            for step in OPEN_LOOP_STEPS:
-                if step <= far.error_EK.shape[1]:
-                    metrics[f"diagnose/open_loop_error_{step}"] = float(far.error_EK[:, step - 1].mean())
-        return metrics
+def transition_metrics(
+    elites: Tensor, channels: Sequence[int], near: OneStep, far: OpenLoop | None
+) -> dict[str, float]:
+    """Return the errors of the model's predictions over one step and over many."""
+    error_M = near.error_MO.square().mean(1).sqrt()
+    metrics = {
+        "diagnose/one_step_error": float(error_M[elites].mean()),
+        "diagnose/disagreement": near.disagreement,
+        **{f"diagnose/one_step_error_member_{m}": float(error) for m, error in enumerate(error_M)},
+    }
+    if len(channels) > 1:
+        for channel, part_MO in enumerate(torch.split(near.error_MO[elites], list(channels), dim=1)):
+            error = part_MO.square().mean(1).sqrt().mean()
+            metrics[f"diagnose/one_step_error_channel_{channel}"] = float(error)
+    if near.score_EBO is not None:
+        for interval in INTERVALS:
+            metrics[f"diagnose/coverage_{100 * interval:.0f}"] = near.coverage(interval)
+    if far is not None:
+        for step in OPEN_LOOP_STEPS:
+            if step <= far.error_EK.shape[1]:
+                metrics[f"diagnose/open_loop_error_{step}"] = float(far.error_EK[:, step - 1].mean())
+    return metrics
 
 
 def critic_metrics(agent: Agent, episodes: Sequence[Episode], discount_factor: float) -> dict[str, float]:
@@ -176,10 +169,8 @@ def critic_metrics(agent: Agent, episodes: Sequence[Episode], discount_factor: f
 
 def joined(episodes: Sequence[Episode]) -> Transitions:
     """Return the transitions of all episodes in a row."""
-    each = [episode.transitions for episode in episodes]
-    return Transitions(
-        *(torch.cat([getattr(part, column.name) for part in each]) for column in fields(Transitions))
-    )
+    columns = zip(*(vars(episode.transitions).values() for episode in episodes), strict=True)
+    return Transitions(*map(torch.cat, columns))
 
 
 def one_step(model: EnvironmentModel, rows: Transitions) -> OneStep:
@@ -205,18 +196,14 @@ def open_loop(
 ) -> OpenLoop | None:
     """Predict from real starts with the real actions; None if no episode is long enough.
 
-    The starts are evenly spaced over the episodes that have the K steps to predict.
-
-    Args:
-        model: Predicts.
-        episodes: Real episodes.
-        longest: The maximum of K, which is shorter if all episodes are.
+    The starts are evenly spaced over the episodes that have the K steps to predict: `longest`, or fewer if
+    all episodes are shorter.
     """
     num_steps = min(longest, max(len(episode) for episode in episodes))
     if num_steps < OPEN_LOOP_STEPS[1]:
         return None
     places = [(episode, start) for episode in episodes for start in range(len(episode) - num_steps + 1)]
-    chosen = [places[int(i)] for i in torch.linspace(0, len(places) - 1, min(MAX_STARTS, len(places)))]
+    chosen = [places[int(i)] for i in torch.linspace(0, len(places) - 1, min(64, len(places)))]
     real_SKO = torch.stack([episode.obs[start : start + num_steps + 1] for episode, start in chosen])
     action_SKA = torch.stack([episode.action[start : start + num_steps] for episode, start in chosen])
     elites = model.transition.elites
@@ -233,8 +220,8 @@ def open_loop(
 
 
 def _bounded(prediction: Tensor) -> Tensor:
-    """Return a prediction that can be plotted and averaged."""
-    return prediction.nan_to_num(nan=MAX_PREDICTION).clamp(-MAX_PREDICTION, MAX_PREDICTION)
+    """Return a prediction that can be plotted and averaged, even where it diverges."""
+    return prediction.nan_to_num(nan=1e9).clamp(-1e9, 1e9)
 
 
 def outcome_metrics(model: EnvironmentModel, rows: Transitions, stream: torch.Generator) -> dict[str, float]:

@@ -97,11 +97,7 @@ def play(
 ) -> list[Episode]:
     """Play an episode in each environment with a greedy policy, which sees one batch per step.
 
-    Args:
-        envs: Environments, which are reset.
-        seeds: A seed for each.
-        policy: Chooses the actions.
-        device: The device of the policy.
+    The environments are reset with the seeds; `device` is that of the policy.
     """
     obs = [[env.reset(seed)] for env, seed in zip(envs, seeds, strict=True)]
     actions_taken: list[list[Tensor]] = [[] for _ in envs]
@@ -129,14 +125,7 @@ def play(
 class Evaluator:
     """Plays the same episodes at every evaluation, in parallel, with one environment each.
 
-    Args:
-        make_env: Makes one of the environments.
-        num_episodes: The number of episodes per evaluation.
-        seed: The seed that the episodes' seeds derive from.
-        device: The device of the policy.
-
-    Attributes:
-        episodes: The episodes of the last evaluation.
+    `device` is that of the policy; `episodes` are those of the last evaluation.
     """
 
     def __init__(

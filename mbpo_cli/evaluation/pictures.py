@@ -19,13 +19,8 @@ from numpy.typing import NDArray
 from mbpo_cli.evaluation.diagnostics import INTERVALS, Findings, OneStep, OpenLoop
 from mbpo_cli.types import Transitions
 
-Array = NDArray[np.float32]
-
-NUM_ELEMENTS = 3
 NUM_FANS = 3
 MAX_SCATTERS, SCATTERS_PER_ROW, MAX_DOTS = 12, 4, 2_000
-DPI = 70
-SIDES = {"left": 0.05, "right": 0.985, "wspace": 0.25}
 REAL, MODEL, IDEAL = "black", "tab:blue", "tab:gray"
 
 
@@ -40,8 +35,9 @@ def of_model(found: Findings) -> bytes | None:
         return None
     figure = Figure(figsize=(13, 6.5))
     # The layout is fixed, as automatic layout takes twice as long.
-    num_elements = min(NUM_ELEMENTS, found.obs_real.shape[1])
-    upper, lower = ({**SIDES, "top": top, "bottom": top - 0.37} for top in (0.95, 0.45))
+    num_elements = min(3, found.obs_real.shape[1])
+    sides = {"left": 0.05, "right": 0.985, "wspace": 0.25}
+    upper, lower = ({**sides, "top": top, "bottom": top - 0.37} for top in (0.95, 0.45))
     fans = figure.subplots(1, num_elements, squeeze=False, gridspec_kw=upper)[0]
     for element, axes in enumerate(fans):
         if found.open_loop is None:
@@ -51,7 +47,12 @@ def of_model(found: Findings) -> bytes | None:
         axes.set(title=f"observation element {element}", xlabel="steps ahead")
     panels = figure.subplots(1, 4, gridspec_kw=lower)
     _errors(panels, found.one_step, found.open_loop)
-    _distribution(panels[3], found.obs_real[:, 0].cpu().numpy(), found.obs_generated[:, 0].cpu().numpy())
+    real, generated = found.obs_real[:, 0].cpu().numpy(), found.obs_generated[:, 0].cpu().numpy()
+    bins = np.histogram_bin_edges(np.concatenate((real, generated)), 40).tolist()
+    panels[3].hist(real, bins, density=True, color=REAL, histtype="step", label="real")
+    panels[3].hist(generated, bins, density=True, color=MODEL, alpha=0.5, label="generated")
+    panels[3].set(title="distribution of element 0", yticks=[])
+    panels[3].legend(loc="upper right", frameon=False, fontsize=8)
     for axes in (*fans, panels[1]):
         axes.locator_params(axis="y", nbins=4)  # text takes the most time
     return _png(figure, (*fans, *panels))
@@ -60,10 +61,7 @@ def of_model(found: Findings) -> bytes | None:
 def of_predictions(rows: Transitions, one_step: OneStep, open_loop: OpenLoop | None) -> bytes:
     """Plot predicted against real changes of each element, and an overview of the errors.
 
-    Args:
-        rows: Real transitions.
-        one_step: Predictions of each.
-        open_loop: Predictions over many steps, if the episodes are long enough.
+    `one_step` holds a prediction of each row; `open_loop` is None if the episodes are too short.
     """
     num_elements = min(MAX_SCATTERS, rows.obs.shape[1])
     num_rows = 1 + math.ceil(num_elements / SCATTERS_PER_ROW)
@@ -85,34 +83,51 @@ def of_predictions(rows: Transitions, one_step: OneStep, open_loop: OpenLoop | N
         axes.set(title=f"change of element {element}", xlabel="real", ylabel="predicted")
         axes.set(xlim=limits, ylim=limits)
     _errors(grid[0], one_step, open_loop)
-    _map(grid[0, 3], rows.obs[shown].cpu().numpy(), one_step.error_B[shown].cpu().numpy())
+    obs, error = rows.obs[shown].cpu().numpy(), one_step.error_B[shown].cpu().numpy()
+    order = error.argsort()  # the largest errors are plotted last, on top
+    across, up = obs[order, 0], obs[order, min(1, obs.shape[1] - 1)]
+    dots = grid[0, 3].scatter(across, up, c=np.log10(error[order].clip(1e-6)), s=6, cmap="viridis")
+    grid[0, 3].set(title="error by observation", xlabel="element 0", ylabel="element 1")
+    figure.colorbar(dots, ax=grid[0, 3], label="log10(error)")
     return _png(figure, grid.flat)
 
 
 def _errors(panels: NDArray[Any], one_step: OneStep, open_loop: OpenLoop | None) -> None:
     """Plot growth, calibration and error by element into the first three panels."""
+    growth, calibration, elements = panels[:3]
     if open_loop is not None:
-        _growth(panels[0], open_loop)
-    _calibration(panels[1], one_step)
-    _elements(panels[2], one_step)
+        steps = np.arange(1, open_loop.error_EK.shape[1] + 1)
+        growth.plot(steps, open_loop.error_EK.T.cpu().numpy(), color=MODEL, linewidth=1)
+        growth.axhline(1, color=IDEAL, linestyle=":")
+        what = "standard deviation of the observations"
+        growth.annotate(what, (steps[0], 1), color=IDEAL, fontsize=8, va="bottom")
+        growth.set(title="error of each elite", xlabel="steps ahead")
+        _logarithmic(growth)
+
+    calibration.set(title="calibration", xlabel="interval", ylabel="share of real values")
+    calibration.set(xlim=(0, 1), ylim=(0, 1))
+    calibration.plot([0, 1], [0, 1], color=IDEAL, linestyle=":")
+    if one_step.score_EBO is None:
+        calibration.text(0.5, 0.5, "deterministic", ha="center", color=IDEAL)
+    else:
+        levels = np.sort([*np.linspace(0.05, 0.95, 19), *INTERVALS])
+        calibration.plot(levels, [one_step.coverage(float(level)) for level in levels], color=MODEL)
+        calibration.plot(INTERVALS, [one_step.coverage(level) for level in INTERVALS], "o", color=MODEL)
+
+    error_O = one_step.error_MO.square().mean(0).sqrt().cpu().numpy()
+    elements.bar(np.arange(len(error_O)), error_O, color=MODEL)
+    elements.axhline(1, color=IDEAL, linestyle=":")
+    elements.annotate("mean change", (-0.4, 1), color=IDEAL, fontsize=8, va="bottom")
+    elements.set(title="one-step error", xlabel="observation element")
+    _logarithmic(elements)
 
 
 def _png(figure: Figure, panels: Iterable[Axes]) -> bytes:
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=DPI)
+    figure.savefig(file, format="png", dpi=70)
     return file.getvalue()
-
-
-def _map(axes: Axes, obs: Array, error: Array) -> None:
-    # The largest errors are plotted last, on top.
-    order = error.argsort()
-    across, up = obs[order, 0], obs[order, min(1, obs.shape[1] - 1)]
-    dots = axes.scatter(across, up, c=np.log10(error[order].clip(1e-6)), s=6, cmap="viridis")
-    axes.set(title="error by observation", xlabel="element 0", ylabel="element 1")
-    assert axes.figure is not None
-    axes.figure.colorbar(dots, ax=axes, label="log10(error)")
 
 
 def _fan(axes: Axes, found: OpenLoop, element: int) -> None:
@@ -132,45 +147,6 @@ def _fan(axes: Axes, found: OpenLoop, element: int) -> None:
     axes.set_xticks([number * (len(steps) + 3) for number in range(len(chosen))], ["start"] * len(chosen))
     axes.plot([], [], color=REAL, label="real")
     axes.plot([], [], color=MODEL, label="each elite")
-    axes.legend(loc="upper right", frameon=False, fontsize=8)
-
-
-def _growth(axes: Axes, found: OpenLoop) -> None:
-    steps = np.arange(1, found.error_EK.shape[1] + 1)
-    axes.plot(steps, found.error_EK.T.cpu().numpy(), color=MODEL, linewidth=1)
-    axes.axhline(1, color=IDEAL, linestyle=":")
-    axes.annotate(
-        "standard deviation of the observations", (steps[0], 1), color=IDEAL, fontsize=8, va="bottom"
-    )
-    axes.set(title="error of each elite", xlabel="steps ahead")
-    _logarithmic(axes)
-
-
-def _calibration(axes: Axes, found: OneStep) -> None:
-    axes.set(title="calibration", xlabel="interval", ylabel="share of real values", xlim=(0, 1), ylim=(0, 1))
-    axes.plot([0, 1], [0, 1], color=IDEAL, linestyle=":")
-    if found.score_EBO is None:
-        axes.text(0.5, 0.5, "deterministic", ha="center", color=IDEAL)
-        return
-    levels = np.sort([*np.linspace(0.05, 0.95, 19), *INTERVALS])
-    axes.plot(levels, [found.coverage(float(level)) for level in levels], color=MODEL)
-    axes.plot(INTERVALS, [found.coverage(level) for level in INTERVALS], "o", color=MODEL)
-
-
-def _elements(axes: Axes, found: OneStep) -> None:
-    error_O = found.error_MO.square().mean(0).sqrt().cpu().numpy()
-    axes.bar(np.arange(len(error_O)), error_O, color=MODEL)
-    axes.axhline(1, color=IDEAL, linestyle=":")
-    axes.annotate("mean change", (-0.4, 1), color=IDEAL, fontsize=8, va="bottom")
-    axes.set(title="one-step error", xlabel="observation element")
-    _logarithmic(axes)
-
-
-def _distribution(axes: Axes, real: Array, generated: Array) -> None:
-    bins = np.histogram_bin_edges(np.concatenate((real, generated)), 40).tolist()
-    axes.hist(real, bins, density=True, color=REAL, histtype="step", label="real")
-    axes.hist(generated, bins, density=True, color=MODEL, alpha=0.5, label="generated")
-    axes.set(title="distribution of element 0", yticks=[])
     axes.legend(loc="upper right", frameon=False, fontsize=8)
 
 
