@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,9 @@ def hidden_products_in(dtype: torch.dtype) -> Iterator[None]:
         _product_dtype.reset(token)
 
 
+Activation = Callable[..., Tensor]
+"""A function of `torch.nn.functional` that can write over its input (`inplace`)."""
+
 Initializer = Callable[[Tensor, int, torch.Generator], Tensor]
 
 
@@ -50,21 +52,11 @@ def truncated_normal(weight: Tensor, fan_in: int, generator: torch.Generator) ->
     return nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
 
 
-class Activation(Protocol):
-    """A function of `torch.nn.functional` that can write over its input."""
-
-    def __call__(self, input: Tensor, inplace: bool) -> Tensor:
-        """Return the value of each element."""
-        ...
-
-
 class BatchedMLP(nn.Module):
     """Members of equal shape, evaluated together as batched matrix products.
 
     Args:
-        num_members: The number of networks.
         sizes: Sizes of the layers, input first, output last.
-        activation: The function between layers.
         initialize: `uniform` initializes biases like the weights, `truncated_normal` at zero.
         generator: Random stream of the initial weights; parameters are on its device.
     """
@@ -92,10 +84,8 @@ class BatchedMLP(nn.Module):
 
     def decay(self, factors: Sequence[float]) -> Tensor:
         """Return half the sum of squared weights, with one factor per layer; biases do not count."""
-        squares = [
-            factor * weight.square().sum() for factor, weight in zip(factors, self.weights, strict=True)
-        ]
-        return 0.5 * torch.stack(squares).sum()
+        pairs = zip(factors, self.weights, strict=True)
+        return 0.5 * torch.stack([factor * weight.square().sum() for factor, weight in pairs]).sum()
 
     def forward(self, inputs_MBI: Tensor, members: Tensor | slice | None = None) -> Tensor:
         """Map (M, B, in) to (M, B, out); member m gets inputs[m].

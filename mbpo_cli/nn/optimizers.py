@@ -29,9 +29,7 @@ class OptimizerOptions:
         matlab="GradientThreshold",
     )
     l2_regularization: float = option(
-        "L2 penalty: factor of the weights in the gradient",
-        low=0,
-        matlab="L2RegularizationFactor",
+        "L2 penalty: factor of the weights in the gradient", low=0, matlab="L2RegularizationFactor"
     )
 
 
@@ -51,18 +49,14 @@ class MemberOptimizerOptions:
         matlab="GradientThreshold",
     )
     l2_regularization: float | list[float] = option(
-        "L2 penalty: factor of the weights in the gradient",
-        low=0,
-        matlab="L2RegularizationFactor",
+        "L2 penalty: factor of the weights in the gradient", low=0, matlab="L2RegularizationFactor"
     )
 
 
 class Optimizer:
     """Adam with an optional limit on the gradient norm and, for ensembles, options per member.
 
-    Args:
-        parameters: At least one; the first dimension of each is the member of a `BatchedMLP`.
-        options: Hyperparameters.
+    The first dimension of each parameter is the member of a `BatchedMLP`.
     """
 
     SAVED = ("first_moments", "second_moments", "step_counts")
