@@ -13,7 +13,7 @@ section Training Algorithm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from mbpo_cli.models.fit import ModelFitter, Stopped
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import option
 from mbpo_cli.rollouts import ModelRolloutOptions
-from mbpo_cli.types import Agent, Policy, Transitions
+from mbpo_cli.types import Agent, Policy
 
 
 @dataclass
@@ -176,7 +176,7 @@ class Trainer:
                     self._generate_experience(self.model_based)
                 num_steps = self._act_and_store()
                 if self.env_steps > self.agent_options.num_warm_start_steps:
-                    self._update_agent(self._mix_batches(num_steps))
+                    self._update_agent(num_steps)
                 if self._is_due(self.options.evaluate_every_steps):
                     self._evaluate()
                 self._log()
@@ -219,7 +219,7 @@ class Trainer:
         with self.stopwatch.phase("env"):
             num_steps_left = self.options.num_env_steps - self.env_steps
             transitions, metrics = self.collector.step(self._choose_actions()[:num_steps_left])
-            self.real_buffer.add(transitions.to(self.device))
+            self.real_buffer.add(transitions)
             self.env_steps += len(transitions)
             self._max_reward = max(self._max_reward, float(transitions.reward.abs().max()))
         self.logger.log(metrics)
@@ -235,18 +235,14 @@ class Trainer:
                 self._held_actions[row] = self.collector.spaces.actions.sample(self._warm_start_stream)
         return self._held_actions.clone()
 
-    def _mix_batches(self, num_steps: int) -> list[Transitions]:
-        """Draw the mini-batches of real and generated experience for `num_steps` environment steps."""
+    def _update_agent(self, num_steps: int) -> None:
+        """Take the gradient steps of `num_steps` environment steps on real and generated experience."""
         size, ratio = self.mbpo_options.mini_batch_size, self.mbpo_options.real_ratio
         num_batches = num_steps * self.agent_options.num_gradient_steps_per_update
         generated = self.buffers.get("generated")
         with self.stopwatch.phase("update"):
-            batches, metrics = mix(self.real_buffer, generated, size, ratio, num_batches, self._mix_stream)
-        self.logger.collect(metrics)
-        return batches
-
-    def _update_agent(self, batches: Sequence[Transitions]) -> None:
-        with self.stopwatch.phase("update"):
+            batches, mixed = mix(self.real_buffer, generated, size, ratio, num_batches, self._mix_stream)
+            self.logger.collect(mixed)
             updates = self.agent.update(batches)
             discount = self.agent_options.discount_factor
             check_updates(updates, self.gradient_steps, self._max_reward, discount, self.device)

@@ -213,9 +213,6 @@ def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
     """Make the environment that the options describe, with one of Gymnasium's render modes or none.
 
     Raises:
-        ImportError: `options.module` cannot be imported, or the environment needs a missing package.
-        gymnasium.error.Error: There is no such environment.
-        UnsuitableSpace: No agent supports the environment's spaces.
         BadWrapper: A wrapper does not exist or cannot be applied.
         TypeError: The environment does not accept `options.kwargs`.
     """

@@ -5,7 +5,9 @@ shape (B, A) within the bounds of a Box, or int64 of shape (B,) if they are Disc
 float32 of shape (B,); is-done functions return 1.0 where o' is terminal. Rewards that o, a and o' do not
 determine exactly, such as the distance covered by a walking robot, have no function here and are learned.
 
-Source: each environment's page in Gymnasium's documentation, unless another one is named.
+Observations of walking robots start with the height; positions along the ground are left out.
+
+Source: `cart_pole` for this package's environments, Gymnasium's documentation for all others.
 """
 
 from __future__ import annotations
@@ -21,9 +23,6 @@ from mbpo_cli.envs import cart_pole
 def never(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
     """Return zeros: episodes end at a time limit only."""
     return torch.zeros_like(obs[:, 0])
-
-
-# --- Classic control -----------------------------------------------------------------------------
 
 
 def pendulum_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -83,9 +82,6 @@ def acrobot_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
     return (-cos_1 - (cos_1 * cos_2 - sin_1 * sin_2) > 1).to(obs.dtype)
 
 
-# --- This package's cart-poles; Source: `cart_pole` ----------------------------------------------
-
-
 def cartpole_continuous_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
     """Return the reward of mbpo/CartPoleContinuous-v0."""
     reward = 0.5 + 0.5 * (1 - next_obs[:, 0].abs() / cart_pole.TRACK_LIMIT)
@@ -100,9 +96,6 @@ def cartpole_swingup_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Te
 def cartpole_swingup_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
     """Return 1.0 where the cart of mbpo/CartPoleSwingUp-v0 is off the track."""
     return (next_obs[:, 0].abs() > cart_pole.TRACK_LIMIT).to(obs.dtype)
-
-
-# --- MuJoCo: pendulums and arms ------------------------------------------------------------------
 
 
 def inverted_pendulum_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -140,10 +133,8 @@ def _double_pendulum_tip(obs: Tensor) -> tuple[Tensor, Tensor]:
     obs = (x, sines of both angles, their cosines, three velocities, a force). The second angle is relative.
     """
     x, sin_1, sin_2, cos_1, cos_2 = obs[:, :5].unbind(1)
-    return (
-        x + 0.6 * (sin_1 + sin_1 * cos_2 + cos_1 * sin_2),
-        0.6 * (cos_1 + cos_1 * cos_2 - sin_1 * sin_2),
-    )
+    height = 0.6 * (cos_1 + cos_1 * cos_2 - sin_1 * sin_2)
+    return x + 0.6 * (sin_1 + sin_1 * cos_2 + cos_1 * sin_2), height
 
 
 def reacher_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -167,9 +158,6 @@ def pusher_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
 def _length(vectors: Tensor) -> Tensor:
     """Return Euclidean lengths, from shape (B, N) to (B,)."""
     return vectors.square().sum(1).sqrt()
-
-
-# --- MuJoCo: locomotion. obs starts with the height; positions along the ground are left out. ----
 
 
 def hopper_is_done(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
