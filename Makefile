@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-cluster lint format typecheck tensorboard results reproduce bench bench-jobs bench-peers docs wheel clean
+.PHONY: help install train test test-slow test-cluster lint format typecheck tensorboard results reproduce bench gpu-check gpu-wheels bench-jobs bench-peers docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,19 @@ reproduce: install ## train the paper's tasks and draw them over the published c
 
 bench: install ## measure speed against the machine's limit, and against peers if they are installed
 	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+gpu-check: install ## check and measure the program on a GPU, eight minutes at most (ARGS="--parts times")
+	$(BIN)/python -m scripts.gpu_check $(ARGS)
+
+# For a GPU machine that reaches no package index but has torch: what else the check needs, as wheels for its Python.
+GPU_PYTHON ?= 3.12
+GPU_PACKAGES = absl-py etils farama-notifications glfw gymnasium hydra-core mujoco omegaconf pyopengl rich
+gpu-wheels: install ## collect wheels for a GPU machine without a package index (GPU_PYTHON=3.12)
+	rm -rf .wheels
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir .wheels antlr4-python3-runtime==4.9.3 .
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		--dest .wheels $(shell grep -E '^($(subst $(eval ) ,|,$(GPU_PACKAGES)))==' constraints.txt)
 
 bench-jobs: install ## measure whole jobs, peers' too if they are installed (more than an hour)
 	$(BIN)/python -m benchmarks.jobs $(ARGS)

@@ -29,7 +29,7 @@ class ReplayBuffer:
         return self.size
 
     def add(self, transitions: Transitions) -> None:
-        """Append a batch, which overwrites the oldest rows of a full buffer."""
+        """Append a batch from any device, in one copy; it overwrites the oldest rows of a full buffer."""
         rows = torch.column_stack(tuple(vars(transitions).values()))
         skipped = max(len(rows) - self.capacity, 0)
         start = (self.total_added + skipped) % self.capacity
