@@ -16,12 +16,8 @@ from typing import Any
 class Meaning:
     """What a configuration file cannot say about an option.
 
-    Attributes:
-        text: What the option does, in a few words, with its unit.
-        low: Smallest allowed number, or None.
-        high: Largest allowed number, or None.
-        above: The number must be greater than this, or None.
-        matlab: The names of this option in MATLAB.
+    A number must be at least `low`, at most `high` and greater than `above`, where these are not None.
+    `matlab` are the names of this option in MATLAB.
     """
 
     text: str

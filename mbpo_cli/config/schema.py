@@ -10,7 +10,7 @@ import argparse
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -40,34 +40,28 @@ def schema_text(arguments: Sequence[str]) -> str:
     """Return the schema as text, with the components in the folders that `--config-dir` names."""
     parser = argparse.ArgumentParser(prog="mbpo-train", add_help=False, allow_abbrev=False)
     parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
-    folders = parser.parse_known_args(arguments)[0].config_dir
-    return json.dumps(_Writer([config_folder(), *folders]).schema(), indent=1)
+    folders = [config_folder(), *parser.parse_known_args(arguments)[0].config_dir]
+    groups: dict[str, Schema] = {"reference": REFERENCE}
+    run = _Writer(folders, groups).group(Config, "")
+    run["properties"] |= NOT_OF_A_RUN
+    # Nothing else at the top: an editor adds it to every definition that a file names.
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "$ref": "#/definitions/run",
+        "definitions": {"run": run, **dict(sorted(groups.items()))},
+    }
+    return json.dumps(schema, indent=1)
 
 
+@dataclass
 class _Writer:
-    """Writes the schema of a whole configuration and, as definitions, of the groups that have a folder.
+    """Writes the schemas of groups; those with a folder in `conf/` become definitions."""
 
-    Args:
-        folders: Where the groups are: `conf/`, and folders of a user.
-    """
+    folders: Sequence[Path]
+    definitions: dict[str, Schema]
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = folders
-        self._definitions: dict[str, Schema] = {"reference": REFERENCE}
-
-    def schema(self) -> Schema:
-        """Return the schema of a whole configuration, with the groups as definitions."""
-        run = self._group(Config, "")
-        run["properties"] |= NOT_OF_A_RUN
-        definitions = {"run": run, **dict(sorted(self._definitions.items()))}
-        # Nothing else at the top: an editor adds it to every definition that a file names.
-        return {
-            "$schema": "http://json-schema.org/draft-07/schema#",
-            "$ref": "#/definitions/run",
-            "definitions": definitions,
-        }
-
-    def _group(self, cls: type[Any], prefix: str) -> Schema:
+    def group(self, cls: type[Any], prefix: str) -> Schema:
+        """Return the schema of a group whose keys begin with `prefix`."""
         options = {
             name: self._option(hint, meaning, prefix + name)
             for name, (hint, meaning) in options_of(cls).items()
@@ -80,28 +74,24 @@ class _Writer:
         description = {"description": meaning.text + matlab}
         if not (isinstance(hint, type) and is_dataclass(hint)):
             return description | {"anyOf": [*_values(hint, meaning), {"$ref": "#/definitions/reference"}]}
-        folders = [folder / path.replace(".", "/") for folder in self._folders]
+        folders = [folder / path.replace(".", "/") for folder in self.folders]
         if not folders[0].is_dir():
-            return description | self._group(hint, f"{path}.")
+            return description | self.group(hint, f"{path}.")
         if issubclass(hint, Component):
-            group = {"anyOf": [self._component(target, path) for target in _targets(folders)]}
+            files = [file for folder in folders for file in folder.glob("*.yaml")]
+            values = [yaml.safe_load(file.read_text("utf-8")) or {} for file in files]
+            targets = sorted({value["_target_"] for value in values if "_target_" in value})
+            group = {"anyOf": [self._component(target, path) for target in targets]}
         else:
-            group = self._group(hint, f"{path}.")
-        self._definitions[path] = description | group
+            group = self.group(hint, f"{path}.")
+        self.definitions[path] = description | group
         return {"$ref": f"#/definitions/{path}"}
 
     def _component(self, target: str, path: str) -> Schema:
         component = resolve(target)
-        group = self._group(component.Options, f"{path}.")
+        group = self.group(component.Options, f"{path}.")
         group["properties"]["_target_"] = {"const": target}
         return {"description": (inspect.getdoc(component) or "").partition("\n")[0]} | group
-
-
-def _targets(folders: Sequence[Path]) -> list[str]:
-    """Return the classes that the YAML files of folders name."""
-    paths = [path for folder in folders for path in folder.glob("*.yaml")]
-    values = [yaml.safe_load(path.read_text("utf-8")) or {} for path in paths]
-    return sorted({value["_target_"] for value in values if "_target_" in value})
 
 
 def _values(hint: Any, meaning: Meaning) -> list[Schema]:

@@ -20,11 +20,6 @@ IMPORTED = ("env.module", "env.reward_function", "env.is_done_function", "env.wr
 def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequence[str]) -> Config:
     """Return the configuration of the run in a directory, with the changes of the command line.
 
-    Args:
-        path: The run's directory.
-        changes: Keys and their new values.
-        trust: Packages outside this one whose code the configuration may name.
-
     Raises:
         ConfigError: There is no run, its configuration is not trusted, or a change is not possible.
     """

@@ -38,7 +38,6 @@ class ModelOptions:
     training: ModelTrainingOptions = option("how the model is fitted (group model/training)")
 
     def __post_init__(self) -> None:
-        """Check options against each other."""
         num_networks = getattr(self.transition, "num_networks", None)
         num_elites = getattr(self.transition, "num_elites", None)
         if num_elites not in (None, num_networks) and self.training.holdout_ratio == 0:
@@ -86,7 +85,6 @@ def typed(values: Mapping[str, Any]) -> Config:
 
 
 def _group(values: Any, cls: type[Any], path: str) -> Any:
-    """Convert a group of options to its dataclass."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}={values}: must be a group of options, not a single value")
     if issubclass(cls, Component):
@@ -140,11 +138,7 @@ def choices(hint: Any) -> tuple[Any, ...]:
 
 
 def _value(value: Any, hint: Any, meaning: Meaning) -> Any:
-    """Convert a value to the first type of a hint that it fits.
-
-    Raises:
-        ValueError: It fits none.
-    """
+    """Convert a value to the first type of a hint that it fits, or raise a ValueError."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     for choice in choices(hint):
         kind = get_origin(choice) or choice
