@@ -9,7 +9,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,8 +41,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with one line and exit code 2."""
         reason = message.removeprefix("argument ")
-        print(f"{self.prog}: error: {one_line(reason)}; see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(ConfigError.exit_code)
+        _end(self.prog, f"{one_line(reason)}; see {self.prog} --help", ConfigError.exit_code)
 
 
 def start(
@@ -49,8 +50,7 @@ def start(
     """Run a command with parsed arguments, by default those of the process."""
     logging.basicConfig(format=f"{parser.prog}: %(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
-    options = parser.parse_args(arguments)
-    running(parser.prog, lambda: command(options))
+    running(parser.prog, partial(command, parser.parse_args(arguments)))
 
 
 def running(prog: str, command: Callable[[], None]) -> None:
@@ -74,28 +74,16 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     """Return a function that parses a whole number within a range."""
 
     def read(text: str) -> int:
-        try:
-            number = int(text.replace("_", ""))
-        except ValueError:
-            number = low - 1
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {low:,} to {high:,}")
-        return number
+        with suppress(ValueError):
+            if low <= (number := int(text.replace("_", ""))) <= high:
+                return number
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from {low:,} to {high:,}")
 
     return read
 
 
-def check_output(argument: str, path: Path, suffixes: tuple[str, ...]) -> None:
-    """Check that a file can be written and is not one of a run's own files.
-
-    Args:
-        argument: The command-line argument that names the file.
-        path: The file.
-        suffixes: Allowed suffixes.
-
-    Raises:
-        ConfigError: It cannot be written, or is one of these files.
-    """
+def check_output(argument: str, path: Path, suffixes: Collection[str]) -> None:
+    """Check that the file that an argument names can be written and is not one of a run's own files."""
     folder = path.parent
     if path.suffix not in suffixes:
         raise ConfigError(f"{argument} {path}: must end in {' or '.join(suffixes)}")

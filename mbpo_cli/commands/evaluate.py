@@ -6,9 +6,10 @@ Slow imports follow the parsing of arguments. Knows the order of the work, and d
 from __future__ import annotations
 
 import argparse
-import json
+import importlib.util
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ import yaml
 
 from mbpo_cli.commands.arguments import Parser, check_output, start, whole_number
 from mbpo_cli.failures import ConfigError
-from mbpo_cli.storage.files import write_whole
+from mbpo_cli.storage.files import write_json
 
-PROG = "mbpo-evaluate"
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
 
@@ -66,21 +66,18 @@ def evaluate(options: argparse.Namespace) -> None:
     evaluation = Evaluation.of(real)
     print(trained.title)
     print(returns.as_text(evaluation, in_model))
-    found = returns.as_json(trained, seed, evaluation, in_model)
-    write_whole(output, (json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
+    write_json(output, returns.as_json(trained, seed, evaluation, in_model))
     for path in filter(None, (output, options.video)):
         print(f"written to {path}")
 
 
 def _mapping(text: str) -> dict[str, Any]:
     """Parse a mapping, in YAML or JSON."""
-    try:
+    with suppress(yaml.YAMLError):
         values = yaml.safe_load(text)
-    except yaml.YAMLError:
-        values = None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise argparse.ArgumentTypeError(f"{text}: must be a mapping such as '{{g: 5}}'")
-    return values
+        if isinstance(values, dict) and all(isinstance(key, str) for key in values):
+            return values
+    raise argparse.ArgumentTypeError(f"{text}: must be a mapping such as '{{g: 5}}'")
 
 
 def _prepare_rendering(options: argparse.Namespace) -> None:
@@ -94,12 +91,16 @@ def _prepare_rendering(options: argparse.Namespace) -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     from mbpo_cli.trained import video
 
-    check_output("--video", options.video, video.FORMATS)
-    video.check_available(options.video)
+    check_output("--video", options.video, video.MAX_FRAMES_PER_SECOND)
+    if options.video.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        reason = "MP4 needs this package's extra: pip install 'mbpo-cli[video]'; .gif needs none"
+        raise ConfigError(f"--video {options.video}: {reason}")
 
 
 def _parser() -> Parser:
-    parser = Parser(PROG, "Play episodes with the greedy policy of a run, and report the return of each.")
+    parser = Parser(
+        "mbpo-evaluate", "Play episodes with the greedy policy of a run, and report the return of each."
+    )
     add = parser.add_argument
     add("--episodes", type=whole_number(1, 10_000), default=20, metavar="N", help="number of episodes (20)")
     add(

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from mbpo_cli.commands.arguments import Parser, check_output, start
 
-PROG = "mbpo-export"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `mbpo-export`; a mistake ends it with one line and exit code 2, and nothing is written."""
@@ -41,15 +39,13 @@ def export_policy(options: argparse.Namespace) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(PROG, "Write the greedy policy of a run as one file that does not need this package.")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="file to write: FILE.pt2, FILE.pt or FILE.onnx",
+    parser = Parser(
+        "mbpo-export", "Write the greedy policy of a run as one file that does not need this package."
     )
-    parser.add_argument(
+    add = parser.add_argument
+    output_help = "file to write: FILE.pt2, FILE.pt or FILE.onnx"
+    add("--output", type=Path, required=True, metavar="FILE", help=output_help)
+    add(
         "--format",
         choices=["pt2", "torchscript", "onnx"],
         help="PyTorch's current format (pt2), its older one, which C++ can load (torchscript), or ONNX; "

@@ -6,15 +6,12 @@ Slow imports follow the parsing of arguments. Knows the order of the work, and d
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from mbpo_cli.commands.arguments import Parser, check_output, start, whole_number
 from mbpo_cli.failures import ConfigError
-from mbpo_cli.storage.files import write_whole
-
-PROG = "mbpo-model"
+from mbpo_cli.storage.files import write_json, write_whole
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,14 +48,16 @@ def examine(options: argparse.Namespace) -> None:
     print(trained.title)
     print(f"real episodes of its greedy policy: {len(episodes)} ({sum(map(len, episodes)):,} steps)")
     print(model_errors.as_text(found))
-    write_whole(numbers, (json.dumps({"seed": seed, **found}, indent=2) + "\n").encode())
+    write_json(numbers, {"seed": seed, **found})
     write_whole(output, picture)
     for path in (numbers, output):
         print(f"written to {path}")
 
 
 def _parser() -> Parser:
-    parser = Parser(PROG, "Compare the learned model of a run with new real episodes of its greedy policy.")
+    parser = Parser(
+        "mbpo-model", "Compare the learned model of a run with new real episodes of its greedy policy."
+    )
     add = parser.add_argument
     add("--episodes", type=whole_number(1, 1_000), default=10, metavar="N", help="number of episodes (10)")
     add("--horizon", type=whole_number(1, 1_000), default=50, metavar="K", help="steps to predict ahead (50)")

@@ -24,13 +24,7 @@ STEPS_AHEAD = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 def measure(
     model: EnvironmentModel, episodes: Sequence[Episode], horizon: int, stream: torch.Generator
 ) -> tuple[dict[str, Any], bytes]:
-    """Compare a model's predictions with real episodes.
-
-    Args:
-        model: The model.
-        episodes: The real episodes.
-        horizon: The number of steps to predict ahead.
-        stream: Random stream of the predicted rewards and terminations.
+    """Compare a model's predictions, up to `horizon` steps ahead, with real episodes.
 
     Returns:
         The errors as JSON values, and a picture of them as PNG.

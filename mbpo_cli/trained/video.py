@@ -5,12 +5,11 @@ Knows environments and frames; does not know where the policy comes from.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 import os
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,9 @@ from mbpo_cli.evaluation.evaluate import Outcome, play
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.types import Policy
 
-Frame = NDArray[np.uint8]
-
 # The highest frame rates that players reproduce. Browsers slow down GIFs above 50, and GIF delays are whole
 # hundredths of a second.
 MAX_FRAMES_PER_SECOND = {".gif": 34, ".mp4": 60}
-FORMATS = tuple(MAX_FRAMES_PER_SECOND)
-
-
-def check_available(path: Path) -> None:
-    """Check that the encoder for a file is installed.
-
-    Raises:
-        ConfigError: It is not; the message names the extra.
-    """
-    if path.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ConfigError(
-            f"--video {path}: MP4 needs this package's extra: pip install 'mbpo-cli[video]'; .gif needs none"
-        )
 
 
 def rendered_env(config: Config, argument: str, mode: str) -> Environment:
@@ -66,22 +50,13 @@ def rendered_env(config: Config, argument: str, mode: str) -> Environment:
 def play_filmed(
     config: Config, policy: Policy, seeds: Sequence[int], path: Path, steps_per_second: float | None
 ) -> list[Outcome]:
-    """Play an episode per seed, one after the other, and film them.
+    """Play an episode per seed, one after the other, and film them in a .gif or .mp4 file.
 
-    Args:
-        config: Describes the environment.
-        policy: Chooses the actions.
-        seeds: The seeds of the episodes.
-        path: The file to write, .gif or .mp4.
-        steps_per_second: The environment's speed in real time; None uses the speed that it declares.
-
-    Raises:
-        ConfigError: The environment cannot render frames.
+    `steps_per_second` is the environment's speed in real time; None uses the speed that it declares.
     """
     outcomes = []
-    with ExitStack() as stack:
-        env = stack.enter_context(closing(rendered_env(config, "--video", "rgb_array")))
-        film = stack.enter_context(Film(path, steps_per_second or env.frames_per_second))
+    env = rendered_env(config, "--video", "rgb_array")
+    with closing(env), Film(path, steps_per_second or env.frames_per_second) as film:
 
         def filmed_policy(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
             if next(steps) % film.stride == 0:
@@ -98,10 +73,6 @@ def play_filmed(
 class Film:
     """A context in which frames are added to a file; the file appears at its end, or not at all on an error.
 
-    Args:
-        path: The file, .gif or .mp4.
-        steps_per_second: The environment's speed in real time.
-
     Attributes:
         stride: Steps per frame, so that the film plays in real time.
     """
@@ -112,29 +83,25 @@ class Film:
         self._path = path
         self._temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
         self._pictures: list[Image.Image] = []
-        self._encoder: Generator[None, Any, None] | None = None
+        self._encoder: Any = None  # a generator of imageio_ffmpeg, once there is a frame
 
-    def add(self, frame: Frame) -> None:
+    def add(self, frame: NDArray[np.uint8]) -> None:
         """Add a frame, shape (height, width, 3), of the same shape as the others."""
         if self._path.suffix == ".gif":
             self._pictures.append(Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE))
             return
         if self._encoder is None:
-            self._encoder = self._started_encoder(frame.shape[1], frame.shape[0])
+            import imageio_ffmpeg
+
+            self._encoder = imageio_ffmpeg.write_frames(
+                str(self._temporary),
+                (frame.shape[1], frame.shape[0]),
+                fps=self._frames_per_second,
+                macro_block_size=2,  # the color format that all players support needs even sides
+                ffmpeg_log_level="error",
+            )
+            self._encoder.send(None)
         self._encoder.send(np.ascontiguousarray(frame))
-
-    def _started_encoder(self, width: int, height: int) -> Generator[None, Any, None]:
-        import imageio_ffmpeg
-
-        encoder: Generator[None, Any, None] = imageio_ffmpeg.write_frames(
-            str(self._temporary),
-            (width, height),
-            fps=self._frames_per_second,
-            macro_block_size=2,  # the color format that all players support needs even sides
-            ffmpeg_log_level="error",
-        )
-        encoder.send(None)
-        return encoder
 
     def __enter__(self) -> Film:
         return self
