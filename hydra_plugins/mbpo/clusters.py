@@ -41,10 +41,9 @@ class Submitted(Protocol):
 
 
 def wait_for(submitted: Sequence[Submitted], on_end: OnEnd) -> None:
-    """Wait for all jobs; the first signal to this process stops them, a second Ctrl-C leaves them running.
+    """Wait for all jobs; a signal to this process stops them, and raises `Interrupted` when all have ended.
 
-    Raises:
-        Interrupted: A signal was received; all jobs have ended.
+    A second Ctrl-C leaves them running.
     """
     waiting = dict(enumerate(submitted))
     with StopOnSignal() as signals:
@@ -63,11 +62,7 @@ def wait_for(submitted: Sequence[Submitted], on_end: OnEnd) -> None:
 
 
 class RayLauncher(CommandLauncher):
-    """Runs the jobs as Ray tasks.
-
-    Args:
-        ray: Arguments `init` of `ray.init` and `remote` of `ray.remote`.
-    """
+    """Runs the jobs as Ray tasks; presets/ray.yaml explains its options."""
 
     def __init__(self, ray: dict[str, dict[str, Any]]) -> None:
         self.ray = ray
@@ -82,44 +77,32 @@ class RayLauncher(CommandLauncher):
         # The workers of a running cluster have its environment, not that of this process.
         here = {key: os.environ[key] for key in ("PYTHONPATH",) if key in os.environ}
         task = ray.remote(**self.ray["remote"])(run_command)
-        folder, variables = os.getcwd(), {**here, **VARIABLES}
-        wait_for([_RayTask(task.remote(folder, command, variables)) for command in commands], on_end)
+        results = [task.remote(os.getcwd(), command, {**here, **VARIABLES}) for command in commands]
+        wait_for([_RayTask(ray, result) for result in results], on_end)
 
 
 class _RayTask(Submitted):
-    def __init__(self, result: Any) -> None:
-        self.result = result
+    def __init__(self, ray: Any, result: Any) -> None:
+        self.ray, self.result = ray, result
 
     def has_ended(self) -> bool:
-        import ray
-
-        return bool(ray.wait([self.result], timeout=0)[0])
+        return bool(self.ray.wait([self.result], timeout=0)[0])
 
     def failure(self) -> str | None:
-        import ray
-
         try:
-            failure: str | None = ray.get(self.result)
-        except ray.exceptions.TaskCancelledError:
+            failure: str | None = self.ray.get(self.result)
+        except self.ray.exceptions.TaskCancelledError:
             return "stopped"
-        except ray.exceptions.RayError as error:
+        except self.ray.exceptions.RayError as error:
             return f"lost by Ray: {type(error).__name__}"
         return failure
 
     def stop(self) -> None:
-        import ray
-
-        ray.cancel(self.result)
+        self.ray.cancel(self.result)
 
 
 class SlurmLauncher(CommandLauncher):
-    """Runs the jobs as a Slurm array, submitted with submitit.
-
-    Args:
-        submitit_folder: Directory of submitit's files.
-        max_num_timeout: Number of times that a job is requeued.
-        options: Options of the jobs, as `conf/hydra/launcher/slurm.yaml` explains them.
-    """
+    """Runs the jobs as a Slurm array, with submitit; conf/hydra/launcher/slurm.yaml explains its options."""
 
     def __init__(self, submitit_folder: str, max_num_timeout: int, **options: Any) -> None:
         self.folder = submitit_folder

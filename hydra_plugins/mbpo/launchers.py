@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
@@ -41,11 +42,9 @@ class CommandLauncher(JobPlugin, Launcher):
             from mbpo_cli.sweeps.view import SweepView
 
             view = SweepView(jobs)
-        num_ended = 0
+        num_ended = itertools.count(1)
 
         def on_end(index: int, failure: str | None) -> None:
-            nonlocal num_ended
-            num_ended += 1
             job, result = jobs[index], returns[index]
             summary = job.summary or {}
             if failure is None:
@@ -55,7 +54,7 @@ class CommandLauncher(JobPlugin, Launcher):
                 error = summary.get("error") or failure
                 result.status, result.return_value = JobStatus.FAILED, RunFailed(error)
                 text = f"{summary.get('status', 'failed')}: {error}"
-            log.info("%d of %d: %s: %s", num_ended, len(jobs), job.name, text)
+            log.info("%d of %d: %s: %s", next(num_ended), len(jobs), job.name, text)
             if view is not None:
                 view.end(index)
 
@@ -74,8 +73,8 @@ class CommandLauncher(JobPlugin, Launcher):
         places = []
         for source in self.config.hydra.runtime.config_sources:
             if source.provider == "main":
-                path = source.path if source.schema == "file" else f"pkg://{source.path}"
-                places += ["--config-path", path]
+                is_folder = source.schema == "file"
+                places += ["--config-path", source.path if is_folder else f"pkg://{source.path}"]
             elif source.provider == "command-line":
                 places += ["--config-dir", source.path]
         inherited = [item for item in self.config.hydra.overrides.hydra if not item.startswith(OF_A_SWEEP)]
@@ -90,11 +89,7 @@ class CommandLauncher(JobPlugin, Launcher):
 
 
 class ProcessLauncher(CommandLauncher):
-    """Runs the jobs on this machine.
-
-    Args:
-        n_jobs: Parallel jobs; auto = the number of cores, or of GPUs if jobs use them.
-    """
+    """Runs the jobs on this machine; conf/hydra/launcher/processes.yaml explains its option."""
 
     def __init__(self, n_jobs: int | str) -> None:
         if n_jobs != "auto" and not (isinstance(n_jobs, int) and n_jobs > 0):

@@ -22,30 +22,22 @@ from hydra.plugins.sweeper import Sweeper
 
 from hydra_plugins.mbpo.jobs import JobPlugin, launch, parallel_jobs
 from mbpo_cli.failures import ConfigError
+from mbpo_cli.sweeps.jobs import Job, SweepFailed, closing_table, name_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-
-    from mbpo_cli.sweeps.jobs import Job
 
 log = logging.getLogger(__name__)
 
 # Modules that launchers need, installed with the extra of the launcher's name.
 MODULES = {"joblib": "hydra_plugins.hydra_joblib_launcher", "ray": "ray", "slurm": "submitit"}
 
-# A search prunes no run during the first 1/PRUNED_AFTER of its steps, which predict the result badly.
-PRUNED_AFTER = 4
-
 
 class JobSweeper(JobPlugin, Sweeper):
     """Chooses jobs and runs them with the chosen launcher."""
 
     def make_launcher(self) -> Launcher:
-        """Return the chosen launcher.
-
-        Raises:
-            ConfigError: The extra that it needs is not installed.
-        """
+        """Return the chosen launcher, or raise `ConfigError` if the extra that it needs is not installed."""
         choice = str(self.config.hydra.runtime.choices["hydra/launcher"])
         if choice in MODULES:
             require(MODULES[choice], choice, f"hydra/launcher={choice}")
@@ -60,19 +52,10 @@ class GridSweeper(JobSweeper):
     """Runs every combination of the given values that is not done; a failure stops no other job."""
 
     def sweep(self, arguments: list[str]) -> list[float]:
-        """Run the jobs that are not done; return the scores of all jobs.
-
-        Raises:
-            ConfigError: The configuration of a job is wrong, or its directory holds another run.
-            SweepFailed: Some jobs have no score at the end.
-        """
-        from mbpo_cli.sweeps.jobs import SweepFailed, closing_table
-
+        """Run the jobs that are not done; return all scores, or raise `SweepFailed` if one is missing."""
         launcher = self.make_launcher()
-        jobs = [
-            self.job(overrides, number)
-            for number, overrides in enumerate(self._named(combinations(arguments)))
-        ]
+        named = self._named(combinations(arguments))
+        jobs = [self.job(overrides, number) for number, overrides in enumerate(named)]
         missing = [job for job in jobs if job.score is None]
         num_earlier = len(jobs) - len(missing)
         self.configure_log()
@@ -83,15 +66,13 @@ class GridSweeper(JobSweeper):
         finally:
             self.configure_log()
             log.info("%s", closing_table(jobs, num_earlier, reasons))
-        scores = [job.score for job in jobs]
-        if None in scores:
-            raise SweepFailed(f"{scores.count(None)} of {len(jobs)} jobs have no score")
-        return [score for score in scores if score is not None]
+        scores = [score for score in (job.score for job in jobs) if score is not None]
+        if len(scores) < len(jobs):
+            raise SweepFailed(f"{len(jobs) - len(scores)} of {len(jobs)} jobs have no score")
+        return scores
 
     def _named(self, jobs: list[list[str]]) -> list[list[str]]:
         """Add a directory to each job, named by the overrides that not all jobs share."""
-        from mbpo_cli.sweeps.jobs import name_of
-
         # The user's own choice comes first.
         if any(item.startswith("hydra.sweep.subdir=") for item in self.config.hydra.overrides.hydra):
             return jobs
@@ -124,15 +105,9 @@ class SearchSweeper(JobSweeper):
         self.params = params
 
     def sweep(self, arguments: list[str]) -> float:
-        """Run trials until the study has `n_trials`; return the highest score.
-
-        Raises:
-            ConfigError: An option or the search space is wrong, or the directory holds another search.
-            SweepFailed: No trial has a score.
-        """
+        """Run trials until the study has `n_trials`; return the best score, or raise `SweepFailed`."""
         launcher = self.make_launcher()
         require("optuna", "search", "hydra/sweeper=optuna")
-        from mbpo_cli.sweeps.jobs import SweepFailed
         from mbpo_cli.sweeps.search import Search
 
         self.check_options()
@@ -157,7 +132,7 @@ class SearchSweeper(JobSweeper):
             space,
             [*constants, f"hydra.sweeper.seeds={self.seeds}"],
             self.sampler_seed,
-            config.trainer.num_env_steps // PRUNED_AFTER,
+            config.trainer.num_env_steps // 4,  # the steps before predict the result badly
         )
         log.info("%d of %d trials in %s", search.num_trials, self.n_trials, search.path)
         search.run(
@@ -175,11 +150,7 @@ class SearchSweeper(JobSweeper):
         return best.score
 
     def check_options(self) -> None:
-        """Check the options.
-
-        Raises:
-            ConfigError: An option is wrong.
-        """
+        """Raise `ConfigError` if an option is wrong."""
 
         def is_whole(value: object, low: int) -> bool:
             return isinstance(value, int) and value >= low
@@ -201,21 +172,13 @@ class SearchSweeper(JobSweeper):
 
 
 def require(module: str, extra: str, choice: str) -> None:
-    """Check that the module that an option's choice needs is installed.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """Raise `ConfigError` if the module that an option's choice needs is not installed."""
     if find_spec(module) is None:
         raise ConfigError(f"{choice}: needs pip install 'mbpo-cli[{extra}]'")
 
 
 def space_of(overrides: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
-    """Return the overrides that all trials share, and the search space by key; later overrides win.
-
-    Raises:
-        ConfigError: An override is not possible in a search.
-    """
+    """Return the overrides that all trials share, and the search space by key; later overrides win."""
     from optuna.distributions import CategoricalDistribution
 
     constants: dict[str, str] = {}
@@ -260,9 +223,6 @@ def check_space(space: Mapping[str, BaseDistribution], job: Callable[[Mapping[st
 
     Each value is combined with the first values of all other keys or, if that is wrong, with their last
     values: some combinations may be invalid, and then fail their trial alone.
-
-    Raises:
-        ConfigError: A value is wrong.
     """
     ends = {key: ends_of(distribution) for key, distribution in space.items()}
     first, last = ({key: values[end] for key, values in ends.items()} for end in (0, -1))
@@ -285,11 +245,7 @@ def ends_of(distribution: BaseDistribution) -> list[Any]:
 
 
 def combinations(arguments: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of every job; the last sweep varies fastest.
-
-    Raises:
-        ConfigError: A sweep is not over a list of values.
-    """
+    """Return the overrides of every job; the last sweep varies fastest."""
     choices = []
     for override in OverridesParser.create().parse_overrides(list(arguments)):
         key = override.get_key_element()

@@ -20,7 +20,6 @@ SHOWN = {
     "eval/return_mean": ("evaluation", "{:.1f}"),
     "model/transition_loss": ("model loss", "{:.3g}"),
 }
-REDRAW_SECONDS = 0.1
 
 
 def on_terminal() -> bool:
@@ -41,7 +40,7 @@ class Progress(Sink):
         if on_terminal():
             from mbpo_cli.logs.terminal import LiveRows
 
-            self._interval = REDRAW_SECONDS
+            self._interval = 0.1
             self._bar = LiveRows()
             self._bar.add_task("", total=num_env_steps, completed=start_step, note="")
             self._bar.start()

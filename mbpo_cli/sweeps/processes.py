@@ -42,11 +42,8 @@ def run_commands(
     """Run commands, at most one at a time for each slot, which is a set of environment variables.
 
     The first signal to this process is sent to the running commands, and no other command is started. When
-    all have ended, the signal is raised again for its previous handler. A second Ctrl-C kills the commands;
-    on Linux, they also stop if this process is killed.
-
-    Raises:
-        Interrupted: A signal was received; all commands have ended.
+    all have ended, the signal is raised again for its previous handler, and then as `Interrupted`. A second
+    Ctrl-C kills the commands; on Linux, they also stop if this process is killed.
     """
     waiting = list(enumerate(commands))[::-1]
     free = list(slots)[::-1]
@@ -128,17 +125,11 @@ def _kill(running: Sequence[_Running]) -> None:
 def slots_of(
     num_jobs: int | None, threads: int, devices: Collection[str], gpus: Sequence[str], num_cores: int
 ) -> list[dict[str, str]]:
-    """Return the environment variables of each slot for a job.
+    """Return the environment variables of each slot for a job; without `num_jobs`, as many slots as fit.
 
-    By default, the jobs use no more threads than there are cores, and no two jobs share a GPU. Jobs whose
-    configuration names a GPU need no variable, and run one at a time by default.
-
-    Args:
-        num_jobs: Parallel jobs; None = as many as fit.
-        threads: CPU threads of a job.
-        devices: Devices of the jobs: cpu, auto, cuda or cuda:i.
-        gpus: Available GPUs, as CUDA_VISIBLE_DEVICES names them.
-        num_cores: CPU cores that this process may use.
+    They fit if the jobs, each with a number of threads, use no more threads than there are cores, and no two
+    share a GPU. Jobs with a device such as cuda:1 need no variable, and run one at a time by default. The
+    GPUs are named as in CUDA_VISIBLE_DEVICES.
     """
     by_cores = max(num_cores // threads, 1)
     if any(device.startswith("cuda:") for device in devices):

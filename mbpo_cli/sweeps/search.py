@@ -218,8 +218,7 @@ class Search:
 
 
 def _folder(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
-    name: str = trial.user_attrs.get(FOLDER, f"trial_{trial.number:04d}")
-    return name
+    return str(trial.user_attrs.get(FOLDER, f"trial_{trial.number:04d}"))
 
 
 @contextmanager

@@ -51,8 +51,7 @@ class SweepView(LiveRows):
         for row in self._rows:
             self._update(row)
         if self._rows:
-            num_ended = sum(row.has_ended for row in self._rows)
-            text = f"{num_ended} of {len(self._rows)} jobs ended"
+            text = f"{sum(row.has_ended for row in self._rows)} of {len(self._rows)} jobs ended"
             steps = sum(self._tasks[row.task].completed for row in self._rows)
             self.update(self._all, description=text, completed=steps)
         return super().get_renderables()
