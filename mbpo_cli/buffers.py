@@ -104,12 +104,9 @@ def mix(
     num_batches: int,
     generator: torch.Generator,
 ) -> tuple[list[Transitions], dict[str, float]]:
-    """Draw mini-batches of real and generated experience; all real before the first generation.
+    """Draw mini-batches of real and generated experience, with counts; all real before the first generation.
 
     Source: the page, step 4.1.
-
-    Returns:
-        The mini-batches, and how many of their transitions are real and generated.
     """
     num_real = num_real_of(mini_batch_size, real_ratio)
     if generated is None or len(generated) == 0:

@@ -145,16 +145,8 @@ def generate(
     """Roll the policy out in the model and pass the transitions of every step to `sink`.
 
     A rollout ends with a predicted termination (Source: the page, step 3.2), and before an implausible
-    prediction.
-
-    Args:
-        model: The environment model.
-        policy: Chooses the actions, with exploration.
-        starts: Start observations, shape (N, O).
-        horizon: Largest number of steps of a rollout.
-        sink: Takes the transitions, one step of one chunk of rollouts per call.
-        generator: Random stream of groups, actions and predictions.
-        plausible: Where predictions may lie; None allows every finite one.
+    prediction; `plausible=None` allows every finite one. `starts` are observations of shape (N, O). Each call
+    of `sink` gets one step of one chunk of rollouts.
 
     Returns:
         The number of generated transitions, and of rollouts that ended before an implausible prediction.

@@ -119,9 +119,6 @@ class Trainer:
         model_based: None trains the base agent alone, on real experience.
         should_stop: Asked before every environment step and every gradient step of a fit.
         before_step: Called before every environment step, the only place where the state can be saved.
-        after_evaluation: Called after every evaluation.
-        env_steps: Real environment steps so far.
-        gradient_steps: Updates of the base agent so far.
         evaluation: The last evaluation, or None before the first.
         best_evaluation: The evaluation with the largest mean return.
         best_step: Environment steps at the best evaluation.

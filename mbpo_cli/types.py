@@ -121,12 +121,7 @@ ActionSpec = ContinuousActions | DiscreteActions
 
 @dataclass(frozen=True)
 class SpaceSpec:
-    """An environment's spaces.
-
-    Attributes:
-        channels: Number of elements of each observation channel, in the order of the flat observation.
-        actions: The action space.
-    """
+    """An environment's spaces; `channels` are the sizes of the observation channels, in their flat order."""
 
     channels: tuple[int, ...]
     actions: ActionSpec

@@ -75,13 +75,8 @@ class Environment:
     """A Gymnasium environment with flat observations and scaled actions.
 
     A step may take `step_timeout` seconds; None sets no limit. `reset`, `step` and `render` raise
-    EnvironmentFailed if the environment raises an error or returns an invalid value.
-
-    Attributes:
-        spaces: The sizes of observations and actions.
-        obs_space: The environment's own observation space.
-        action_space: The environment's own action space.
-        max_steps: The time limit of an episode, or None if no wrapper sets one.
+    EnvironmentFailed if the environment raises an error or returns an invalid value. `obs_space` and
+    `action_space` are the environment's own; `max_steps` is the time limit of an episode, or None.
 
     Raises:
         UnsuitableSpace: No agent supports the environment's spaces.

@@ -82,11 +82,8 @@ class ModelFitter:
     ) -> Metrics:
         """Train every learned function of the model, from its present weights, and choose the elites.
 
-        Args:
-            model: The model; functions that are known or have a learning rate of 0 do not change.
-            data: All real transitions by slot.
-            num_epochs: Largest number of epochs, each: transition functions, then reward, then is-done.
-            should_stop: Asked before every mini-batch.
+        `data` holds all real transitions by slot. Each of at most `num_epochs` epochs trains the transition
+        functions, then reward, then is-done. `should_stop` is asked before every mini-batch.
 
         Returns:
             The loss of each function, averaged over its members and its last epoch; its number of epochs; and

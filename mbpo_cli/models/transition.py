@@ -44,11 +44,7 @@ class TransitionOptions(LearnedOptions):
 
 
 class LearnedTransition(LearnedFunction):
-    """N_M transition functions, trained as one batched network.
-
-    Attributes:
-        elites: The numbers of the members used in rollouts, int64.
-    """
+    """N_M transition functions, trained as one batched network; rollouts use the members `elites`, int64."""
 
     Options = TransitionOptions
     network: Regression
