@@ -7,15 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from mbpo_cli.build import (
-    build_component,
-    build_device,
-    build_env,
-    compiles,
-    exploration_of,
-    num_updates,
-    uses_model,
-)
+from mbpo_cli import build
 from mbpo_cli.config.typed import Config
 from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.models.known import KnownOptions
@@ -31,16 +23,12 @@ SUITABLE = {
 
 
 def check(config: Config) -> None:
-    """Check that the configuration can be built.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    compiles(config, build_device(config), num_updates(config))
-    env = build_env(config)
+    """Check that the configuration can be built; raise a ConfigError if not."""
+    build.compiles(config, build.build_device(config), build.num_updates(config))
+    env = build.build_env(config)
     env.close()
     _check_actions(config, env.spaces)
-    if uses_model(config):
+    if build.uses_model(config):
         _check_known_functions(config, env.spaces)
 
 
@@ -54,7 +42,7 @@ def _check_known_functions(config: Config, spaces: SpaceSpec) -> None:
             continue
         key = f"model.{name}.function={options.function}"
         try:
-            function = build_component(options, spaces, stream)
+            function = build.build_component(options, spaces, stream)
             shape = tuple(function.predict(obs, action, next_obs, stream).shape)
         except Exception as error:  # a user's function may raise anything
             reason = one_line(f"{type(error).__name__}: {error}")
@@ -66,10 +54,10 @@ def _check_known_functions(config: Config, spaces: SpaceSpec) -> None:
 def _check_actions(config: Config, spaces: SpaceSpec) -> None:
     """Check that the agent and all noise support the environment's kind of actions."""
     kind, agents, explorations, noises = SUITABLE[type(spaces.actions)]
-    noise = config.mbpo.model_rollout_options.noise_options if uses_model(config) else None
+    noise = config.mbpo.model_rollout_options.noise_options if build.uses_model(config) else None
     for key, options, suitable in (
         ("agent", config.agent, agents),
-        ("agent.exploration", exploration_of(config), explorations),
+        ("agent.exploration", build.exploration_of(config), explorations),
         ("mbpo.model_rollout_options.noise_options", noise, noises),
     ):
         if options is None:

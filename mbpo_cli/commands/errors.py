@@ -49,18 +49,15 @@ def _unknown_key(key: str) -> str:
     return f"{shown}: no such option; {hint}"
 
 
-def _nested(group: str) -> list[str]:
-    """Return the choices of a group that lie in subfolders and are marked as whole configurations."""
-    folder = config_folder() / group
-    paths = [path for path in sorted(folder.glob("*/*.yaml")) if "@package _global_" in path.read_text()]
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
-
-
 def _unknown_choice(path: str, text: str) -> str:
-    words = [word.partition("=") for word in sys.argv[1:]]
-    given = next(((key, value) for key, _, value in words if f"{key}/{value}" == path), None)
-    group, choice = given or (path.rpartition("/")[0], path.rpartition("/")[2])
-    available = [*re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE), *_nested(group)]
+    words = (word.partition("=")[::2] for word in sys.argv[1:])
+    split = path.rpartition("/")[::2]
+    group, choice = next((word for word in words if "/".join(word) == path), split)
+    # Whole configurations may lie in subfolders, which Hydra does not list.
+    folder = config_folder() / group
+    nested = [file for file in sorted(folder.glob("*/*.yaml")) if "@package _global_" in file.read_text()]
+    available = re.findall(r"^\t(\w+)$", text, flags=re.MULTILINE)
+    available += [file.relative_to(folder).with_suffix("").as_posix() for file in nested]
     within = [name for name in available if name in choice.lower()]
     near = within or difflib.get_close_matches(choice, available, n=1)
     hint = f"did you mean {group}={near[0]}? " if near else ""

@@ -25,6 +25,7 @@ from yaml import YAMLError
 import hydra_plugins.mbpo
 from mbpo_cli.config.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, parsed, typed_config
 from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed, StorageFailed, one_line
+from mbpo_cli.sweeps.jobs import name_of
 
 if TYPE_CHECKING:
     from mbpo_cli.config.typed import Config
@@ -49,7 +50,7 @@ def main() -> None:
         print("mbpo-train: interrupted", file=sys.stderr)
         raise SystemExit(error.exit_code if isinstance(error, Interrupted) else 130) from None
     except (ConfigError, HydraException, OmegaConfBaseException, YAMLError, UnicodeError, Rejected) as error:
-        cause = error.reason if isinstance(error, Rejected) else error
+        cause = error.args[0] if isinstance(error, Rejected) else error
         if wants_traceback:
             raise cause from None
         from mbpo_cli.commands.errors import explain
@@ -94,8 +95,6 @@ def with_directory(arguments: Sequence[str]) -> list[str]:
     if "resume" in values:
         key, path = "hydra.run.dir", values["resume"].strip("'\"")
     elif (is_sweep or "hparams_search" in values) and "hydra.sweep.dir" not in values:
-        from mbpo_cli.sweeps.jobs import name_of
-
         overrides = [f"{key}={value}" for key, value in values.items() if not key.startswith("hydra")]
         key, path = "hydra.sweep.dir", f"outputs/sweeps/{name_of(overrides)}"
     else:
@@ -109,11 +108,7 @@ def with_directory(arguments: Sequence[str]) -> list[str]:
 
 
 def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:
-    """Return the typed configuration, which is the stored one with overrides if a run is resumed.
-
-    Raises:
-        ConfigError: It is wrong.
-    """
+    """Return the typed configuration, which is the stored one with overrides if a run is resumed."""
     if cfg.resume is None:
         return typed_config(cfg)
     from mbpo_cli.config.stored import resumed_config
@@ -122,11 +117,7 @@ def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:
 
 
 def checked_config(cfg: DictConfig, overrides: Sequence[str]) -> Config:
-    """Return the typed configuration after a check that its components can be built.
-
-    Raises:
-        ConfigError: It is wrong.
-    """
+    """Return the typed configuration after a check that its components can be built."""
     from mbpo_cli.commands.check import check
 
     try:
@@ -143,11 +134,7 @@ class CheckBeforeRun(Callback):
     """Checks the configuration of a single run before Hydra makes its directory."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check the configuration.
-
-        Raises:
-            Rejected: It is wrong, or the directory cannot be used.
-        """
+        """Raise `Rejected` if the configuration is wrong, or the directory cannot be used."""
         from mbpo_cli.storage.directory import check_usable
 
         try:
@@ -161,8 +148,4 @@ class CheckBeforeRun(Callback):
 
 
 class Rejected(SystemExit):
-    """Carries an error past Hydra, which turns ordinary exceptions in callbacks into warnings."""
-
-    def __init__(self, reason: Exception) -> None:
-        super().__init__()
-        self.reason = reason
+    """Carries an error as its argument past Hydra, which only warns of ordinary exceptions in callbacks."""
