@@ -221,13 +221,10 @@ def build_model_based(
     model = build_model(config, spaces, device)
     if compiles(config, device, num_fit_steps(config)):
         model.compile(accelerator(config, "model"), config.model.training.mini_batch_size)
+    stream = generator(config.seed, "model", "fit", device=device)
     return ModelBased(
         model=model,
-        fitter=ModelFitter(
-            config.model.training,
-            config.agent.experience_buffer_length,
-            generator(config.seed, "model", "fit", device=device),
-        ),
+        fitter=ModelFitter(config.model.training, config.agent.experience_buffer_length, stream),
         policy=build_rollout_policy(config, agent, spaces),
         buffer=ReplayBuffer(config.mbpo.model_experience_buffer_length, spaces, device),
     )
@@ -273,11 +270,7 @@ def build_trainer(
     should_stop: Callable[[], bool] = lambda: False,
     before_step: Callable[[Trainer], None] = lambda trainer: None,
 ) -> Trainer:
-    """Build everything that a run needs; `stack` closes the environments when it is closed.
-
-    Raises:
-        ConfigError: The parts do not fit together.
-    """
+    """Build everything that a run needs; `stack` closes the environments when it is closed."""
     device = build_device(config)
     if config.precision == "bfloat16" and not has_bfloat16(device):
         log.warning("precision=bfloat16: this %s has no instructions for it; float32 is faster", device.type)

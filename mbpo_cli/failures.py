@@ -96,8 +96,7 @@ class StopOnSignal:
         return self.received is not None
 
     def __enter__(self) -> StopOnSignal:
-        """Install the signal handlers, which only the main thread may do."""
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():  # only it may install handlers
             handled = set(SIGNALS)
             if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup, to outlive the terminal
                 handled.remove(signal.SIGHUP)
@@ -105,7 +104,6 @@ class StopOnSignal:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

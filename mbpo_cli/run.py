@@ -9,8 +9,10 @@ import errno
 import logging
 import math
 import shutil
+import statistics
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +27,7 @@ from mbpo_cli.logs.logger import JsonLines, Logger, OptionalEvents, Sink, Tensor
 from mbpo_cli.logs.progress import Progress
 from mbpo_cli.storage.checkpoint import CheckpointOptions, Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
-from mbpo_cli.storage.records import EVENTS, METRICS
+from mbpo_cli.storage.records import EVENTS, METRICS, STOP, evaluations
 from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
             deadline = start + 3600 * (config.trainer.max_hours or math.inf)
 
             def should_stop() -> bool:
-                return signals.requested or directory.stop_requested or time.monotonic() >= deadline
+                return signals.requested or (directory.path / STOP).exists() or time.monotonic() >= deadline
 
             logger = stack.enter_context(Logger())
             trainer = build_trainer(config, logger, stack, should_stop, checkpointer.save_if_due)
@@ -91,8 +93,8 @@ def _run(config: Config, directory: RunDirectory) -> float:
         raise failure from caught
     finally:
         seconds = checkpointer.earlier_seconds + time.monotonic() - start
-        score = directory.score(config.trainer.num_score_evaluations)
-        summary = {"status": status, "error": error, **summarize(config, trainer, seconds, score)}
+        returns = list(evaluations(directory.path).values())
+        summary = {"status": status, "error": error, **summarize(config, trainer, seconds, returns)}
         try:
             directory.write_summary(summary)
         except OSError as caught:
@@ -136,7 +138,8 @@ class Checkpointer:
         """
         checkpoint = self._checkpoints.load(trainer.buffers)
         if checkpoint is None:
-            if self._directory.has_metrics:
+            metrics = self._directory.path / METRICS
+            if metrics.exists() and metrics.stat().st_size > 0:
                 raise failures.NoUsableCheckpoint(f"{self._directory.path}: its checkpoints are gone")
             if not self._directory.is_new:
                 log.info("the run has no checkpoint yet: starting from step 0")
@@ -191,8 +194,11 @@ def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], st
     ]
 
 
-def summarize(config: Config, trainer: Trainer | None, seconds: float, score: float | None) -> dict[str, Any]:
+def summarize(
+    config: Config, trainer: Trainer | None, seconds: float, returns: Sequence[float]
+) -> dict[str, Any]:
     """Return what a run has done; `trainer` is None if the run failed before it was built."""
+    scored = returns[-config.trainer.num_score_evaluations :]
     last = trainer.evaluation if trainer is not None else None
     best = trainer.best_evaluation if trainer is not None else None
     return {
@@ -205,7 +211,7 @@ def summarize(config: Config, trainer: Trainer | None, seconds: float, score: fl
         "gradient_steps": trainer.gradient_steps if trainer is not None else 0,
         "wall_seconds": seconds,
         "phase_seconds": trainer.stopwatch.seconds if trainer is not None else {},
-        "score": score,
+        "score": statistics.fmean(scored) if scored else None,
         "eval_return_mean": last.return_mean if last is not None else None,
         "eval_return_std": last.return_std if last is not None else None,
         "eval_episodes": len(last.returns) if last is not None else 0,

@@ -22,9 +22,8 @@ class Bookkeeping:
     _step: GradientStep
     """One gradient step: a function of what `arguments` returns that changes nothing but parameters."""
 
-    options: TargetNetworkOptions
-
-    def __init__(self) -> None:
+    def __init__(self, options: TargetNetworkOptions) -> None:
+        self.options = options
         self.num_updates = 0
         self._steps = one_by_one(self._step)
 

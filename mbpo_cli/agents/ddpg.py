@@ -42,8 +42,7 @@ class DDPG(Bookkeeping):
     def __init__(
         self, options: DDPGOptions, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
     ) -> None:
-        super().__init__()
-        self.options = options
+        super().__init__(options)
         self.exploration = exploration
         self.actor = DeterministicActor(spaces, options.hidden_sizes, generator)
         self.critic = Critics(1, spaces, options.hidden_sizes, generator)

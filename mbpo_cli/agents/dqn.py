@@ -47,8 +47,7 @@ class DQN(Bookkeeping):
     def __init__(
         self, options: DQNOptions, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
     ) -> None:
-        super().__init__()
-        self.options = options
+        super().__init__(options)
         self.exploration = exploration
         self.num_actions = spaces.action_size
         self.critic = DiscreteCritics(1, spaces, options.hidden_sizes, generator)

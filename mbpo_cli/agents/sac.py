@@ -64,8 +64,7 @@ class SAC(Bookkeeping):
     options: SACOptions
 
     def __init__(self, options: SACOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
-        super().__init__()
-        self.options = options
+        super().__init__(options)
         self.generator = generator
         self.actor: SquashedGaussianActor | CategoricalActor
         self.critics: Critics | DiscreteCritics

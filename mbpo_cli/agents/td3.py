@@ -61,8 +61,7 @@ class TD3(Bookkeeping):
     def __init__(
         self, options: TD3Options, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
     ) -> None:
-        super().__init__()
-        self.options = options
+        super().__init__(options)
         self.generator = generator
         self.exploration = exploration
         self.actor = DeterministicActor(spaces, options.hidden_sizes, generator)

@@ -58,13 +58,9 @@ class Sink(Protocol):
 
 
 class LogFile:
-    """A sink with a file, which a resumed run truncates to the size at its checkpoint.
+    """A sink with a file, truncated to `committed`, its size in bytes at the checkpoint of a resumed run.
 
     If the file is smaller than that, it is renamed to `*.damaged`, and a new file starts.
-
-    Args:
-        path: The file.
-        committed: Size at the checkpoint in bytes; 0 for a new run.
     """
 
     def __init__(self, path: Path, committed: int) -> None:

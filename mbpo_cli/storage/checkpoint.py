@@ -57,8 +57,6 @@ class Checkpoint:
     """A checkpoint that was read.
 
     Attributes:
-        step: Environment steps when it was made.
-        state: The tree that was saved.
         logs: The number of bytes of each log file that belong to it, by name.
         best: Environment steps at the best evaluation so far, or None before the first.
     """
@@ -71,6 +69,8 @@ class Checkpoint:
 
 class Checkpoints:
     """The checkpoints of one run: `checkpoints/STEP/`, with the experience in `experience/`.
+
+    All that reads raises `NoUsableCheckpoint` if there are checkpoints and none is usable.
 
     Attributes:
         last_step: Environment steps at the checkpoint that was saved or loaded last, or None.
@@ -117,11 +117,7 @@ class Checkpoints:
         self._remove_unneeded(step)
 
     def load(self, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint | None:
-        """Restore the newest usable checkpoint, buffers included; None if none was ever made.
-
-        Raises:
-            NoUsableCheckpoint: None of the existing ones can be used.
-        """
+        """Restore the newest usable checkpoint, buffers included; None if none was ever made."""
         return self._newest(lambda step: self._load(step, buffers))
 
     def read(self, best: bool = False) -> Checkpoint | None:
@@ -129,9 +125,6 @@ class Checkpoints:
 
         Changes nothing; another process may be working on the run. None if none was ever made, or if there
         was no evaluation yet.
-
-        Raises:
-            NoUsableCheckpoint: None of the existing ones can be used.
         """
         newest = self._newest(self._read)
         if newest is None or not best or newest.best == newest.step:
@@ -139,11 +132,7 @@ class Checkpoints:
         return None if newest.best is None else self._newest(self._read, [newest.best])
 
     def experience(self, step: int, name: str) -> Tensor:
-        """Return the packed rows of a buffer at a checkpoint, oldest first.
-
-        Raises:
-            NoUsableCheckpoint: They cannot be read.
-        """
+        """Return the packed rows of a buffer at a checkpoint, oldest first."""
         found = self._newest(
             lambda step: self._rows(Manifest.read(self._path(step)).experience[name]), [step]
         )

@@ -9,7 +9,6 @@ import io
 import os
 import platform
 import shlex
-import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -56,22 +55,6 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
 
     def __exit__(self, *exception: object) -> None:
         unlock(self._lock)
-
-    @property
-    def stop_requested(self) -> bool:
-        """True if there is a file named `stop`."""
-        return (self.path / records.STOP).exists()
-
-    @property
-    def has_metrics(self) -> bool:
-        """True if anything was ever logged."""
-        metrics = self.path / records.METRICS
-        return metrics.exists() and metrics.stat().st_size > 0
-
-    def score(self, num_evaluations: int) -> float | None:
-        """Return the mean return of the last evaluations, or None before the first."""
-        returns = list(records.evaluations(self.path).values())
-        return statistics.fmean(returns[-num_evaluations:]) if returns else None
 
     def save_policy(self, state: Mapping[str, Tensor]) -> None:
         """Store the weights of the greedy policy for `torch.load(..., weights_only=True)`."""
