@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-cluster lint format typecheck tensorboard results reproduce bench gpu-check gpu-wheels bench-jobs bench-peers docs wheel clean
+.PHONY: help install train test test-slow test-cluster mutants lint format typecheck tensorboard results reproduce bench gpu-check gpu-wheels bench-jobs bench-peers docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-slow: install ## run the long tests: learning, packaging
 test-cluster: install ## run sweeps on a Ray and a Slurm, started for them on this machine (Debian, as root)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[ray]'
 	$(BIN)/pytest -q -m cluster $(ARGS)
+
+mutants: install ## measure how many small faults the fast tests notice, an hour (ARGS="--number 20 --seed 1 --again")
+	$(BIN)/python -m scripts.mutants $(ARGS)
 
 lint: install ## check style and formatting
 	$(BIN)/ruff check .
@@ -100,4 +103,4 @@ wheel: install ## build the wheel
 	$(BIN)/python -m build --wheel
 
 clean: ## remove the environment and caches; runs stay
-	rm -rf $(VENV) .venv-peers build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .mutants
