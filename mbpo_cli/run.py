@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 import statistics
+import sys
 import time
 import uuid
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def run(config: Config, path: Path, in_sweep: bool = False) -> float:
@@ -84,7 +85,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
     except KeyboardInterrupt:
         status = "interrupted"
         raise
-    except Exception as caught:
+    except (Exception, SystemExit) as caught:  # a user's module may even try to exit the process
         failure = _failure(caught, directory.path)
         error = failures.one_line(failure)
         log.error("run failed: %s", error, exc_info=True)
@@ -99,6 +100,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
             directory.write_summary(summary)
         except OSError as caught:
             log.error("the summary cannot be written: %s", caught)
+            print(f"mbpo-train: error: {error or caught}", file=sys.stderr)  # a sweep finds it nowhere else
     log.info("%s", closing_table(summary, directory.path))
     if status == "interrupted":
         signals.pass_on()
@@ -106,7 +108,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
     return float(summary["score"])
 
 
-def _failure(error: Exception, path: Path) -> failures.RunFailed:
+def _failure(error: BaseException, path: Path) -> failures.RunFailed:
     """Return the failure to report for an error in a run that writes into `path`."""
     if isinstance(error, failures.RunFailed):
         return error

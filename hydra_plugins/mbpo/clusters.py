@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from hydra_plugins.mbpo.launchers import VARIABLES, CommandLauncher
@@ -53,12 +54,24 @@ def wait_for(submitted: Sequence[Submitted], on_end: OnEnd) -> None:
                 are_stopped = True
                 log.info("stopping %d jobs", len(waiting))
                 for job in waiting.values():
-                    job.stop()
-            for index in [index for index, job in waiting.items() if job.has_ended()]:
-                on_end(index, waiting.pop(index).failure())
+                    with suppress(Exception):  # the other jobs are stopped all the same
+                        job.stop()
+            for index, job in list(waiting.items()):
+                has_ended, failure = _state(job)
+                if has_ended:
+                    del waiting[index]
+                    on_end(index, failure)
             time.sleep(POLL_SECONDS)
     if signals.received is not None:
         raise Interrupted(signals.received)
+
+
+def _state(job: Submitted) -> tuple[bool, str | None]:
+    """Return whether a job has ended, and its failure; one whose state is unknown has failed."""
+    try:
+        return (True, job.failure()) if job.has_ended() else (False, None)
+    except Exception as error:  # each cluster has its own, and the result of a job may hold any
+        return True, one_line(f"{type(error).__name__}: {error}")
 
 
 class RayLauncher(CommandLauncher):

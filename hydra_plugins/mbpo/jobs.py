@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mbpo_cli.config.compose import typed_config
-from mbpo_cli.failures import ConfigError, RunFailed, one_line
-from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.failures import ConfigError, RunFailed
+from mbpo_cli.sweeps.jobs import Job, brief, check_directories
 
 log = logging.getLogger(__name__)
+
+SUBDIR = "hydra.sweep.subdir="
+SILENT = "exit code 0, but no summary"
 
 
 class JobPlugin:
@@ -40,6 +44,27 @@ class JobPlugin:
         job.check()
         return job
 
+    @property
+    def subdir_is_chosen(self) -> bool:
+        """True if the user has set `hydra.sweep.subdir`, on the command line or in a file."""
+        on_command_line = any(item.startswith(SUBDIR) for item in self.config.hydra.overrides.hydra)
+        return on_command_line or self._sweep["subdir"] != "${hydra.job.num}"
+
+    def check_directories(self, jobs: Sequence[Job]) -> None:
+        """Raise `ConfigError` if two jobs would write into the same directory, or one into another's."""
+        key = "subdir" if self.subdir_is_chosen else "dir"
+        check_directories(jobs, f"hydra.sweep.{key}={self._sweep[key]}")
+
+    @property
+    def _sweep(self) -> Any:
+        return OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
+
+
+def quoted(text: object) -> str:
+    """Return text as a value that Hydra reads back unchanged."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(text))
+    return f"'{escaped}'"
+
 
 def parallel_jobs(threads: int | str, device: str) -> int:
     """Return the number of parallel jobs for this machine when the launcher cannot assign GPUs."""
@@ -51,21 +76,28 @@ def parallel_jobs(threads: int | str, device: str) -> int:
 
 
 def launch(launcher: Launcher, jobs: Sequence[Job]) -> dict[Path, str]:
-    """Run jobs and record their failures; return by directory why a job may have no summary."""
+    """Run jobs and record their failures; return by directory what could not be recorded."""
     if not jobs:
         return {}
-    broken = "it was not started"
+    earlier = [job.summary for job in jobs]
+    reasons: dict[Path, str] = {}
+    # The launcher numbers these jobs, and a directory may depend on the number among all jobs of the sweep.
+    overrides = [[*job.overrides, SUBDIR + quoted(job.name)] for job in jobs]
     try:
-        returns = launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
-        for job, ended in zip(jobs, returns, strict=True):
-            if ended.status == JobStatus.FAILED:
-                job.record_failure(ended._return_value)
+        returns = launcher.launch(overrides, initial_job_idx=0)
+        for job, before, ended in zip(jobs, earlier, returns, strict=True):
+            if job.score is None:
+                reason = brief(ended._return_value if ended.status == JobStatus.FAILED else SILENT)
+                if not job.record_failure(reason, before):
+                    reasons[job.path] = f"failed: {reason}"
     except (ConfigError, RunFailed):
         raise
-    except Exception as error:  # for example a launcher that has lost its workers
-        broken = one_line(f"{type(error).__name__}: {error}")
+    except (Exception, SystemExit) as error:  # for example a launcher that has lost its workers
+        broken = brief(f"{type(error).__name__}: {error}")
         log.error("the launcher failed: %s", broken)
-        for job in jobs:
+        for job, before in zip(jobs, earlier, strict=True):
             if job.path.exists():
                 job.record_failure(broken)
-    return {job.path: broken for job in jobs}
+            if job.summary == before:
+                reasons[job.path] = f"not finished: {broken}"
+    return reasons

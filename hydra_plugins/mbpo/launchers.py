@@ -13,9 +13,9 @@ from contextlib import nullcontext
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 
-from hydra_plugins.mbpo.jobs import JobPlugin
+from hydra_plugins.mbpo.jobs import SILENT, JobPlugin, quoted
 from mbpo_cli.failures import ConfigError, RunFailed
-from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.sweeps.jobs import Job, is_number
 from mbpo_cli.sweeps.processes import OnEnd, run_commands, slots_of
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class CommandLauncher(JobPlugin, Launcher):
 
         setup_globals()
         jobs = [self.job(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+        self.check_directories(jobs)
+        earlier = [job.summary for job in jobs]
         returns = [JobReturn(overrides=job.overrides) for job in jobs]
         view = None
         if on_terminal():
@@ -45,15 +47,17 @@ class CommandLauncher(JobPlugin, Launcher):
         num_ended = itertools.count(1)
 
         def on_end(index: int, failure: str | None) -> None:
-            job, result = jobs[index], returns[index]
-            summary = job.summary or {}
-            if failure is None:
-                result.status, result.return_value = JobStatus.COMPLETED, summary["score"]
-                text = f"score {summary['score']:.1f} after {summary['wall_seconds']:.0f} s"
+            job, returned = jobs[index], returns[index]
+            score, text = job.result()
+            if score is not None:
+                returned.status, returned.return_value = JobStatus.COMPLETED, score
+                seconds = (job.summary or {}).get("wall_seconds")
+                text = f"score {score:.1f}" + (f" after {seconds:.0f} s" if is_number(seconds) else "")
             else:
-                error = summary.get("error") or failure
-                result.status, result.return_value = JobStatus.FAILED, RunFailed(error)
-                text = f"{summary.get('status', 'failed')}: {error}"
+                reason = failure or SILENT
+                returned.status, returned.return_value = JobStatus.FAILED, RunFailed(reason)
+                is_recorded = job.record_failure(reason, earlier[index])
+                text = job.result()[1] if is_recorded else f"failed: {reason}"
             log.info("%d of %d: %s: %s", next(num_ended), len(jobs), job.name, text)
             if view is not None:
                 view.end(index)
@@ -80,11 +84,10 @@ class CommandLauncher(JobPlugin, Launcher):
         inherited = [item for item in self.config.hydra.overrides.hydra if not item.startswith(OF_A_SWEEP)]
         own = [item for item in job.overrides if not item.startswith("hydra.sweep")]
         threads = ["threads=1"] if job.config.threads == "auto" else []
-        path = str(job.path).replace("'", "\\'")
         return [
             *(sys.executable, *flags, "-m", "mbpo_cli"),
             *(*places, "--config-name", str(self.config.hydra.job.config_name)),
-            *(*own, *threads, *inherited, "hydra.mode=RUN", f"hydra.run.dir='{path}'"),
+            *(*own, *threads, *inherited, "hydra.mode=RUN", f"hydra.run.dir={quoted(job.path)}"),
         ]
 
 

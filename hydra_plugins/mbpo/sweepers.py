@@ -20,9 +20,9 @@ from hydra.core.utils import configure_log
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 
-from hydra_plugins.mbpo.jobs import JobPlugin, launch, parallel_jobs
+from hydra_plugins.mbpo.jobs import SUBDIR, JobPlugin, launch, parallel_jobs, quoted
 from mbpo_cli.failures import ConfigError
-from mbpo_cli.sweeps.jobs import Job, SweepFailed, closing_table, name_of
+from mbpo_cli.sweeps.jobs import Job, SweepFailed, check_equal, closing_table, names_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -56,6 +56,8 @@ class GridSweeper(JobSweeper):
         launcher = self.make_launcher()
         named = self._named(combinations(arguments))
         jobs = [self.job(overrides, number) for number, overrides in enumerate(named)]
+        check_equal(jobs)
+        self.check_directories(jobs)
         missing = [job for job in jobs if job.score is None]
         num_earlier = len(jobs) - len(missing)
         self.configure_log()
@@ -73,12 +75,9 @@ class GridSweeper(JobSweeper):
 
     def _named(self, jobs: list[list[str]]) -> list[list[str]]:
         """Add a directory to each job, named by the overrides that not all jobs share."""
-        # The user's own choice comes first.
-        if any(item.startswith("hydra.sweep.subdir=") for item in self.config.hydra.overrides.hydra):
+        if self.subdir_is_chosen:
             return jobs
-        common = set.intersection(*map(set, jobs))
-        names = [name_of([item for item in job if item not in common] or job) for job in jobs]
-        return [[*job, f"hydra.sweep.subdir='{name}'"] for job, name in zip(jobs, names, strict=True)]
+        return [[*job, SUBDIR + quoted(name)] for job, name in zip(jobs, names_of(jobs), strict=True)]
 
 
 class SearchSweeper(JobSweeper):

@@ -49,6 +49,7 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
             for closing in (records.SUMMARY, records.STOP):  # the run is now open again
                 (path / closing).unlink(missing_ok=True)
             write_whole(path / records.CONFIG, yaml.safe_dump(config, sort_keys=False).encode())
+            self._config_digest = records.config_digest(path)
         except BaseException:
             unlock(self._lock)
             raise
@@ -66,6 +67,7 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         """Store the summary, together with versions, commit and command."""
         full = {
             **summary,
+            "config": self._config_digest,
             "command": shlex.join(["mbpo-train", *sys.argv[1:]]),
             "git_commit": git_commit(),
             "versions": versions(),
@@ -103,12 +105,8 @@ def check_same(path: Path, config: Mapping[str, Any], chosen_by: str = "hydra.ru
     """
     if not (path / records.CONFIG).exists():
         return
-    old, new = (dict(records.leaves(tree)) for tree in (records.stored_config(path), config))
-    changed = [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(records.HARMLESS)
-    ]
+    changes = records.changes(records.stored_config(path), config)
+    changed = [f"{key}: {both}" for key, both in changes.items() if not key.startswith(records.HARMLESS)]
     if changed:
         raise ConfigError(f"{chosen_by}={path}: already holds a run with other values ({', '.join(changed)})")
 

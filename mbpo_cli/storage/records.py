@@ -5,8 +5,9 @@ Knows YAML and JSON; does not know types, torch or the meaning of options.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,24 @@ MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors" 
 EVENTS = "events.out.tfevents."  # a prefix
 EVALUATION = "eval/return_mean"
 
-# Options that change when a run evaluates, logs or stops, or how fast it is, but not what it computes.
+# Options that change when a run is scored and stops, but not what it computes.
+SCORED = (
+    "trainer.evaluate_every_steps",
+    "trainer.num_env_steps",
+    "trainer.num_eval_episodes",
+    "trainer.num_score_evaluations",
+)
+# These, and options that change when it logs and how fast it is.
 HARMLESS = (
+    *SCORED,
     "checkpoint.",
     "compile",
     "env.step_timeout",
     "threads",
     "trainer.diagnostics",
-    "trainer.evaluate_every_steps",
     "trainer.events_required",
     "trainer.log_every_steps",
     "trainer.max_hours",
-    "trainer.num_env_steps",
-    "trainer.num_eval_episodes",
-    "trainer.num_score_evaluations",
 )
 
 # Values for options that older versions did not have, equivalent to what those versions did.
@@ -61,6 +66,21 @@ def stored_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path / CONFIG}: cannot be read: {error}") from error
     return {**VALUES_OF_OLDER_VERSIONS, **config}
+
+
+def config_digest(path: Path) -> str:
+    """Return what a summary keeps of the stored configuration that it belongs to."""
+    return hashlib.sha256((path / CONFIG).read_bytes()).hexdigest()
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options that differ between two configurations: `old -> new` by dotted key."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    return {
+        key: f"{before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    }
 
 
 def _is_plain(text: str) -> bool:

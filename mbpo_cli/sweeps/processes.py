@@ -21,6 +21,8 @@ from typing import IO
 from mbpo_cli.failures import SIGNALS, Interrupted, StopOnSignal, one_line
 
 POLL_SECONDS = 0.05
+MAX_ERRORS = 65_536  # bytes of a command's errors that are read, from their end
+SIGNAL_NAMES = {int(each): each.name for each in signal.Signals}  # without most real-time signals
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -53,7 +55,12 @@ def run_commands(
         is_forwarded = False
         while running or (waiting and not signals.requested):
             while waiting and free and not signals.requested:
-                running.append(_start(*waiting.pop(), free.pop()))
+                index, command = waiting.pop()
+                try:
+                    running.append(_start(index, command, free[-1]))
+                    free.pop()
+                except (OSError, subprocess.SubprocessError) as error:  # no memory, or too many processes
+                    on_end(index, f"it cannot be started: {one_line(error)}")
             if signals.received is not None and not is_forwarded:
                 is_forwarded = True
                 for each in running:
@@ -61,7 +68,9 @@ def run_commands(
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
                 free.append(each.slot)
-                on_end(each.index, _failure(each))
+                failure = _failure(each)
+                _kill([each])  # processes that it has left behind
+                on_end(each.index, failure)
             time.sleep(POLL_SECONDS)
     if signals.received is not None:
         signals.pass_on()
@@ -80,16 +89,18 @@ def run_command(folder: str, command: Sequence[str], variables: Mapping[str, str
 
 
 def _start(index: int, command: Sequence[str], slot: Mapping[str, str]) -> _Running:
-    errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the command has ended
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        env={**os.environ, **slot},
-        start_new_session=True,  # or the terminal would send Ctrl-C to the command as well
-        preexec_fn=_prepare_signals,
-    )
+    with ExitStack() as stack:
+        errors = stack.enter_context(tempfile.TemporaryFile())
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            env={**os.environ, **slot},
+            start_new_session=True,  # or the terminal would send Ctrl-C to the command as well
+            preexec_fn=_prepare_signals,
+        )
+        stack.pop_all()  # the errors are closed when the command has ended
     return _Running(index, slot, process, errors)
 
 
@@ -103,20 +114,19 @@ def _prepare_signals() -> None:
 def _failure(ended: _Running) -> str | None:
     """Return None, or how a command failed: its last line of errors, its signal, or its exit code."""
     code = ended.process.returncode
-    ended.errors.seek(0)
-    lines = ended.errors.read().decode(errors="replace").split("\n")
-    ended.errors.close()
     if code == 0:
         return None
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
+        return f"killed by {SIGNAL_NAMES.get(-code, f'signal {-code}')}"
+    ended.errors.seek(max(ended.errors.seek(0, os.SEEK_END) - MAX_ERRORS, 0))
+    lines = ended.errors.read(MAX_ERRORS).decode(errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "")
     return one_line(last.partition(": error: ")[2] or last) or f"exit code {code}"
 
 
 def _kill(running: Sequence[_Running]) -> None:
     for each in running:
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):  # no process is left, or it has other rights
             os.killpg(each.process.pid, signal.SIGKILL)
         each.process.wait()
         each.errors.close()

@@ -23,8 +23,8 @@ from optuna.trial import TrialState
 from mbpo_cli.failures import Busy, ConfigError
 from mbpo_cli.nn.seeding import sequence
 from mbpo_cli.storage.files import lock, unlock, write_whole
-from mbpo_cli.storage.records import STOP, evaluations
-from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.storage.records import METRICS, STOP, evaluations
+from mbpo_cli.sweeps.jobs import Job, brief, is_file
 
 log = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -225,12 +225,18 @@ def _folder(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
 def _watched(trials: Sequence[Trial], prune: bool) -> Iterator[None]:
     """Report the evaluations of running trials to their study, and stop trials that it prunes."""
     is_over = threading.Event()
+    warnings: set[str] = set()
 
     def watch() -> None:
         while not is_over.wait(WATCH_SECONDS):
             for trial in trials:
-                if not trial.is_pruned:
+                try:
                     _report(trial, prune)
+                except Exception as error:  # a job may write anything; other trials are still watched
+                    warning = brief(f"{trial.folder} cannot be pruned: {type(error).__name__}: {error}")
+                    if warning not in warnings:
+                        log.warning("%s", warning)
+                    warnings.add(warning)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -242,6 +248,8 @@ def _watched(trials: Sequence[Trial], prune: bool) -> Iterator[None]:
 
 
 def _report(trial: Trial, prune: bool) -> None:
+    if trial.is_pruned or not all(is_file(job.path / METRICS) for job in trial.jobs):
+        return
     curves = [evaluations(job.path) for job in trial.jobs]
     common = sorted(set.intersection(*map(set, curves)))
     for step in (step for step in common if step > trial.last_step):
@@ -250,6 +258,6 @@ def _report(trial: Trial, prune: bool) -> None:
         if prune and trial.trial.should_prune():
             trial.is_pruned = True
             for job in trial.jobs:
-                if job.score is None:
+                if job.score is None and job.path.exists():
                     (job.path / STOP).touch()
             return

@@ -11,13 +11,17 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.progress import TaskID
 
 from mbpo_cli.logs.terminal import LiveRows
 from mbpo_cli.storage.records import EVALUATION, LOCK, METRICS
-from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.sweeps.jobs import Job, is_file, is_number
+
+MAX_END = 65_536  # bytes of a job's metrics that are read, from their end
 
 
 @dataclass
@@ -38,7 +42,11 @@ class SweepView(LiveRows):
         steps = [job.config.trainer.num_env_steps for job in jobs]
         self._all = self.add_task("", total=sum(steps), note="")
         self._rows = [
-            _Row(job, self.add_task(job.name, False, total, visible=False, note=""), _lock_time(job.path))
+            _Row(
+                job,
+                self.add_task(escape(job.name), False, total, visible=False, note=""),
+                _lock_time(job.path),
+            )
             for job, total in zip(jobs, steps, strict=True)
         ]
 
@@ -69,16 +77,21 @@ class SweepView(LiveRows):
 
 def last_logged(path: Path) -> dict[str, float]:
     """Return the last value of each tag near the end of the metrics in a run directory, and the step."""
-    values: dict[str, float] = {}
-    with suppress(OSError), (path / METRICS).open("rb") as file:
-        # The metrics may be many megabytes: only the end is read.
-        file.seek(max(file.seek(0, os.SEEK_END) - 65_536, 0))
-        for line in file:
-            with suppress(ValueError):  # half a line: where reading starts, or of a job that is writing
-                values |= json.loads(line)
-    return values
+    values: dict[str, Any] = {}
+    with suppress(OSError):
+        if not is_file(path / METRICS):
+            return {}
+        with (path / METRICS).open("rb") as file:
+            # The metrics may be many megabytes: only the end is read.
+            file.seek(max(file.seek(0, os.SEEK_END) - MAX_END, 0))
+            for line in file.read(MAX_END).split(b"\n"):
+                # Half a line, where reading starts or of a job that is writing, or one of another program.
+                with suppress(ValueError, AttributeError, RecursionError):
+                    values.update(json.loads(line).items())
+    return {tag: value for tag, value in values.items() if is_number(value)}
 
 
 def _lock_time(path: Path) -> float:
-    lock = path / LOCK
-    return lock.stat().st_mtime if lock.exists() else 0.0
+    with suppress(OSError):
+        return (path / LOCK).lstat().st_mtime
+    return 0.0

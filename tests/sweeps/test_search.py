@@ -27,6 +27,7 @@ from mbpo_cli.sweeps import search as search_module
 from mbpo_cli.sweeps.jobs import Job
 from mbpo_cli.sweeps.search import Search
 from tests.conftest import CONF, TINY
+from tests.sweeps import test_jobs
 from tests.sweeps.test_sweeps import COMMAND, FRAGILE
 
 SPACE = {"x": FloatDistribution(0, 1), "n": IntDistribution(1, 4)}
@@ -68,9 +69,7 @@ def value_of(job: Job) -> float:
 
 
 def finish(job: Job, status: str = "done") -> None:
-    job.path.mkdir(parents=True, exist_ok=True)
-    summary = {"status": status, "env_steps": 20, "score": value_of(job)}
-    (job.path / "summary.json").write_text(json.dumps(summary))
+    test_jobs.finish(job, value_of(job), status=status)
 
 
 def finish_all(jobs: Sequence[Job]) -> None:

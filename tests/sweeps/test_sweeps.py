@@ -20,9 +20,7 @@ from mbpo_cli.commands.train import with_directory
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import ConfigError, Interrupted
 from mbpo_cli.run import run
-from mbpo_cli.storage.files import lock, unlock
-from mbpo_cli.storage.records import LOCK
-from mbpo_cli.sweeps.jobs import MAX_NAME, Job, closing_table, name_of
+from mbpo_cli.sweeps.jobs import Job
 from mbpo_cli.sweeps.processes import run_commands, slots_of
 from tests.conftest import TINY
 
@@ -67,27 +65,6 @@ def numbers(*values: int) -> str:
 def scores(folder: Path) -> dict[str, float]:
     summaries = {path.parent.name: json.loads(path.read_text()) for path in folder.rglob("summary.json")}
     return {name: summary["score"] for name, summary in summaries.items() if summary["status"] == "done"}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["agent=sac", "seed=0"], "agent=sac,seed=0"),
-        (["experiment=paper/hopper", "seed=range(0,3)"], "experiment=paper_hopper,seed=range_0,3"),
-        (["agent.hidden_sizes=[64,64]"], "agent.hidden_sizes=_64,64"),
-        (["env.kwargs={g: 9.8}"], "env.kwargs=_g_9.8"),
-        (["../../x='y'"], ".._.._x=_y"),
-        ([], "default"),
-    ],
-)
-def test_overrides_become_the_name_of_a_directory(overrides: list[str], expected: str) -> None:
-    assert name_of(overrides) == expected
-
-
-def test_long_names_are_cut_and_stay_unique() -> None:
-    names = {name_of([f"key={'x' * 300}{end}"]) for end in "ab"}
-    assert len(names) == 2
-    assert max(map(len, names)) < MAX_NAME + 10
 
 
 @pytest.mark.parametrize(
@@ -207,39 +184,6 @@ def test_a_job_is_done_once_it_has_taken_all_its_steps(tmp_path: Path) -> None:
     longer.check()
     with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir=.*already holds a run.*seed: 0 -> 1"):
         job_in(tmp_path / "job", "mbpo=off", "seed=1").check()
-
-
-def test_a_failure_is_recorded_unless_there_is_a_summary_or_the_job_still_runs(tmp_path: Path) -> None:
-    job = job_in(tmp_path / "job", "seed=3")
-    job.path.mkdir()
-    held = lock(job.path / LOCK)
-    job.record_failure("no")
-    assert job.summary is None
-    unlock(held)
-    job.record_failure("first\nline")
-    job.record_failure("second")
-    assert job.summary == {
-        "status": "failed",
-        "error": "first line",
-        "agent": "sac",
-        "env": "pendulum",
-        "seed": 3,
-    }
-
-
-def test_the_table_names_the_jobs_without_a_score(tmp_path: Path) -> None:
-    jobs = [job_in(tmp_path / name) for name in ("good", "bad", "lost")]
-    done = {"status": "done", "env_steps": 20, "score": 1.5}
-    jobs[0].path.mkdir()
-    (jobs[0].path / "summary.json").write_text(json.dumps(done))
-    jobs[1].record_failure("it is bad")
-    table = closing_table(jobs, 1, {jobs[2].path: "it was not started"})
-    assert table.splitlines() == [
-        "1 of 3 jobs done (1 before)",
-        "  bad   failed: it is bad",
-        "  lost  not finished: it was not started",
-        "run the same command again to finish these jobs; jobs that are done are kept",
-    ]
 
 
 @pytest.mark.parametrize(
