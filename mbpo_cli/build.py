@@ -29,6 +29,7 @@ from mbpo_cli.failures import ConfigError
 from mbpo_cli.logs.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
+from mbpo_cli.models.known import Comparison
 from mbpo_cli.nn import compilation
 from mbpo_cli.nn.machine import has_bfloat16, num_cores
 from mbpo_cli.nn.networks import hidden_products_in
@@ -227,6 +228,7 @@ def build_model_based(
         fitter=ModelFitter(config.model.training, config.agent.experience_buffer_length, stream),
         policy=build_rollout_policy(config, agent, spaces),
         buffer=ReplayBuffer(config.mbpo.model_experience_buffer_length, spaces, device),
+        compare=Comparison(model.known, config.model.allow_mismatch),
     )
 
 

@@ -34,7 +34,7 @@ from mbpo_cli.models.fit import ModelFitter, Stopped
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import option
 from mbpo_cli.rollouts import ModelRolloutOptions
-from mbpo_cli.types import Agent, Policy
+from mbpo_cli.types import Agent, Policy, Transitions
 
 
 @dataclass
@@ -98,17 +98,20 @@ COUNTERS = (
     "_generation_sizes",
 )
 STREAMS = ("_warm_start_stream", "_exploration_stream", "_rollout_stream", "_mix_stream")
+# A resumed run compares again what its earlier part has compared.
+MAX_COMPARED = 10_000
 EVALUATIONS = ("evaluation", "best_evaluation")
 
 
 @dataclass
 class ModelBased:
-    """What MBPO adds to its base agent."""
+    """What MBPO adds to its base agent; `compare` gets new real transitions and the step of the first."""
 
     model: EnvironmentModel
     fitter: ModelFitter
     policy: RolloutPolicy
     buffer: ReplayBuffer
+    compare: Callable[[Transitions, int], None] = lambda real, first_step: None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -155,6 +158,7 @@ class Trainer:
         self._held_actions = torch.zeros(len(self.collector), self.collector.spaces.action_size)
         self._max_reward = 0.0
         self._generation_sizes: list[int] = []
+        self._num_compared = 0
 
     def train(self) -> bool:
         """Train for the remaining environment steps.
@@ -190,9 +194,17 @@ class Trainer:
     def _fit_model(self, mbpo: ModelBased) -> None:
         real, num_epochs = self.real_buffer.contents(), self.mbpo_options.num_epoch_for_training_model
         with self.stopwatch.phase("fit"):
+            self._compare(mbpo)
             metrics = mbpo.fitter.fit(mbpo.model, real, num_epochs, self.should_stop)
         self.num_model_trainings += 1
         self.logger.log(metrics)
+
+    def _compare(self, mbpo: ModelBased) -> None:
+        """Compare known functions with the real transitions since the last comparison."""
+        end = self.real_buffer.total_added
+        start = max(self._num_compared, end - min(len(self.real_buffer), MAX_COMPARED))
+        mbpo.compare(self.real_buffer.unpack(self.real_buffer.rows(start, end)), start + 1)
+        self._num_compared = end
 
     def _generate_experience(self, mbpo: ModelBased) -> None:
         options, stream = self.mbpo_options.model_rollout_options, self._rollout_stream

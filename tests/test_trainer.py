@@ -167,6 +167,24 @@ def test_the_model_is_fitted_and_used_at_the_start_of_each_episode() -> None:
     assert events == ["fit 5", *GENERATE, *episode, "fit 10", *GENERATE, *episode, "evaluate"]
 
 
+def test_known_functions_are_compared_once_with_every_real_transition() -> None:
+    loop = Loop("mbpo.generate_every=4", "trainer.num_env_steps=13", *QUIET)
+    assert loop.model_based is not None
+    compared: list[tuple[int, int]] = []
+    loop.model_based.compare = lambda real, first_step: compared.append((first_step, len(real)))
+    loop.run()
+    assert compared == [(1, 8), (9, 4)]
+
+
+def test_a_comparison_is_limited_to_what_the_buffer_still_holds() -> None:
+    loop = Loop("mbpo.generate_every=120", "trainer.num_env_steps=250", *QUIET)
+    assert loop.model_based is not None
+    compared: list[tuple[int, int]] = []
+    loop.model_based.compare = lambda real, first_step: compared.append((first_step, len(real)))
+    loop.run()
+    assert compared == [(21, 100), (141, 100)], "the buffer of these tests holds 100"
+
+
 def test_the_model_is_fitted_and_used_every_k_steps() -> None:
     events = Loop("mbpo.generate_every=4", "trainer.num_env_steps=13", *QUIET).run()
     step = ["act", "update"]

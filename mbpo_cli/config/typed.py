@@ -36,6 +36,10 @@ class ModelOptions:
     reward: Component = option("reward function (group model/reward)")
     is_done: Component = option("is-done function (group model/is_done)")
     training: ModelTrainingOptions = option("how the model is fitted (group model/training)")
+    allow_mismatch: bool = option(
+        "true = warn once if a known function differs from what really happens; false = end the run if it "
+        "does in more than 1 % of the steps"
+    )
 
     def __post_init__(self) -> None:
         num_networks = getattr(self.transition, "num_networks", None)

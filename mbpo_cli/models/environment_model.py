@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.models.function import LearnedFunction
+from mbpo_cli.models.known import Known
 from mbpo_cli.models.transition import LearnedTransition
 from mbpo_cli.types import Accelerate, Transitions
 
@@ -37,6 +38,12 @@ class EnvironmentModel:
     def learned(self) -> dict[str, LearnedFunction]:
         """The functions with a learning rate above 0, in the order of their training."""
         return {name: part for name, part in self._functions.items() if part.is_trained}
+
+    @property
+    def known(self) -> dict[str, Known]:
+        """The known functions, by name."""
+        parts = {"reward": self.reward, "is_done": self.is_done}
+        return {name: part for name, part in parts.items() if isinstance(part, Known)}
 
     @property
     def knows_reward(self) -> bool:

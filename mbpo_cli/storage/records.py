@@ -36,6 +36,7 @@ HARMLESS = (
     "checkpoint.",
     "compile",
     "env.step_timeout",
+    "model.allow_mismatch",
     "threads",
     "trainer.diagnostics",
     "trainer.events_required",
@@ -65,7 +66,18 @@ def stored_config(path: Path) -> dict[str, Any]:
             raise ValueError("not a mapping")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path / CONFIG}: cannot be read: {error}") from error
-    return {**VALUES_OF_OLDER_VERSIONS, **config}
+    return _with_later_options({**VALUES_OF_OLDER_VERSIONS, **config})
+
+
+def _with_later_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Add the options of known functions, which older versions neither had arguments for nor compared."""
+    env, model = config.get("env"), config.get("model")
+    if isinstance(env, dict) and isinstance(model, dict):
+        model.setdefault("allow_mismatch", True)
+        for part in model.values():
+            if isinstance(part, dict) and "function" in part:
+                part.setdefault("kwargs", env.get("kwargs"))
+    return config
 
 
 def config_digest(path: Path) -> str:
