@@ -145,8 +145,8 @@ def generate(
     """Roll the policy out in the model and pass the transitions of every step to `sink`.
 
     A rollout ends with a predicted termination (Source: the page, step 3.2), and before an implausible
-    prediction; `plausible=None` allows every finite one. `starts` are observations of shape (N, O). Each call
-    of `sink` gets one step of one chunk of rollouts.
+    prediction; `plausible=None` allows every finite one. `starts` are observations of shape (N, O). `sink`
+    gets the first step of all rollouts, then the second and so on, each in one or more chunks.
 
     Returns:
         The number of generated transitions, and of rollouts that ended before an implausible prediction.
@@ -157,8 +157,9 @@ def generate(
     num_generated = num_implausible = 0
     chunk_size = ROWS_AT_ONCE_ON_CPU if starts.device.type == "cpu" else len(starts)
     with torch.inference_mode():
-        for obs in torch.split(starts, chunk_size):
-            for _ in range(horizon):
+        for _ in range(horizon):
+            survivors = []
+            for obs in torch.split(starts, chunk_size):
                 transitions = model.step(obs, policy(obs, explore=generator), generator)
                 if plausible is None:
                     _check_finite(transitions)
@@ -169,9 +170,10 @@ def generate(
                     transitions = transitions[mask] if num_dropped > 0 else transitions
                 sink(transitions)
                 num_generated += len(transitions)
-                obs = transitions.next_obs[transitions.terminated == 0]
-                if len(obs) == 0:
-                    break
+                survivors.append(transitions.next_obs[transitions.terminated == 0])
+            starts = torch.cat(survivors)
+            if len(starts) == 0:
+                break
     if num_generated == 0:
         raise Diverged(f"none of the model's {num_implausible} predictions is plausible")
     return {"rollout/num_generated": num_generated, "rollout/num_implausible": num_implausible}
