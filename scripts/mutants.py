@@ -15,7 +15,9 @@ second runs all tests for each mutant.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -35,6 +37,7 @@ import yaml
 from scripts.mutations import Module, Mutant
 
 ROOT = Path(__file__).parents[1]
+LIBRARIES = ("gymnasium", "hydra", "matplotlib.figure", "safetensors.torch", "scipy.stats", "torch")
 STORE = ROOT / ".mutants"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
 FILES = (
@@ -82,29 +85,66 @@ def make_copy(folder: Path, commit: str = "HEAD") -> None:
         sys.exit(f"the copy in {folder} would test {found}")
 
 
-def limited(command: list[str], folder: Path, seconds: float) -> tuple[int | None, str]:
-    """Run a command; return its exit code, or None if it took too long, and its output."""
-    with tempfile.TemporaryFile("w+") as output:
-        # Plugins that tests do not need take a second to load.
+class Server:
+    """A process of the copy's interpreter that has the large libraries loaded, and forks for each command.
+
+    To load them takes longer than most tests do.
+    """
+
+    def __init__(self, folder: Path, libraries: Sequence[str]) -> None:
+        self._output = folder / "output"
+        # Plugins of pytest that the tests do not need take a second.
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-        process = subprocess.Popen(
-            command,
+        self._process = subprocess.Popen(
+            python(folder, "-m", "scripts.mutants", "--serve", str(self._output), *libraries),
             cwd=folder,
             env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        try:
-            code: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        output.seek(0)
-        return code, output.read()
+
+    def pytest(self, arguments: Sequence[str], seconds: float) -> tuple[int | None, str]:
+        """Run pytest; return its exit code, or None if it took too long, and its output."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([[*arguments], seconds]) + "\n")
+        self._process.stdin.flush()
+        code = json.loads(self._process.stdout.readline())
+        return code, self._output.read_text(errors="replace")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def serve(output: str, *libraries: str) -> None:
+    """Run pytest in a fork, with the arguments and the time limit of each line of the standard input."""
+    for name in libraries:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        arguments, seconds = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for standard in (1, 2):
+                os.dup2(descriptor, standard)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            code = pytest.main(["-q", "-p", "no:cacheprovider", *arguments])
+            sys.stdout.flush()
+            os._exit(code)
+        end = time.monotonic() + seconds
+        answer: int | None = None
+        while answer is None and time.monotonic() < end:
+            time.sleep(0.02)
+            ended, status = os.waitpid(child, os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if ended else None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        if answer is None:
+            os.waitpid(child, 0)
+        print(json.dumps(answer), flush=True)
 
 
 @dataclass
@@ -168,8 +208,9 @@ class Tests:
             if not stored.exists():
                 stored.parent.mkdir(parents=True, exist_ok=True)
                 arguments = ["--record", name, str(stored), "--files", *files]
-                _, output = limited(python(folder, "-m", "scripts.mutants", *arguments), folder, 3600)
-                print(f"{name}: {output.strip().splitlines()[-1]}", flush=True)
+                command = python(folder, "-m", "scripts.mutants", *arguments)
+                done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+                print(f"{name}: {done.stdout.strip().splitlines()[-1]}", flush=True)
             part = json.loads(stored.read_text())
             known.seconds |= part["seconds"]
             for file, lines in part["lines"].items():
@@ -200,15 +241,14 @@ class Tests:
         return chosen
 
 
-def try_one(mutant: Mutant, folder: Path, tests: list[str], seconds: float) -> dict[str, Any]:
+def try_one(mutant: Mutant, folder: Path, server: Server, tests: list[str], seconds: float) -> dict[str, Any]:
     """Run tests on a mutant in the copy until one fails; return which one, or nothing."""
     path, started = folder / mutant.file, time.monotonic()
     source = path.read_bytes()
-    options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / 'temporary'}"]
     path.write_bytes(mutant.of(source))
     try:
-        command = python(folder, "-m", "pytest", *options, *tests)
-        code, output = limited(command, folder, seconds) if tests else (0, "")
+        arguments = ["-x", f"--basetemp={folder / 'temporary'}", *tests]
+        code, output = server.pytest(arguments, seconds) if tests else (0, "")
     finally:
         path.write_bytes(source)
     lines = output.splitlines()
@@ -222,24 +262,40 @@ def try_one(mutant: Mutant, folder: Path, tests: list[str], seconds: float) -> d
     }
 
 
+@dataclass
+class Results:
+    """The results so far, in a file, by the mutants' keys."""
+
+    path: Path
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            self.found = json.loads(self.path.read_text())
+
+    def set(self, key: str, result: dict[str, Any]) -> None:
+        """Store a result."""
+        self.found[key] = result
+        temporary = self.path.with_suffix(".part")
+        temporary.write_text(json.dumps(self.found, indent=1))
+        temporary.replace(self.path)
+
+
 def try_all(
-    chosen: list[Mutant], folder: Path, known: Tests, budget: float, again: bool
+    chosen: list[Mutant], folder: Path, server: Server, known: Tests, budget: float, again: bool
 ) -> list[dict[str, Any]]:
-    """Try what has no result yet, or was not noticed and is tried again; store each result as it comes."""
-    path = STORE / "results.json"
-    stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    """Try what has no result yet, or was not noticed and is tried again; return the results of all."""
+    results = Results(STORE / "results.json")
     for index, mutant in enumerate(chosen, start=1):
-        if mutant.key not in stored or (again and not stored[mutant.key]["noticed_by"]):
+        if mutant.key not in results.found or (again and not results.found[mutant.key]["noticed_by"]):
             tests = known.that_execute(mutant, budget)
             # On a busy machine everything takes longer.
             limit = 60 + 5 * sum(known.seconds[test] for test in tests)
-            stored[mutant.key] = result = try_one(mutant, folder, tests, limit)
-            temporary = path.with_suffix(".part")
-            temporary.write_text(json.dumps(stored, indent=1))
-            temporary.replace(path)
+            result = try_one(mutant, folder, server, tests, limit)
+            results.set(mutant.key, result)
             by = result["noticed_by"] or "NOT NOTICED"
             print(f"{index}: {mutant.key}\n    {by} ({result['seconds']} s)", flush=True)
-    return [stored[mutant.key] for mutant in chosen]
+    return [results.found[mutant.key] for mutant in chosen]
 
 
 def equivalents() -> dict[str, str]:
@@ -268,17 +324,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of tests for each mutant")
     parser.add_argument("--again", action="store_true", help="try those again that were not noticed")
     parser.add_argument("--record", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.record:
         record(given.record[0], given.files, Path(given.record[1]))
-        return
+    elif given.serve:
+        serve(*given.serve)
+    else:
+        measure(given)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Try the sample in a copy that is removed afterwards."""
     os.nice(10)
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         folder = Path(name).resolve()
         make_copy(folder)
         known = Tests.of(folder, FILES)
         chosen = sample(folder, given.files, given.number, given.seed)
-        results = try_all(chosen, folder, known, given.seconds, given.again)
+        server = Server(folder, LIBRARIES)
+        results = try_all(chosen, folder, server, known, given.seconds, given.again)
+        server.close()
     report(chosen, results, equivalents())
 
 

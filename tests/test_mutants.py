@@ -102,9 +102,11 @@ def test_a_fault_is_noticed_by_the_tests_that_execute_it(
     assert set(known.seconds) == {name + "double", name + "triple"}, "a test that fails notices nothing"
     chosen = {mutant.function: mutant for mutant in mutants.sample(tmp_path, ["toys"], 10, seed=0)}
     tried = [chosen["double"], chosen["triple"]]
-    results = mutants.try_all(tried, tmp_path, known, budget=60, again=False)
+    server = mutants.Server(tmp_path, libraries=())
+    results = mutants.try_all(tried, tmp_path, server, known, budget=60, again=False)
+    server.close()
     assert [result["noticed_by"] for result in results] == [name + "double", None]
     assert toy.read_text() == TOY
-    assert mutants.try_all(tried, tmp_path, mutants.Tests(), budget=60, again=False) == results
+    assert mutants.try_all(tried, tmp_path, server, known, budget=60, again=False) == results
     mutants.report(tried, results, {chosen["triple"].key: "nobody cares"})
     assert capsys.readouterr().out.endswith("equivalent: nobody cares\n\n1 of 2 noticed, 1 equivalent\n")
