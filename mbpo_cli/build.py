@@ -20,8 +20,9 @@ from mbpo_cli.buffers import ReplayBuffer, num_real_of
 from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs import environment
 from mbpo_cli.envs.collector import Collector
-from mbpo_cli.envs.environment import BadWrapper, Environment, EnvOptions
+from mbpo_cli.envs.environment import Environment, EnvOptions
 from mbpo_cli.envs.spaces import UnsuitableSpace
+from mbpo_cli.envs.wrappers import BadWrapper
 from mbpo_cli.evaluation.diagnostics import examined
 from mbpo_cli.evaluation.evaluate import Evaluator
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy

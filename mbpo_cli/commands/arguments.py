@@ -18,10 +18,6 @@ from typing import NoReturn
 from mbpo_cli.failures import ConfigError, RunFailed, StorageFailed, one_line
 from mbpo_cli.storage import records
 
-# The files of a run, except for those with TensorBoard events.
-OWN = {records.CHECKPOINTS, records.CONFIG, records.EXPERIENCE, records.LOCK, records.LOG}
-OWN |= {records.METRICS, records.POLICY, records.STOP, records.SUMMARY}
-
 
 class Parser(argparse.ArgumentParser):
     """A parser with the arguments that choose a run and its policy; errors are one line."""
@@ -89,10 +85,12 @@ def check_output(argument: str, path: Path, suffixes: Collection[str]) -> None:
         raise ConfigError(f"{argument} {path}: must end in {' or '.join(suffixes)}")
     if path.is_dir():
         raise ConfigError(f"{argument} {path}: is a directory; name a file")
+    if path.is_symlink():
+        raise ConfigError(f"{argument} {path}: is a link; name a file")
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{argument} {path}: {folder} is not a writable directory")
     real = path.resolve()
     for parent in real.parents:
         name = real.relative_to(parent).parts[0]
-        if (parent / records.CONFIG).exists() and (name in OWN or name.startswith(records.EVENTS)):
+        if (parent / records.CONFIG).exists() and records.is_own(name):
             raise ConfigError(f"{argument} {path}: belongs to the run in {parent}; choose another name")

@@ -1,20 +1,33 @@
 """From the directory of a run to the configuration with which it resumes.
 
-The files of a run are data: code outside this package that they name is imported only if the user trusts it.
+The files of a run are data: what they name is imported and called only if it is a part of this package or of
+Gymnasium that is meant for its place, or if the user trusts its package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mbpo_cli.config.typed import Config, typed
-from mbpo_cli.failures import ConfigError
-from mbpo_cli.storage.records import stored_config
+import gymnasium as gym
 
-# Options whose values are imported, beside `_target_` and `function`.
-IMPORTED = ("env.module", "env.reward_function", "env.is_done_function", "env.wrappers")
+from mbpo_cli.config.typed import Config, typed
+from mbpo_cli.envs import wrappers
+from mbpo_cli.failures import ConfigError
+from mbpo_cli.options import resolve
+from mbpo_cli.storage.records import leaves, stored_config
+
+# Options that name code, beside `_target_` and `function`, and where that may be without trust.
+PLACES = {
+    "env.id": "mbpo_cli.envs",
+    "env.is_done_function": "mbpo_cli.envs.known",
+    "env.module": "mbpo_cli.envs",
+    "env.reward_function": "mbpo_cli.envs.known",
+    "env.wrappers": "gymnasium.wrappers",
+}
 
 
 def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequence[str]) -> Config:
@@ -29,43 +42,86 @@ def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequen
     return typed(values)
 
 
-def trusted_config(path: Path, trust: Sequence[str], remedy: str) -> dict[str, Any]:
+def trusted_config(path: Path, trust: Collection[str], remedy: str) -> dict[str, Any]:
     """Return the configuration stored in a run directory, as plain data.
 
     Args:
         path: The run's directory.
-        trust: Packages outside this one whose code the configuration may name.
+        trust: Packages whose code the configuration may name.
         remedy: What the user has to write to trust the package `{}`.
 
     Raises:
         ConfigError: There is none, or it names other code.
     """
     values = stored_config(path)
-    for key, name in _imported(values):
-        package = name.partition(".")[0]
-        if package not in ("mbpo_cli", *trust) and not name.startswith("gymnasium.wrappers."):
-            raise ConfigError(
-                f"{key}={name}: the run directory names code outside mbpo_cli; "
-                f"{remedy.format(package)} lets it be imported"
-            )
+    for key, value, name in _named(values, trust):
+        package, place = name.partition(".")[0], _place(key)
+        if package in trust or _is_shipped(name, key, place):
+            continue
+        reason = f"{key}={value}: the run directory names code outside the safe parts of {place}"
+        # Nobody should trust all of this package because a run directory has the program propose it.
+        hint = "" if package == "mbpo_cli" else f"; {remedy.format(package)} lets it be imported"
+        raise ConfigError(reason + hint)
     return values
 
 
-def _imported(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the key and the dotted name of everything in a configuration that would be imported."""
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        if path == "env.wrappers":
-            for wrapper in value or ():
-                yield path, str(wrapper.get("_target_") if isinstance(wrapper, dict) else wrapper)
-        elif path == "env.kwargs":
+def _named(values: Mapping[str, Any], trust: Collection[str]) -> Iterator[tuple[str, Any, str]]:
+    """Yield key, value and dotted name of everything that a configuration would have imported or called."""
+    env = values.get("env")
+    if isinstance(env, dict):
+        yield from (("env.id", env.get("id"), name) for name in _creators(env, trust))
+    for key, value in leaves(values):
+        if key == "env.wrappers" and isinstance(value, list):
+            for wrapper in value:
+                name = wrapper.get("_target_") if isinstance(wrapper, dict) else wrapper
+                yield key, name, str(name)
+        elif value is None or key == "env.id" or ".kwargs." in key:  # an environment's own arguments
             continue
-        elif path == "env.id" and ":" in str(value):  # Gymnasium imports what is before the colon
-            yield path, str(value).partition(":")[0]
-        elif isinstance(value, dict):
-            yield from _imported(value, f"{path}.")
-        elif value is not None and (key in ("_target_", "function") or path in IMPORTED):
-            yield path, str(value)
+        elif key in PLACES or key.endswith(("_target_", ".function")):
+            yield key, value, str(value)
+
+
+def _creators(env: Mapping[str, Any], trust: Collection[str]) -> Iterator[str]:
+    """Yield what Gymnasium would import and call for an environment's id."""
+    module, _, env_id = str(env.get("id")).rpartition(":")
+    if module:
+        yield module
+    if any(str(source).partition(".")[0] in trust for source in (module, env.get("module"))):
+        return  # it registers what it wants
+    for known, spec in gym.registry.items():
+        if env_id in (known, known.rpartition("-v")[0]):  # without a version, Gymnasium takes the latest
+            creator = getattr(spec.entry_point, "func", spec.entry_point)  # of a partial
+            yield creator.replace(":", ".") if isinstance(creator, str) else str(creator.__module__)
+
+
+def _place(key: str) -> str:
+    """Return the package or module with what a key may name without trust."""
+    if key.endswith(".function"):
+        return "mbpo_cli.envs.known"
+    other = "mbpo_cli.models" if key.startswith("model.") else "mbpo_cli.exploration"
+    return "mbpo_cli.agents" if key == "agent._target_" else PLACES.get(key, other)
+
+
+def _is_shipped(name: str, key: str, place: str) -> bool:
+    """Return True for a part of `place` that is meant for a key; only modules of that place are imported."""
+    module, _, last = name.rpartition(".")
+    if place == "mbpo_cli.envs":
+        return module == place or (
+            key == "env.id" and f"{name}.".startswith((f"{place}.", "gymnasium.envs."))
+        )
+    if place not in (module, module.rpartition(".")[0]):
+        return False
+    try:
+        found = resolve(name)
+    except ImportError:
+        return False
+    if place == "gymnasium.wrappers":
+        return wrappers.is_harmless(found)
+    if getattr(found, "__module__", None) != module:  # imported there from elsewhere
+        return False
+    if place == "mbpo_cli.envs.known":
+        return inspect.isfunction(found) and not last.startswith("_")
+    return isinstance(found, type) and is_dataclass(getattr(found, "Options", None))
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mbpo_cli.envs import wrappers
 from mbpo_cli.envs.spaces import space_spec
 from mbpo_cli.envs.watchdog import Watchdog
 from mbpo_cli.failures import EnvironmentFailed, one_line
-from mbpo_cli.options import option, resolve
+from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec
 
 
@@ -52,10 +53,6 @@ class EnvOptions:
     is_done_function: str | None = option(
         "known is-done function as package.module.name, for model/is_done=known; null = not known"
     )
-
-
-class BadWrapper(ValueError):
-    """A wrapper does not exist or cannot be applied to the environment."""
 
 
 class Misbehavior(ValueError):
@@ -208,7 +205,7 @@ def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
     """Make the environment that the options describe, with one of Gymnasium's render modes or none.
 
     Raises:
-        BadWrapper: A wrapper does not exist or cannot be applied.
+        BadWrapper: A wrapper does not exist, does not fit, or cannot be applied.
         TypeError: The environment does not accept `options.kwargs`.
     """
     if options.module is not None:
@@ -219,9 +216,6 @@ def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
     # The passive checker costs time at every step and only warns.
     env = gym.make(options.id, disable_env_checker=True, **kwargs)
     for wrapper in options.wrappers or ():
-        arguments = {"_target_": wrapper} if isinstance(wrapper, str) else dict(wrapper)
-        try:
-            env = resolve(str(arguments.pop("_target_", None)))(env, **arguments)
-        except (ImportError, AssertionError, TypeError, ValueError) as error:
-            raise BadWrapper(f"{wrapper}: {error}") from error
+        env = wrappers.apply(env, wrapper)
+    wrappers.check_fit(env)
     return Environment(env, options.step_timeout)

@@ -34,11 +34,12 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
 
     Raises:
         Busy: Another process is using the directory.
-        ConfigError: It holds a run with another configuration.
+        ConfigError: It holds a run with another configuration, or links.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         self.path = path
+        records.check_own(path, writes=True)
         path.mkdir(parents=True, exist_ok=True)
         self._lock = lock(path / records.LOCK)
         try:
@@ -80,7 +81,7 @@ def check_usable(path: Path, config: Mapping[str, Any]) -> None:
 
     Raises:
         Busy: Another process is using it.
-        ConfigError: It holds a run with another configuration, or it cannot be made or written.
+        ConfigError: It holds a run with another configuration, or links, or cannot be made or written.
     """
     check_same(path, config)
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
@@ -101,8 +102,10 @@ def check_same(path: Path, config: Mapping[str, Any], chosen_by: str = "hydra.ru
     The message names `chosen_by`, the option that the user chose the directory with.
 
     Raises:
-        ConfigError: The configuration would change the results, not just the length of the run and the like.
+        ConfigError: The configuration would change the results, not just the length of the run and the
+            like, or the directory holds links.
     """
+    records.check_own(path, writes=True)
     if not (path / records.CONFIG).exists():
         return
     changes = records.changes(records.stored_config(path), config)

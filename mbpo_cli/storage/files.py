@@ -18,8 +18,9 @@ from mbpo_cli.failures import Busy
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file and make its contents durable."""
-    with path.open("wb") as file:
+    """Write a new file in place of what has its name, perhaps a link, and make its contents durable."""
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -60,7 +61,7 @@ def lock(path: Path, wait: bool = False) -> int:
     Raises:
         Busy: Another process has locked it, and `wait` is false.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         for _ in range(6):  # a process that only checks whether the lock is free holds it for an instant
             with suppress(BlockingIOError):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ CHECKPOINTS, EXPERIENCE = "checkpoints", "experience"
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"  # of a checkpoint
 EVENTS = "events.out.tfevents."  # a prefix
 EVALUATION = "eval/return_mean"
+FOLDERS = {CHECKPOINTS, EXPERIENCE, ".hydra"}  # the last one is Hydra's, if the user wants it
+FILES = {CONFIG, METRICS, SUMMARY, LOCK, STOP, POLICY, LOG}
+MAX_CONFIG = 256_000  # characters
 
 # Options that change when a run is scored and stops, but not what it computes.
 SCORED = (
@@ -58,13 +63,18 @@ def stored_config(path: Path) -> dict[str, Any]:
         ConfigError: There is none, or it cannot be read.
     """
     try:
-        text = (path / CONFIG).read_text(encoding="utf-8")
-        if len(text) > 256_000 or not _is_plain(text):
+        check_own(path)
+        with (path / CONFIG).open(encoding="utf-8") as file:
+            text = file.read(MAX_CONFIG + 1)
+        if len(text) > MAX_CONFIG or not _is_plain(text):
             raise ValueError("not written by this program")
         config = yaml.load(text, Loader)
         if not isinstance(config, dict):
             raise ValueError("not a mapping")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        json.dumps(config)  # raises an error if there are dates, or numbers too long to print
+    except ConfigError:
+        raise
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path / CONFIG}: cannot be read: {error}") from error
     return _with_later_options({**VALUES_OF_OLDER_VERSIONS, **config})
 
@@ -78,6 +88,47 @@ def _with_later_options(config: dict[str, Any]) -> dict[str, Any]:
             if isinstance(part, dict) and "function" in part:
                 part.setdefault("kwargs", env.get("kwargs"))
     return config
+
+
+def is_own(name: str) -> bool:
+    """Return True for a name in a run directory that the program itself uses."""
+    return name in FILES | FOLDERS or name.startswith(EVENTS) or name.endswith(".tmp")
+
+
+def check_own(path: Path, writes: bool = False) -> None:
+    """Check that what the program uses in a run directory lies there, so that nothing outside can change.
+
+    With `writes`, files with a second name (hard links) are refused too. The directory need not exist, and
+    another process may be working in it.
+
+    Raises:
+        ConfigError: It holds a link, or something that is neither a file nor a directory.
+    """
+    steps = path.glob(f"{CHECKPOINTS}/*")
+    for folder in (path, path / CHECKPOINTS, *steps, path / EXPERIENCE, path / ".hydra"):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in sorted(folder.iterdir()):
+                if folder != path or is_own(entry.name):
+                    _check_entry(entry, path, writes)
+
+
+def _check_entry(entry: Path, run: Path, writes: bool) -> None:
+    try:
+        status = entry.lstat()
+    except FileNotFoundError:  # removed by the process that works in the run
+        return
+    is_file, is_folder = stat.S_ISREG(status.st_mode), stat.S_ISDIR(status.st_mode)
+    if stat.S_ISLNK(status.st_mode):
+        problem = "a link"
+    elif entry.parent == run and is_folder != (entry.name in FOLDERS):
+        problem = "a directory" if is_folder else "not a directory"
+    elif not is_file and not is_folder:
+        problem = "neither a file nor a directory"
+    elif writes and is_file and status.st_nlink > 1:
+        problem = "a hard link, which has another name elsewhere"
+    else:
+        return
+    raise ConfigError(f"{entry}: is {problem}; a run directory must hold its own files (cp -rL copies it)")
 
 
 def config_digest(path: Path) -> str:

@@ -195,7 +195,7 @@ def test_no_code_named_in_a_run_directory_is_imported(
     values[key.rpartition(".")[2]] = name
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     before = set(sys.modules)
-    with pytest.raises(ConfigError, match="the run directory names code outside mbpo_cli; trust="):
+    with pytest.raises(ConfigError, match="the run directory names code outside the safe parts of "):
         resumed_config(tmp_path / "run", [], [])
     assert "evil" not in set(sys.modules) - before
 
