@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, RangeSweep
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log
 from hydra.plugins.launcher import Launcher
@@ -23,6 +24,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra_plugins.mbpo.jobs import SUBDIR, JobPlugin, launch, parallel_jobs, quoted
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.sweeps.jobs import Job, SweepFailed, check_equal, closing_table, names_of
+
+MAX_JOBS = 10_000
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -51,11 +54,15 @@ class JobSweeper(JobPlugin, Sweeper):
 class GridSweeper(JobSweeper):
     """Runs every combination of the given values that is not done; a failure stops no other job."""
 
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params = params
+
     def sweep(self, arguments: list[str]) -> list[float]:
         """Run the jobs that are not done; return all scores, or raise `SweepFailed` if one is missing."""
         launcher = self.make_launcher()
-        named = self._named(combinations(arguments))
-        jobs = [self.job(overrides, number) for number, overrides in enumerate(named)]
+        loader = self.hydra_context.config_loader
+        chosen = combinations([*lines_of(self.params), *arguments], loader)
+        jobs = [self._checked(chosen, number, item) for number, item in enumerate(self._named(chosen))]
         check_equal(jobs)
         self.check_directories(jobs)
         missing = [job for job in jobs if job.score is None]
@@ -72,6 +79,14 @@ class GridSweeper(JobSweeper):
         if len(scores) < len(jobs):
             raise SweepFailed(f"{len(jobs) - len(scores)} of {len(jobs)} jobs have no score")
         return scores
+
+    def _checked(self, chosen: Sequence[list[str]], number: int, overrides: list[str]) -> Job:
+        """Compose a job; errors name what distinguishes it from the others."""
+        try:
+            return self.job(overrides, number)
+        except ConfigError as error:
+            own = " ".join(item for item in chosen[number] if any(item not in other for other in chosen))
+            raise ConfigError(f"{error}; in job {number}: {own}" if own else error) from error
 
     def _named(self, jobs: list[list[str]]) -> list[list[str]]:
         """Add a directory to each job, named by the overrides that not all jobs share."""
@@ -110,7 +125,8 @@ class SearchSweeper(JobSweeper):
         from mbpo_cli.sweeps.search import Search
 
         self.check_options()
-        constants, space = space_of([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        loader = self.hydra_context.config_loader
+        constants, space = space_of([*lines_of(self.params), *arguments], loader)
         if not space:
             raise ConfigError("hydra.sweeper.params: the search space is empty; use e.g. hparams_search=sac")
 
@@ -176,13 +192,15 @@ def require(module: str, extra: str, choice: str) -> None:
         raise ConfigError(f"{choice}: needs pip install 'mbpo-cli[{extra}]'")
 
 
-def space_of(overrides: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
+def space_of(
+    overrides: Sequence[str], loader: ConfigLoader | None = None
+) -> tuple[list[str], dict[str, BaseDistribution]]:
     """Return the overrides that all trials share, and the search space by key; later overrides win."""
     from optuna.distributions import CategoricalDistribution
 
     constants: dict[str, str] = {}
     space: dict[str, BaseDistribution] = {}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
         key, value = override.get_key_element(), override.value()
         if key == "seed":
             raise ConfigError(f"{override.input_line}: a search takes hydra.sweeper.seeds, a list")
@@ -194,7 +212,7 @@ def space_of(overrides: Sequence[str]) -> tuple[list[str], dict[str, BaseDistrib
             except ValueError as error:
                 raise ConfigError(f"{override.input_line}: {error}") from error
         elif override.is_sweep_override():
-            space[key] = CategoricalDistribution(list(override.sweep_string_iterator()))
+            space[key] = CategoricalDistribution(values_of(override))
         else:
             constants[key] = f"{key}={override.get_value_element_as_str()}"
     return list(constants.values()), space
@@ -243,15 +261,38 @@ def ends_of(distribution: BaseDistribution) -> list[Any]:
     return [getattr(distribution, end) for end in ("low", "high")]
 
 
-def combinations(arguments: Sequence[str]) -> list[list[str]]:
-    """Return the overrides of every job; the last sweep varies fastest."""
-    choices = []
-    for override in OverridesParser.create().parse_overrides(list(arguments)):
+def lines_of(params: Mapping[str, Any]) -> list[str]:
+    """Return `hydra.sweeper.params` as overrides, which come before those of the command line."""
+    return [f"{key}={'null' if value is None else value}" for key, value in params.items()]
+
+
+def values_of(override: Override) -> list[str]:
+    """Return the values of a sweep; those of `glob` lie as deep in the group's folder as its patterns."""
+    try:
+        values = list(itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1))
+    except (ArithmeticError, ValueError) as error:  # such as range(0,1,0)
+        raise ConfigError(f"{override.input_line}: {error}") from error
+    pattern = override.value()
+    if isinstance(pattern, Glob):
+        depths = {text.count("/") for text in pattern.include}
+        values = [value for value in values if value.count("/") in depths]
+    if not values:
+        raise ConfigError(f"{override.input_line}: has no values")
+    return values
+
+
+def combinations(arguments: Sequence[str], loader: ConfigLoader | None = None) -> list[list[str]]:
+    """Return the overrides of every job; the last sweep varies fastest, and later overrides of a key win."""
+    choices: dict[str, list[str]] = {}
+    for override in OverridesParser.create(loader).parse_overrides(list(arguments)):
         key = override.get_key_element()
         if not override.is_sweep_override():
-            choices.append([f"{key}={override.get_value_element_as_str()}"])
+            values = [override.get_value_element_as_str()]
         elif override.is_discrete_sweep():
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            values = values_of(override)
         else:
             raise ConfigError(f"{override.input_line}: only a search (hydra/sweeper=optuna) takes intervals")
-    return [list(combination) for combination in itertools.product(*choices)]
+        choices[key] = [f"{key}={value}" for value in values]
+    if (num_jobs := math.prod(map(len, choices.values()))) > MAX_JOBS:
+        raise ConfigError(f"{' '.join(arguments)}: {num_jobs:,} jobs are more than {MAX_JOBS:,}")
+    return [list(combination) for combination in itertools.product(*choices.values())]

@@ -5,25 +5,36 @@ Torch is imported only when a run starts, so that help and tab completion are fa
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 import hydra_plugins.mbpo
-from mbpo_cli.config.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, parsed, typed_config
+from mbpo_cli.config import loader
+from mbpo_cli.config.compose import (
+    CONFIG_MODULE,
+    CONFIG_NAME,
+    HYDRA_VERSION_BASE,
+    composed,
+    parsed,
+    typed_config,
+)
 from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed, StorageFailed, one_line
 from mbpo_cli.sweeps.jobs import name_of
 
@@ -32,30 +43,33 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Cached, so that a job has the name of its sweep. Workers of joblib import this module.
+OmegaConf.register_new_resolver("sweep_name", name_of, replace=True, use_cache=True)
+
 
 def main() -> None:
     """Run `mbpo-train`; a wrong configuration ends with one line and exit code 2."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises its errors instead of printing many lines
+    loader.install()
     hydra_plugins.mbpo.register()
-    if "--schema" in sys.argv[1:]:
-        from mbpo_cli.config.schema import schema_text
-
-        print(schema_text(sys.argv[1:]))
-        return
-    sys.argv[1:] = with_directory(sys.argv[1:])
     try:
-        train_job()
+        flags = checked_flags(sys.argv[1:])
+        if flags.schema:
+            from mbpo_cli.config.schema import schema_text
+
+            print(schema_text(flags.config_dir))
+            return
+        sys.argv[1:] = with_directory(sys.argv[1:])
+        _shown() if flags.shows else train_job()
     except KeyboardInterrupt as error:
         print("mbpo-train: interrupted", file=sys.stderr)
         raise SystemExit(error.exit_code if isinstance(error, Interrupted) else 130) from None
-    except (ConfigError, HydraException, OmegaConfBaseException, YAMLError, UnicodeError, Rejected) as error:
+    except (ConfigError, HydraException, OmegaConfBaseException, UnicodeError, Rejected) as error:
         cause = error.args[0] if isinstance(error, Rejected) else error
         if wants_traceback:
-            raise cause from None
-        from mbpo_cli.commands.errors import explain
-
-        print(f"mbpo-train: error: {explain(cause)}", file=sys.stderr)
+            raise cause from cause.__cause__
+        print(f"mbpo-train: error: {_in_one_line(cause)}", file=sys.stderr)
         raise SystemExit(getattr(cause, "exit_code", ConfigError.exit_code)) from None
     except (RunFailed, OSError) as error:
         if wants_traceback:
@@ -64,6 +78,62 @@ def main() -> None:
             raise SystemExit(error.exit_code) from None
         print(f"mbpo-train: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(StorageFailed.exit_code) from None
+
+
+def _in_one_line(error: BaseException) -> str:
+    if isinstance(error, ConfigError | Busy):
+        return one_line(error)
+    from mbpo_cli.config.explain import explain
+
+    return explain(error, sys.argv[1:], lambda overrides: composed(*overrides), lambda group: [])
+
+
+def checked_flags(arguments: Sequence[str]) -> Namespace:
+    """Return Hydra's flags, with `schema` and with `shows` = True if nothing is to be run.
+
+    Raises:
+        ConfigError: A flag is unknown, has a wrong value, or contradicts others.
+    """
+
+    def fail(message: str) -> NoReturn:
+        raise ConfigError(f"{message.removeprefix('argument ')}; see mbpo-train --hydra-help")
+
+    parser = get_args_parser()
+    setattr(parser, "error", fail)  # noqa: B010 - a method, for type checkers
+    parser.add_argument("--schema", action="store_true")
+    flags = parser.parse_args(list(arguments))
+    names = ("help", "hydra_help", "cfg", "info", "shell_completion", "run", "multirun")
+    chosen = [f"--{name.replace('_', '-')}" for name in names if getattr(flags, name)]
+    flags.shows = any(getattr(flags, name) for name in names[:5])
+    folders = [word for word in arguments if word.split("=")[0] in ("--config-dir", "-cd")]
+    for is_wrong, message in (
+        (len(chosen) > 1, f"{' '.join(chosen)}: choose one of them"),
+        (flags.resolve and not (flags.cfg or flags.help), "--resolve: only with --cfg or --help"),
+        (flags.package and not flags.cfg, f"--package {flags.package}: only with --cfg"),
+        (flags.experimental_rerun, "--experimental-rerun: give the same command again, or resume=DIRECTORY"),
+        (
+            len(folders) > 1,
+            f"--config-dir {flags.config_dir}: give one; more with hydra.searchpath=[file://...]",
+        ),
+        (flags.multirun and "hydra.mode=RUN" in arguments, "hydra.mode=RUN: contradicts --multirun"),
+    ):
+        if is_wrong:
+            raise ConfigError(message)
+    return flags
+
+
+def _shown() -> None:
+    """Let Hydra print what flags ask for; all its errors are those of the command line."""
+    errors = io.StringIO()
+    try:
+        with redirect_stderr(errors):
+            train_job()
+    except (AttributeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"{' '.join(sys.argv[1:])}: {error}") from error
+    except SystemExit as error:
+        if error.code:
+            raise ConfigError(errors.getvalue()) from error
+    print(errors.getvalue(), end="", file=sys.stderr)
 
 
 @hydra.main(version_base=HYDRA_VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
@@ -76,35 +146,27 @@ def train_job(cfg: DictConfig) -> float:
     if in_sweep and cfg.resume is not None:
         raise ConfigError(f"resume={cfg.resume}: continues a single run; leave out --multirun")
     # Before a single run, CheckBeforeRun has checked the components.
-    make_config = checked_config if in_sweep else config_of
+    path = Path(hydra_config.runtime.output_dir)
+    overrides = hydra_config.overrides.task
     try:
-        config = make_config(cfg, hydra_config.overrides.task)
+        config = checked_config(cfg, overrides, path) if in_sweep else config_of(cfg, overrides)
     except ConfigError as error:  # for the log of a job in a sweep
         log.error("%s", error)
         raise
-    return run(config, Path(hydra_config.runtime.output_dir), in_sweep)
+    return run(config, path, in_sweep)
 
 
 def with_directory(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with the output directory, if the other arguments determine it.
-
-    A resumed run writes where it wrote before; a sweep, into a directory named by its overrides.
-    """
+    """Return a command line in which a run to resume writes where it wrote before."""
     values = dict(item.split("=", 1) for item in arguments if "=" in item and not item.startswith("-"))
-    is_sweep = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
-    if "resume" in values:
-        key, path = "hydra.run.dir", values["resume"].strip("'\"")
-    elif (is_sweep or "hparams_search" in values) and "hydra.sweep.dir" not in values:
-        overrides = [f"{key}={value}" for key, value in values.items() if not key.startswith("hydra")]
-        key, path = "hydra.sweep.dir", f"outputs/sweeps/{name_of(overrides)}"
-    else:
+    if "resume" not in values:
         return list(arguments)
-    quoted = path.replace("'", "\\'")
+    quoted = values["resume"].strip("'\"").replace("'", "\\'")
     # Hydra reads names such as agent=sac,td3 only in quotes.
     complete = [f"resume='{quoted}'" if item.startswith("resume=") else item for item in arguments]
     # After the last override: Hydra takes no override that follows a flag, unless others do, too.
-    place = max((index + 1 for index, item in enumerate(complete) if item.split("=")[0] in values), default=0)
-    return [*complete[:place], f"{key}='{quoted}'", *complete[place:]]
+    place = max(index + 1 for index, item in enumerate(complete) if item.split("=")[0] in values)
+    return [*complete[:place], f"hydra.run.dir='{quoted}'", *complete[place:]]
 
 
 def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:
@@ -116,13 +178,14 @@ def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:
     return resumed_config(Path(cfg.resume), parsed(overrides), cfg.trust)
 
 
-def checked_config(cfg: DictConfig, overrides: Sequence[str]) -> Config:
+def checked_config(cfg: DictConfig, overrides: Sequence[str], path: Path) -> Config:
     """Return the typed configuration after a check that its components can be built."""
     from mbpo_cli.commands.check import check
+    from mbpo_cli.storage.records import CONFIG
 
     try:
         config = config_of(cfg, overrides)
-        check(config)
+        check(config, is_new=not (path / CONFIG).exists())
     except (ConfigError, OmegaConfBaseException):
         raise
     except Exception as error:  # an environment or a user's module may raise anything
@@ -131,20 +194,68 @@ def checked_config(cfg: DictConfig, overrides: Sequence[str]) -> Config:
 
 
 class CheckBeforeRun(Callback):
-    """Checks the configuration of a single run before Hydra makes its directory."""
+    """Checks the configuration of a single run before Hydra makes its directory, and that of a sweep."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Raise `Rejected` if the configuration is wrong, or the directory cannot be used."""
         from mbpo_cli.storage.directory import check_usable
 
+        HydraConfig.instance().set_config(config)  # for references such as ${hydra:runtime.cwd}
         try:
-            checked = checked_config(config, config.hydra.overrides.task)
-            check_usable(Path(config.hydra.run.dir), asdict(checked))
+            check_single(config)
+            path = directory_of(config, "hydra.run.dir")
+            checked = checked_config(config, config.hydra.overrides.task, path)
+            check_usable(path, asdict(checked))
         except (ConfigError, OmegaConfBaseException, Busy) as reason:
             raise Rejected(reason) from reason
         except OSError as error:
             text = f"hydra.run.dir={config.hydra.run.dir}: {error.strerror or error}"
             raise Rejected(ConfigError(text)) from error
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Raise `Rejected` if an option has no meaning in a sweep; resolve its directory for all jobs."""
+        with open_dict(config):
+            config.hydra.job.num = 0
+        HydraConfig.instance().set_config(config)
+        try:
+            for item in config.hydra.overrides.hydra:
+                if item.lstrip("+~").startswith("hydra.run."):
+                    raise ConfigError(f"{item}: is for a single run; a sweep has hydra.sweep.dir and subdir")
+            directory_of(config, "hydra.sweep.dir")
+        except ConfigError as reason:
+            raise Rejected(reason) from reason
+        with suppress(OmegaConfBaseException):  # which only its jobs can resolve
+            str(config.hydra.sweep.subdir)
+
+
+OF_A_SWEEP = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweep")
+PLUGINS = {"hydra/launcher": "processes", "hydra/sweeper": "grid"}
+
+
+def check_single(config: DictConfig) -> None:
+    """Raise `ConfigError` if a single run was given what only a sweep uses, unless it was asked for."""
+    if "hydra.mode=RUN" in sys.argv:
+        return
+    choices = config.hydra.runtime.choices
+    given = [item for item in config.hydra.overrides.hydra if item.lstrip("+~").startswith(OF_A_SWEEP)]
+    given += [f"{group}={choices[group]}" for group, usual in PLUGINS.items() if choices[group] != usual]
+    if not given and (params := config.hydra.sweeper.get("params")):
+        given = [f"hydra.sweeper.params={params}"]
+    if given:
+        raise ConfigError(f"{given[0]}: is used by sweeps only; add -m, or hydra.mode=RUN to run without it")
+
+
+def directory_of(config: DictConfig, key: str) -> Path:
+    """Return the directory that an option names; raise `ConfigError` if it names none."""
+    group, _, name = key.rpartition(".")
+    text = OmegaConf.select(config, group)._get_node(name)._value()
+    try:
+        path = OmegaConf.select(config, key)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{key}={text}: {error}") from error
+    if not isinstance(path, str) or not path.strip() or not path.isprintable():
+        raise ConfigError(f"{key}={text}: must be the name of a directory")
+    return Path(path)
 
 
 class Rejected(SystemExit):

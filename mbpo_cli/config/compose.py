@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from mbpo_cli.config import loader
 from mbpo_cli.failures import ConfigError
 
 if TYPE_CHECKING:
@@ -82,7 +83,12 @@ def parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def composed(*overrides: str) -> DictConfig:
-    """Compose the configuration that the command line would, with Hydra's own part."""
+    """Compose the configuration that the command line would, with Hydra's own part.
+
+    Raises:
+        ConfigError: An override or a file is wrong.
+    """
+    loader.install()
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base=HYDRA_VERSION_BASE):
         return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)

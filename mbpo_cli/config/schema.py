@@ -6,7 +6,6 @@ the files of a configuration complete each other.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 from collections.abc import Sequence
@@ -36,11 +35,9 @@ NOT_OF_A_RUN = {
 }
 
 
-def schema_text(arguments: Sequence[str]) -> str:
-    """Return the schema as text, with the components in the folders that `--config-dir` names."""
-    parser = argparse.ArgumentParser(prog="mbpo-train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=Path, action="append", default=[])
-    folders = [config_folder(), *parser.parse_known_args(arguments)[0].config_dir]
+def schema_text(config_dir: str | None = None) -> str:
+    """Return the schema as text, with the components in a folder of the user."""
+    folders = [config_folder(), *([Path(config_dir)] if config_dir else [])]
     groups: dict[str, Schema] = {"reference": REFERENCE}
     run = _Writer(folders, groups).group(Config, "")
     run["properties"] |= NOT_OF_A_RUN

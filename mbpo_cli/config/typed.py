@@ -17,8 +17,9 @@ from mbpo_cli.envs.environment import EnvOptions
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.fit import ModelTrainingOptions
 from mbpo_cli.options import Component, Meaning, option, resolve
+from mbpo_cli.rollouts import MBPOOptions
 from mbpo_cli.storage.checkpoint import CheckpointOptions
-from mbpo_cli.trainer import MBPOOptions, TrainerOptions
+from mbpo_cli.trainer import TrainerOptions
 
 NAMES = {
     bool: "true or false",
@@ -134,6 +135,21 @@ def options_of(cls: type[Any]) -> dict[str, tuple[Any, Meaning]]:
     """Return the type and the meaning of each option of a dataclass."""
     hints = get_type_hints(cls)
     return {field.name: (hints[field.name], field.metadata["meaning"]) for field in fields(cls)}
+
+
+def is_mapping(key: str, values: Mapping[str, Any]) -> bool:
+    """Return True if a key is an option that takes a mapping or a list of mappings, or lies in one."""
+    cls: type[Any] = Config
+    node: Any = values
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+        hint, _ = options_of(cls).get(name, (None, None))
+        if not (isinstance(hint, type) and is_dataclass(hint)):
+            return "dict" in str(hint)
+        cls = hint
+        if issubclass(cls, Component) and isinstance(node, Mapping):
+            cls = _component_options(f"{key}._target_", str(node.get("_target_", "???")), cls)
+    return False
 
 
 def choices(hint: Any) -> tuple[Any, ...]:

@@ -111,7 +111,7 @@ def test_numbers_with_underscores_and_references_are_accepted() -> None:
 def test_a_folder_of_the_user_adds_components(tmp_path: Path) -> None:
     (tmp_path / "agent").mkdir()
     (tmp_path / "agent" / "mine.yaml").write_text("_target_: mbpo_cli.exploration.GaussianNoise\n")
-    schema = json.loads(schema_text(["--schema", "--config-dir", str(tmp_path)]))
+    schema = json.loads(schema_text(str(tmp_path)))
     agents = schema["definitions"]["agent"]["anyOf"]
     targets = {agent["properties"]["_target_"]["const"] for agent in agents}
     assert {"mbpo_cli.exploration.GaussianNoise", "mbpo_cli.agents.sac.SAC"} <= targets

@@ -1,0 +1,102 @@
+"""One line for an error of Hydra or OmegaConf: the key, the value, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from omegaconf import OmegaConf
+
+from mbpo_cli.config.loader import UNKNOWN, Compose
+from mbpo_cli.failures import ConfigError, one_line
+
+MAX_LENGTH = 600
+
+Choices = Callable[[str], list[str]]
+"""From a group to its choices."""
+
+
+def explain(error: BaseException, overrides: Sequence[str], compose: Compose, choices: Choices) -> str:
+    """Describe an error of a configuration with these overrides in one line."""
+    text = one_line(_described(error, overrides, compose, choices))
+    half = MAX_LENGTH // 2
+    return text if len(text) <= MAX_LENGTH else f"{text[:half]} ... {text[-half:]}"
+
+
+def _described(error: BaseException, overrides: Sequence[str], compose: Compose, choices: Choices) -> str:
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for link in chain:
+        if isinstance(link, ConfigError):
+            return str(link)
+    text = ": ".join(filter(None, map(str, chain))) or type(error).__name__
+    given = _given(overrides)
+    if match := UNKNOWN.search(text):
+        key = getattr(chain[-1], "full_key", None) or match[1]  # the first may lie within the second
+        return _in_file(text) + _unknown_key(key, given, compose)
+    if match := re.search(r"Could not find '([^']+)'", text):
+        return _in_file(text) + _unknown_choice(match[1], given, choices)
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", text):
+        return f"{match[1]}: several values for one run; add -m for one job each, or write a list as [a,b]"
+    if match := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"{getattr(chain[-1], 'full_key', '')}: refers to '{match[1]}', which does not exist"
+    if isinstance(chain[-1], RecursionError):
+        text = "is nested too deeply, or contains itself"
+    reason = re.sub(r"^Lexer\w+: .*", "cannot be read", text.partition("\nSee http")[0], flags=re.DOTALL)
+    override = getattr(error, "override", None)
+    if override is None and not any(item.partition("=")[0] in reason for item in overrides):
+        override = " ".join(overrides)  # one of them
+    return f"{override}: {reason}" if override else reason
+
+
+def _in_file(text: str) -> str:
+    """Return the file that Hydra names at the beginning of a message, unless it is the primary one."""
+    match = re.match(r"In '([^']+/[^']+)': ", text)
+    return f"{match[1]}.yaml: " if match and match[1] != "hydra/config" else ""
+
+
+def _given(overrides: Sequence[str]) -> dict[str, str]:
+    return {name.lstrip("+~"): value for name, _, value in (word.partition("=") for word in overrides)}
+
+
+def _unknown_key(key: str, given: Mapping[str, str], compose: Compose) -> str:
+    shown = f"{key}={given[key]}" if key in given else key
+    config = compose([])
+    if key.startswith("hydra."):
+        *place, name = key.split(".")
+        while not OmegaConf.is_dict(node := OmegaConf.select(config, ".".join(place))):
+            name = place.pop()
+        near = difflib.get_close_matches(name, map(str, node), n=1)
+        hint = (
+            f"did you mean {'.'.join([*place, *near])}?" if near else f"known are {', '.join(map(str, node))}"
+        )
+        return f"{shown}: no such option; {hint}"
+    groups = [group for group in config.hydra.runtime.choices if group]
+    near = difflib.get_close_matches(key, groups, n=1, cutoff=0.75)
+    within = [group for group in groups if group.startswith(f"{key}/")]
+    if within or "/" in key:
+        return f"{shown}: no such group; known are {', '.join(within or groups)}"
+    if near and "." not in key and key in given:
+        return f"{shown}: no such option or group; did you mean {near[0]}={given[key]}?"
+    from mbpo_cli.config.compose import typed_config  # slow to import
+    from mbpo_cli.config.typed import suggest
+
+    try:
+        typed = typed_config(compose([f"{name}={value}" for name, value in given.items() if name in groups]))
+    except ConfigError:  # such as env=gym without env.id
+        typed = typed_config(config)
+    meant = suggest(key, typed)
+    hint = f"did you mean {meant}?" if meant else "mbpo-train --cfg job lists all options"
+    return f"{shown}: no such option; {hint}"
+
+
+def _unknown_choice(path: str, given: Mapping[str, str], choices: Choices) -> str:
+    split = path.rpartition("/")[::2]
+    group, choice = next((word for word in given.items() if "/".join(word) == path), split)
+    available = choices(group)
+    within = [name for name in available if name in choice.lower()]
+    near = within or difflib.get_close_matches(choice, available, n=1)
+    hint = f"did you mean {group}={near[0]}? " if near else ""
+    return f"{group}={choice}: no such choice; {hint}available: {', '.join(available)}"
