@@ -254,7 +254,8 @@ class Trainer:
             self.logger.collect(mixed)
             updates = self.agent.update(batches)
             discount = self.agent_options.discount_factor
-            check_updates(updates, self.gradient_steps, self._max_reward, discount, self.device)
+            spaces = self.collector.spaces
+            check_updates(updates, self.gradient_steps, batches, spaces, self._max_reward, discount)
             self.gradient_steps += len(batches)
             for metrics in updates:
                 self.logger.collect(metrics)

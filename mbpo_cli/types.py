@@ -121,10 +121,14 @@ ActionSpec = ContinuousActions | DiscreteActions
 
 @dataclass(frozen=True)
 class SpaceSpec:
-    """An environment's spaces; `channels` are the sizes of the observation channels, in their flat order."""
+    """An environment's spaces; `channels` are the sizes of the observation channels, in their flat order.
+
+    `channel_names` are their keys in a Dict or places in a Tuple; empty for a Box.
+    """
 
     channels: tuple[int, ...]
     actions: ActionSpec
+    channel_names: tuple[str, ...] = ()
 
     @property
     def obs_size(self) -> int:
@@ -135,6 +139,14 @@ class SpaceSpec:
     def action_size(self) -> int:
         """The number of elements of an action, scaled or one-hot."""
         return self.actions.size
+
+    def element_name(self, index: int) -> str:
+        """Return the name of an element of the flat observation: number and channel, if that has a name."""
+        for name, size in zip(self.channel_names, self.channels, strict=False):
+            if index < size:
+                return f"element {index} of '{name}'"
+            index -= size
+        return f"element {index}"
 
 
 class Policy(Protocol):

@@ -150,7 +150,7 @@ NUMBERS = [
         for tag in ("critic_loss", "actor_loss", "q_value", "entropy", "entropy_weight")
         for value in (NAN, INF, -INF)
     ],
-    *[(SAC, "_step", metric("agent/q_value", value), "cannot add up to that") for value in (1e9, -1e9, 1e30)],
+    *[(SAC, "_step", metric("agent/q_value", value), "but no return exceeds") for value in (1e9, -1e9, 1e30)],
     *[
         (EnvironmentModel, "step", field(name, value), f"{name} is not finite in a rollout")
         for name in ("next_obs", "reward", "terminated")

@@ -1,4 +1,4 @@
-"""Detection of agents whose training has diverged, from the metrics of their updates."""
+"""Detection of agents whose training has diverged, from the metrics of their updates, and of the cause."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from collections.abc import Sequence
 import torch
 
 from mbpo_cli.failures import Diverged
-from mbpo_cli.types import Metrics
+from mbpo_cli.types import Metrics, SpaceSpec, Transitions
+
+# Networks with usual initial weights and learning rates are made for inputs and targets of about 1.
+LARGE = 100.0
 
 
 def check_updates(
     updates: Sequence[Metrics],
     num_earlier_updates: int,
+    batches: Sequence[Transitions],
+    spaces: SpaceSpec,
     max_reward: float,
     discount_factor: float,
-    device: torch.device,
 ) -> None:
     """Check the metrics of consecutive updates all at once, so that a GPU is synchronized only once.
 
-    `max_reward` is the largest absolute reward so far; `device` holds the metrics.
+    `batches` are the mini-batches of the updates; `max_reward` is the largest absolute reward so far.
 
     Raises:
         Diverged: A number is not finite, or a Q-value is far beyond any possible return.
     """
+    device = batches[0].obs.device
     named = {
         (number, tag): torch.as_tensor(value, dtype=torch.float32, device=device)
         for number, metrics in enumerate(updates, num_earlier_updates + 1)
@@ -32,13 +37,30 @@ def check_updates(
     }
     values = torch.stack(list(named.values())).tolist() if named else []
     gap = 1 - discount_factor
-    # A critic whose Q-values exceed the largest possible return by a factor of 100 does not recover.
-    limit = 100.0 * max(max_reward, 1.0) / gap if gap > 0 else math.inf
+    largest_return = max(max_reward, 1.0) / gap if gap > 0 else math.inf
     for (number, tag), value in zip(named, values, strict=True):
+        what = None
         if not math.isfinite(value):
-            raise Diverged(f"{tag} is {value} in update {number:,}")
-        if tag == "agent/q_value" and abs(value) > limit:
-            raise Diverged(
-                f"agent/q_value is {value:.3g} in update {number:,}, "
-                f"but rewards of up to {max_reward:.3g} cannot add up to that"
-            )
+            what = f"{tag} is {value} in update {number:,}"
+        # A critic whose Q-values exceed the largest possible return by a factor of 100 does not recover.
+        elif tag == "agent/q_value" and abs(value) > 100 * largest_return:
+            what = f"{tag} is {value:.3g} in update {number:,}, but no return exceeds {largest_return:.3g}"
+        if what is not None:
+            raise Diverged(f"{what}: {_cause(batches, spaces, max_reward)}")
+
+
+def _cause(batches: Sequence[Transitions], spaces: SpaceSpec, max_reward: float) -> str:
+    """Return the likely cause in words, with what to do."""
+    size_O = torch.cat([batch.obs for batch in batches]).abs().amax(0)
+    element = int(size_O.nan_to_num(torch.inf).argmax())
+    causes = []
+    if not size_O[element] <= LARGE:
+        name, size = spaces.element_name(element), float(size_O[element])
+        causes.append(
+            f"{name} of the observation reaches {size:.3g}; scale it to about 1, "
+            "with gymnasium.wrappers.RescaleObservation or a TransformObservation of your own"
+        )
+    if max_reward > LARGE:
+        remedy = "scale them, with a gymnasium.wrappers.TransformReward of your own"
+        causes.append(f"rewards reach {max_reward:.3g}; {remedy}")
+    return "; ".join(causes) or "lower the learning rates of the agent, or set their gradient_threshold"

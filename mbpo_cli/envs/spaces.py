@@ -25,15 +25,17 @@ def space_spec(observation: gym.Space[Any], action: gym.Space[Any]) -> SpaceSpec
     Raises:
         UnsuitableSpace: No agent supports them.
     """
+    names: list[Any] = []
     if isinstance(observation, spaces.Dict):
-        parts = list(observation.spaces.values())
+        names, parts = list(observation.spaces), list(observation.spaces.values())
     elif isinstance(observation, spaces.Tuple):
-        parts = list(observation.spaces)
+        names, parts = list(range(len(observation.spaces))), list(observation.spaces)
     else:
         parts = [observation]
     if not parts:
         raise UnsuitableSpace(f"its observation {observation} has no entries")
-    return SpaceSpec(tuple(_channel_size(part) for part in parts), _action_spec(action))
+    sizes = tuple(_channel_size(part) for part in parts)
+    return SpaceSpec(sizes, _action_spec(action), tuple(map(str, names)))
 
 
 def _action_spec(action: gym.Space[Any]) -> ActionSpec:
