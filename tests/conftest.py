@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,8 +134,21 @@ class DiscreteChannelsEnv(ChannelsEnv):
         return super().step(np.array([action]))
 
 
+def _raise() -> None:
+    raise RuntimeError("fragile")
+
+
+FAULTS: dict[str, Callable[[], Any]] = {
+    "FRAGILE": _raise,
+    "MORTAL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "SILENT": lambda: os._exit(0),
+    "STUCK": lambda: time.sleep(1000),
+    "FULL": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),  # files are full at 1,000 bytes
+}
+
+
 class FragileEnv(PointMassEnv):
-    """Raises, or kills its process, at its tenth step, where FRAGILE or MORTAL in os.environ name it."""
+    """Has a fault at its tenth step, if the variable of that name in os.environ lists its number."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -142,10 +157,9 @@ class FragileEnv(PointMassEnv):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.total += 1
         if self.total == 10:
-            if self.number in os.environ.get("MORTAL", "").split(","):
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.number in os.environ.get("FRAGILE", "").split(","):
-                raise RuntimeError("fragile")
+            for name, fail in FAULTS.items():
+                if self.number in os.environ.get(name, "").split(","):
+                    fail()
         return super().step(action)
 
 

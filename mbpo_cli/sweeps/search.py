@@ -6,6 +6,7 @@ Knows studies and the directories of trials; does not know Hydra, or what runs t
 from __future__ import annotations
 
 import logging
+import re
 import statistics
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,7 +153,7 @@ class Search:
             trial = self.study.best_trial
         except ValueError:  # no trial is complete
             return None
-        best = Best(self.study.best_value, self.path / trial.user_attrs[FOLDER], dict(trial.params))
+        best = Best(self.study.best_value, self.path / _folder(trial), dict(trial.params))
         write_whole(self.path / "best.yaml", yaml.safe_dump(asdict(best) | {"path": str(best.path)}).encode())
         return best
 
@@ -212,13 +213,17 @@ class Search:
         elif trial.is_pruned:
             state, outcome = TrialState.PRUNED, "pruned,"
         else:
-            state, outcome = TrialState.FAIL, "failed,"
+            job = next(job for job in trial.jobs if job.score is None)
+            state, outcome = TrialState.FAIL, f"{job.name} {job.result()[1]},"
         self.study.tell(trial.trial, score, state)
         log.info("trial %d: %s with %s", trial.trial.number, outcome, trial.trial.params)
 
 
 def _folder(trial: optuna.Trial | optuna.trial.FrozenTrial) -> str:
-    return str(trial.user_attrs.get(FOLDER, f"trial_{trial.number:04d}"))
+    folder = str(trial.user_attrs.get(FOLDER, f"trial_{trial.number:04d}"))
+    if not re.fullmatch(r"trial_\d+", folder):
+        raise ConfigError(f"hydra.sweeper.storage: trial {trial.number} has a directory of another: {folder}")
+    return folder
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 
 from hydra_plugins.mbpo.jobs import launch
@@ -159,6 +160,22 @@ def test_every_launcher_is_judged_by_the_summaries(outcome: Any, expected: list[
     rows = closing_table(jobs, 0, reasons).splitlines()[1:-1]
     for row, text in zip(rows, expected, strict=True):
         assert row.split(maxsplit=1)[1].startswith(text)
+
+
+def test_a_launcher_gets_the_directories_of_the_whole_sweep(tmp_path: Path) -> None:
+    class Records(Returns):
+        def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
+            launched.extend(job_overrides)
+            return self.outcome
+
+    launched: list[list[str]] = []
+    names = ["2", "it's", "a\\", "a\\'b"]  # a user's, by the number of the job among all jobs
+    jobs = [replace(job_in(tmp_path / str(number)), name=name) for number, name in enumerate(names)]
+    launch(Records([returned(JobStatus.COMPLETED)] * 4), jobs)  # type: ignore[arg-type]
+    read = OverridesParser.create().parse_overrides([overrides[-1] for overrides in launched])
+    assert [(item.get_key_element(), item.value()) for item in read] == [
+        ("hydra.sweep.subdir", name) for name in names
+    ]
 
 
 METRICS = b'{"step": 5, "eval/return_mean": -3.5, "x": 1}\n'

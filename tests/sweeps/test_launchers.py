@@ -24,17 +24,25 @@ class Countdown:
     polls: int
     reason: str | None = None
     stops: int = 0
+    broken: str = ""  # the name of a method that raises an error
 
     def has_ended(self) -> bool:
         self.polls -= 1
+        self._fail_in("has_ended")
         return self.polls <= 0
 
     def failure(self) -> str | None:
+        self._fail_in("failure")
         return self.reason
 
     def stop(self) -> None:
         self.stops += 1
         self.polls = 0
+        self._fail_in("stop")
+
+    def _fail_in(self, method: str) -> None:
+        if method == self.broken:
+            raise EOFError("no\nresult")
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +76,16 @@ def test_jobs_are_reported_when_they_end() -> None:
     assert ended == [(1, "lost"), (2, None), (0, None)]
 
 
+def test_a_job_whose_state_cannot_be_read_has_failed_and_the_others_are_waited_for() -> None:
+    ended: list[tuple[int, str | None]] = []
+    jobs = [Countdown(3), Countdown(9, broken="has_ended"), Countdown(2, broken="failure")]
+    wait_for(jobs, lambda index, reason: ended.append((index, reason)))
+    assert ended == [(1, "EOFError: no result"), (2, "EOFError: no result"), (0, None)]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_jobs_that_have_not_ended(number: signal.Signals, code: int) -> None:
-    jobs = [Countdown(1), Countdown(10**9), Countdown(10**9)]
+    jobs = [Countdown(1), Countdown(10**9, broken="stop"), Countdown(10**9)]
     ended: list[int] = []
 
     def on_end(index: int, reason: str | None) -> None:

@@ -169,6 +169,49 @@ def test_a_failed_run_fails_its_trial_which_still_counts(tmp_path: Path) -> None
     assert states(search) == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
+def test_whatever_a_job_does_the_other_trials_run_and_are_watched(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    good = b'{"step": 5, "eval/return_mean": 1.5}\n'
+    metrics = (good, b"{eval/return_mean\n", b'{"step": "5", "eval/return_mean": null}\n', None, None, None)
+
+    def launch(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.path.mkdir(parents=True)
+            contents = metrics[int(job.path.parts[-2][-1])]
+            if contents is not None:
+                (job.path / "metrics.jsonl").write_bytes(contents)
+        os.mkfifo(jobs[6].path / "metrics.jsonl")
+        (jobs[8].path / "metrics.jsonl").mkdir()
+        jobs[10].path.rmdir()
+        time.sleep(0.2)
+        for job in [*jobs[:2], *jobs[4:6]]:
+            finish(job)
+        finish(jobs[2], "done")
+        test_jobs.finish(jobs[3], score=float("nan"))
+        jobs[7].record_failure("killed by SIGKILL")
+
+    search = open_search(tmp_path, storage=f"{tmp_path}/study.journal")
+    search.run(6, 6, jobs_in(tmp_path), launch, prune=True)
+    assert states(search) == ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "FAIL", "FAIL"]
+    assert search.study.get_trials()[0].intermediate_values == {5: 1.5}
+    text = "\n".join(caplog.messages)
+    assert "trial 1: trial_0001/1 failed: the score in its summary is NaN, with" in text
+    assert "trial 3: trial_0003/0 not finished, with" in text
+    assert "trial_0001 cannot be pruned: JSONDecodeError" in text
+    assert text.count("cannot be pruned") == 2
+
+
+@pytest.mark.parametrize("folder", ["../x", "/tmp/x", "..", "", "seed=0"])
+def test_a_trial_has_a_directory_of_its_own(folder: str, tmp_path: Path) -> None:
+    search = open_search(tmp_path / "s", storage=f"{tmp_path}/study.journal")
+    search.study.ask(SPACE).set_user_attr("folder", folder)
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.storage: trial 0 has a directory of another"):
+        search.run(1, 1, jobs_in(tmp_path), finish_all, prune=False)
+    assert {path.name for path in tmp_path.iterdir()} <= {"s", "study.journal"}
+
+
 def test_an_invalid_combination_fails_only_its_trial(tmp_path: Path) -> None:
     def jobs_of(name: str, values: Mapping[str, Any]) -> list[Job]:
         if name == "trial_0001":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -259,6 +260,34 @@ def test_twenty_jobs_of_which_four_raise_and_one_is_killed(tmp_path: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     started = [line for line in second.stdout.splitlines() if " of 5: " in line]
     assert len(started) == 5
+
+
+@pytest.mark.slow
+def test_twelve_jobs_of_which_four_fail_in_different_ways(tmp_path: Path) -> None:
+    jobs = (numbers(*range(12)), "env.step_timeout=5")
+    faults = {"SILENT": "1", "MORTAL": "4", "STUCK": "6", "FULL": "9"}
+    first = sweep(tmp_path, *jobs, environment=faults)
+    assert first.returncode == 1, first.stderr
+    table = first.stdout.splitlines()[-6:]
+    assert table[0] == "8 of 12 jobs done"
+    expected = {
+        1: r"exit code 0, but no summary",
+        4: r"killed by SIGKILL",
+        6: r"tests/Fragile-v0 hangs: a step took more than 5 s",
+        9: r"\[Errno 27\] File too large",
+    }
+    for row, (number, reason) in zip(table[1:5], expected.items(), strict=True):
+        assert re.match(rf"  env\.kwargs=_number_{number} +failed: .*{reason}", row), row
+    done = scores(tmp_path)
+    assert len(done) == 8
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("policy.pt") if path.parent.name in done}
+
+    second = sweep(tmp_path, *jobs)
+    assert second.returncode == 0, second.stderr
+    assert "12 of 12 jobs done (8 before)" in second.stdout
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    ran = re.findall(r"^\d of 4: env\.kwargs=_number_(\d+): score", second.stdout, flags=re.MULTILINE)
+    assert sorted(map(int, ran)) == list(expected)
 
 
 def test_a_stop_file_stops_a_run_and_its_state_is_kept(tmp_path: Path) -> None:
