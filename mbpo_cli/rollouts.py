@@ -108,7 +108,8 @@ class PlausibleRange:
         outcomes = _outcomes(real)
         low, high = outcomes.amin(0), outcomes.amax(0)
         width = high - low
-        margin = max_departure * torch.where(width > 0, width, 1.0)  # for an element that never varied
+        # An element that never varied may vary by 1, or by rounding errors if they are larger.
+        margin = max_departure * torch.where(width > 0, width, (1e-6 * high.abs()).clamp(min=1.0))
         self._low, self._high = low - margin, high + margin
         if knows_reward:  # the last column but one
             largest = torch.finfo(real.reward.dtype).max

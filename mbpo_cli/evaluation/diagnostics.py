@@ -268,4 +268,4 @@ def gradient_norms(agent: Any) -> dict[str, float]:
 def deviation_of(values_NO: Tensor) -> Tensor:
     """Return the standard deviation of each element, or 1 if it is constant."""
     deviation = values_NO.std(0, correction=0)
-    return torch.where(deviation > 1e-6 * values_NO.abs().mean(0).clamp(min=1e-6), deviation, 1.0)
+    return torch.where(deviation > 1e-6 * values_NO.abs().mean(0), deviation, 1.0)

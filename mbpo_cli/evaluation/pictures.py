@@ -75,7 +75,7 @@ def of_predictions(rows: Transitions, one_step: OneStep, open_loop: OpenLoop | N
             axes.set_axis_off()
             continue
         low, high = float(true[:, element].min()), float(true[:, element].max())
-        margin = 0.1 * max(high - low, 1e-6)
+        margin = 0.1 * (high - low or 1.0)
         limits = (low - margin, high + margin)
         axes.plot(limits, limits, color=IDEAL, linestyle=":")
         seen = predicted[:, element].clip(*limits)

@@ -131,7 +131,7 @@ class ModelFitter:
         running = model.learned
         examples = {name: part.examples(training) for name, part in running.items()}
         for name, part in running.items():
-            part.network.fit_normalizers(*examples[name])
+            part.fit_normalizers(*examples[name])
         stopping = {}
         if self.options.patience is not None and len(held_out) > 0:
             limits = self.options.patience, self.options.improvement

@@ -64,6 +64,11 @@ class OutcomeOptions(LearnedOptions):
         return torch.cat(list(itertools.compress((obs, action, next_obs), mask)), -1)
 
 
+# A dimension is constant if its deviation is at most this fraction of the size of its values, which rounding
+# errors of float32 can reach, or at most SMALLEST, which those of float64 can reach in numbers of about 1.
+ROUNDING, SMALLEST = 1e-6, 1e-14
+
+
 class Normalizer(nn.Module):
     """Normalizes each dimension to zero mean and unit variance; the identity before its fit."""
 
@@ -75,14 +80,18 @@ class Normalizer(nn.Module):
         self.register_buffer("mean", torch.zeros(size, device=device))
         self.register_buffer("std", torch.ones(size, device=device))
 
-    def fit(self, values_ND: Tensor) -> None:
-        """Compute mean and deviation of the rows; a constant dimension is only centered."""
+    def fit(self, values_ND: Tensor, rounding_D: Tensor | None = None) -> None:
+        """Compute mean and deviation of the rows; a constant dimension is only centered.
+
+        `rounding_D` are the largest deviations that rounding errors can cause; None: those of the values.
+        """
         values = values_ND.double()
         mean, std = values.mean(0), values.std(0, correction=0)
-        # Rounding errors give a constant dimension a deviation that is tiny relative to its mean.
-        constant = std <= 1e-6 * mean.abs().clamp(min=1)
+        rounding = ROUNDING * values.abs().mean(0) if rounding_D is None else rounding_D
+        constant = std <= rounding.clamp(min=SMALLEST)
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(constant, 1.0, std))
+        # Of large constants, even the rounding errors are large.
+        self.std.copy_(torch.where(constant, std.clamp(min=1.0), std))
 
     def forward(self, values: Tensor) -> Tensor:
         """Return normalized values."""
@@ -132,6 +141,10 @@ class LearnedFunction(ABC):
     @abstractmethod
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
         """Return the inputs (N, I) and targets (N, D) of real transitions."""
+
+    def fit_normalizers(self, inputs_NI: Tensor, targets_ND: Tensor) -> None:
+        """Compute the normalization of the network from the training data."""
+        self.network.fit_normalizers(inputs_NI, targets_ND)
 
     def learn(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
         """Take one gradient step and return each member's loss before it, shape (M,)."""

@@ -92,13 +92,15 @@ def _arguments(function: KnownFunction, kwargs: Mapping[str, Any]) -> dict[str, 
 class Comparison:
     """Compares known functions with real transitions, and ends a run in which they are not the environment's.
 
-    A function that differs in at most 1 % of all steps so far, or `allow_mismatch`, costs one warning.
+    If it differs in at most 1 % of the steps so far, a line in the log says so, once; more often, and with
+    `allow_mismatch`, a warning.
     """
 
     def __init__(self, functions: Mapping[str, Known], allow_mismatch: bool) -> None:
         self._functions, self._allow_mismatch = functions, allow_mismatch
         self._num_steps = 0
         self._num_different = dict.fromkeys(functions, 0)
+        self._told: set[tuple[str, bool]] = set()
         for part, function in functions.items():
             if function.arguments:
                 log.info("model.%s.function=%s gets %s", part, function.name, function.arguments)
@@ -121,7 +123,6 @@ class Comparison:
                 self._report(part, len(different), f"in step {first_step + row:,} it gives {values}")
 
     def _report(self, part: str, num_different: int, example: str) -> None:
-        is_first = self._num_different[part] == 0
         self._num_different[part] += num_different
         message = (
             f"model.{part}.function={self._functions[part].name}: {example} "
@@ -131,5 +132,6 @@ class Comparison:
         if not (is_rare or self._allow_mismatch):
             remedy = f"{REMEDIES[part]}, and model.allow_mismatch=true accepts it"
             raise EnvironmentFailed(f"{message}; {remedy}")
-        if is_first:
-            log.warning("%s", message)
+        if (part, is_rare) not in self._told:
+            self._told.add((part, is_rare))
+            log.log(logging.INFO if is_rare else logging.WARNING, "%s", message)

@@ -51,10 +51,15 @@ class Regression(Network):
             self.max_log_variance = nn.Parameter(torch.full((num_members, 1, size), 0.5, device=device))
             self.min_log_variance = nn.Parameter(torch.full((num_members, 1, size), -10.0, device=device))
 
-    def fit_normalizers(self, inputs_NI: Tensor, targets_ND: Tensor) -> None:
-        """Compute the normalization of inputs and targets from the training data."""
+    def fit_normalizers(
+        self, inputs_NI: Tensor, targets_ND: Tensor, rounding_D: Tensor | None = None
+    ) -> None:
+        """Compute the normalization of inputs and targets from the training data.
+
+        `rounding_D` are the largest deviations of the targets that rounding errors can cause.
+        """
         super().fit_normalizers(inputs_NI, targets_ND)
-        self.targets.fit(targets_ND)
+        self.targets.fit(targets_ND, rounding_D)
 
     def moments(self, inputs_MBI: Tensor, members: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return mean and log-variance of the targets, both (M, B, D); the latter is None if deterministic.

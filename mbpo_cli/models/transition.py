@@ -14,6 +14,9 @@ from mbpo_cli.nn.optimizers import MemberOptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec, Transitions
 
+# Twice the rounding error of o' - o relative to o, in float32.
+ROUNDING_OF_DIFFERENCE = 3e-7
+
 
 @dataclass
 class TransitionOptions(LearnedOptions):
@@ -60,6 +63,7 @@ class LearnedTransition(LearnedFunction):
         )
         super().__init__(network, options.optimizer, options.layer_decays)
         self.predict_difference = options.predict_difference
+        self.obs_size = spaces.obs_size
         self.num_elites = options.num_elites or options.num_networks
         self.elites = torch.arange(self.num_elites, device=generator.device)
 
@@ -69,6 +73,12 @@ class LearnedTransition(LearnedFunction):
         if self.predict_difference:
             target = target - transitions.obs
         return torch.cat((transitions.obs, transitions.action), -1), target
+
+    def fit_normalizers(self, inputs_NI: Tensor, targets_NO: Tensor) -> None:
+        """Compute the normalization of the network; o' - o has the rounding errors of observations."""
+        obs_NO = inputs_NI[:, : self.obs_size].double()
+        rounding_O = ROUNDING_OF_DIFFERENCE * obs_NO.abs().mean(0) if self.predict_difference else None
+        self.network.fit_normalizers(inputs_NI, targets_NO, rounding_O)
 
     def predict(
         self, obs_MGO: Tensor, action_MGA: Tensor, members: Tensor, generator: torch.Generator

@@ -166,7 +166,7 @@ def test_elements_with_small_and_large_units_are_learned_equally_well(
 ) -> None:
     net = Regression(distribution, 1, 2, [16], (2,), g)  # type: ignore[arg-type]
     inputs = torch.rand(1, 256, 2, generator=g) * 4 - 2
-    targets = torch.stack((1e-3 * inputs[0, :, 0].square(), 1e3 * inputs[0, :, 1].square()), dim=-1)
+    targets = torch.stack((1e-9 * inputs[0, :, 0].square(), 1e6 * inputs[0, :, 1].square()), dim=-1)
     net.fit_normalizers(inputs[0], targets)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     for _ in range(300):
