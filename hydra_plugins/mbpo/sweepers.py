@@ -125,6 +125,8 @@ class SearchSweeper(JobSweeper):
         from mbpo_cli.sweeps.search import Search
 
         self.check_options()
+        if self.subdir_is_chosen:
+            raise ConfigError("hydra.sweep.subdir: a search names its directories itself; leave it out")
         loader = self.hydra_context.config_loader
         constants, space = space_of([*lines_of(self.params), *arguments], loader)
         if not space:

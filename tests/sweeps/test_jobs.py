@@ -177,12 +177,16 @@ def sweep_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str)
             "hydra.sweep.subdir=x: job 0 (seed=0) and job 1 (seed=1) have the same directory: ",
         ),
         (
+            ["hydra/sweeper=optuna", "agent.discount_factor=0.9,0.99", "hydra.sweep.subdir=x"],
+            "hydra.sweep.subdir: a search names its directories itself; leave it out",
+        ),
+        (
             ["agent.name=a,b", "seed=0,0", "hydra.sweep.dir=s"],
             "job 0 (agent.hidden_sizes=[8] ",
         ),
     ],
 )
-def test_a_sweep_with_jobs_that_are_not_distinct_writes_nothing(
+def test_a_sweep_whose_jobs_are_not_distinct_writes_nothing(
     arguments: list[str],
     message: str,
     tmp_path: Path,
