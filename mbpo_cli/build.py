@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import operator
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -16,26 +17,28 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from mbpo_cli.buffers import ReplayBuffer, num_real_of
+from mbpo_cli.buffers import ReplayBuffer, num_bytes, num_real_of
 from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs import environment
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.envs.environment import Environment, EnvOptions
 from mbpo_cli.envs.spaces import UnsuitableSpace
+from mbpo_cli.envs.watchdog import watching
 from mbpo_cli.envs.wrappers import BadWrapper
 from mbpo_cli.evaluation.diagnostics import examined
 from mbpo_cli.evaluation.evaluate import Evaluator
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
-from mbpo_cli.failures import ConfigError
+from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.logs.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.models.known import Comparison
 from mbpo_cli.nn import compilation
-from mbpo_cli.nn.machine import has_bfloat16, num_cores
+from mbpo_cli.nn.machine import free_memory, has_bfloat16, num_cores
 from mbpo_cli.nn.networks import hidden_products_in
 from mbpo_cli.nn.seeding import episode_seed, generator
 from mbpo_cli.options import Component, resolve
+from mbpo_cli.rollouts import lost_experience
 from mbpo_cli.trainer import ModelBased, Trainer, TrainerOptions
 from mbpo_cli.types import Accelerate, Agent, SpaceSpec
 
@@ -78,7 +81,8 @@ def build_env(config: Config, render_mode: str | None = None) -> Environment:
         ConfigError: It cannot be built, or no agent supports its spaces.
     """
     try:
-        return environment.make(config.env, render_mode)
+        with watching(config.env.step_timeout, config.env.id, "making it"):
+            return environment.make(config.env, render_mode)
     except (UnsuitableSpace, BadWrapper, gym.error.Error, ImportError, TypeError) as error:
         raise ConfigError(_reason(error, config.env)) from error
 
@@ -214,12 +218,30 @@ def uses_model(config: Config) -> bool:
     return config.mbpo.use_model and num_real_of(size, config.mbpo.real_ratio) < size
 
 
+def build_buffer(config: Config, key: str, spaces: SpaceSpec, device: torch.device) -> ReplayBuffer:
+    """Build a replay buffer whose capacity is the option `key`.
+
+    Raises:
+        RunFailed: It does not fit into the memory of the device.
+    """
+    capacity = operator.attrgetter(key)(config)
+    try:
+        return ReplayBuffer(capacity, spaces, device)
+    except RuntimeError as error:  # torch's, for lack of memory
+        free = "" if (size := free_memory(device)) is None else f", but {size / 1e9:.1f} GB is free"
+        needed = f"takes {num_bytes(capacity, spaces) / 1e9:.1f} GB of the memory of {device}"
+        raise RunFailed(f"{key}={capacity:,}: {needed}{free}; use a smaller buffer") from error
+
+
 def build_model_based(
     config: Config, agent: Agent, spaces: SpaceSpec, device: torch.device
 ) -> ModelBased | None:
     """Build what MBPO adds to the base agent, or return None if all experience is real."""
     if not uses_model(config):
         return None
+    lost = lost_experience(config.mbpo, config.trainer.num_env_steps, config.agent.num_warm_start_steps)
+    if lost is not None:
+        log.warning("%s", lost)
     model = build_model(config, spaces, device)
     if compiles(config, device, num_fit_steps(config)):
         model.compile(accelerator(config, "model"), config.model.training.mini_batch_size)
@@ -228,7 +250,7 @@ def build_model_based(
         model=model,
         fitter=ModelFitter(config.model.training, config.agent.experience_buffer_length, stream),
         policy=build_rollout_policy(config, agent, spaces),
-        buffer=ReplayBuffer(config.mbpo.model_experience_buffer_length, spaces, device),
+        buffer=build_buffer(config, "mbpo.model_experience_buffer_length", spaces, device),
         compare=Comparison(model.known, config.model.allow_mismatch),
     )
 
@@ -279,10 +301,17 @@ def build_trainer(
         log.warning("precision=bfloat16: this %s has no instructions for it; float32 is faster", device.type)
     envs = [stack.enter_context(closing(build_env(config))) for _ in range(config.env.num_envs)]
     spaces = envs[0].spaces
-    evaluator = Evaluator(lambda: build_env(config), config.trainer.num_eval_episodes, config.seed, device)
-    stack.callback(evaluator.close)
+    evaluator = Evaluator(
+        partial(build_env, config),
+        config.trainer.num_eval_episodes,
+        config.seed,
+        device,
+        should_stop=should_stop,
+        keeps_episodes=config.trainer.diagnostics,
+    )
     agent = build_agent(config, spaces, device)
-    if compiles(config, device, num_updates(config)):
+    is_compiled = compiles(config, device, num_updates(config))
+    if is_compiled:
         agent.compile(accelerator(config, "agent", updates_per_launch(config)))
     return Trainer(
         options=config.trainer,
@@ -291,7 +320,7 @@ def build_trainer(
         seed=config.seed,
         device=device,
         agent=agent,
-        real_buffer=ReplayBuffer(config.agent.experience_buffer_length, spaces, device),
+        real_buffer=build_buffer(config, "agent.experience_buffer_length", spaces, device),
         model_based=build_model_based(config, agent, spaces, device),
         collector=Collector(envs, partial(episode_seed, config.seed, "environment")),
         evaluate=evaluator,
@@ -299,4 +328,5 @@ def build_trainer(
         should_stop=should_stop,
         before_step=before_step,
         after_evaluation=partial(examine, evaluator) if config.trainer.diagnostics else lambda trainer: None,
+        undoing_if_stopped=compilation.UndoingIfStopped(should_stop, is_compiled),
     )

@@ -74,6 +74,10 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 130 if received == signal.SIGINT else 143
 
 
+class Stopped(KeyboardInterrupt):
+    """A stop was requested within a step; the part of it that was in progress is undone."""
+
+
 # Ctrl-C, and what cluster managers and closing terminals send.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -121,3 +125,11 @@ class StopOnSignal:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+
+class RaiseOnSignal(StopOnSignal):
+    """Context manager in which every signal raises `Interrupted`, for what has no state to save."""
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._owner:
+            raise Interrupted(signal.Signals(number))

@@ -67,6 +67,40 @@ class ModelRolloutOptions:
             )
 
 
+@dataclass
+class MBPOOptions:
+    """What turns the base agent into an MBPO agent: MATLAB's rlMBPOAgentOptions."""
+
+    use_model: bool = option("false = the base agent alone: all experience is real, and no model is built")
+    generate_every: int | Literal["episode"] = option(
+        "when the model is fitted and used: 'episode' = at the start of each episode, as in MATLAB; "
+        "k = every k environment steps, as in the paper",
+        low=1,
+    )
+    num_epoch_for_training_model: int = option(
+        "epochs of model training before each generation", low=1, matlab="NumEpochForTrainingModel"
+    )
+    mini_batch_size: int = option(
+        "M, transitions in the agent's mixed mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize"
+    )
+    real_ratio: float = option(
+        "R, fraction of real transitions in it: ceil(M R); with 1 no model is built",
+        low=0,
+        high=1,
+        matlab=("RealRatio", "RealSampleRatio"),
+    )
+    model_experience_buffer_length: int = option(
+        "capacity of the replay buffer of generated experience",
+        low=1,
+        high=1_000_000_000,
+        matlab="ModelExperienceBufferLength",
+    )
+    retained_generations: int | None = option("latest generations to keep; null = all that fit", low=1)
+    model_rollout_options: ModelRolloutOptions = option(
+        "how experience is generated", matlab="ModelRolloutOptions"
+    )
+
+
 def horizon_at(options: ModelRolloutOptions, num_model_trainings: int, num_env_steps: int) -> int:
     """Return the horizon after a number of model trainings and real environment steps.
 
@@ -85,6 +119,24 @@ def horizon_at(options: ModelRolloutOptions, num_model_trainings: int, num_env_s
             passed = max(num_env_steps - 1000 * start, 0)
             duration = 1000 * (options.horizon_update_end_epoch - start)
             return min(low + passed * (high - low) // duration, high)
+
+
+def lost_experience(options: MBPOOptions, num_env_steps: int, num_warm_start_steps: int) -> str | None:
+    """Return in words what the model buffer is too small for in a run, or None if it is large enough."""
+    rollouts, length = options.model_rollout_options, options.model_experience_buffer_length
+    every = 1 if options.generate_every == "episode" else options.generate_every
+    num_trainings = max(num_env_steps - 1 - num_warm_start_steps, 0) // every + 1  # at most
+    horizon = horizon_at(rollouts, num_trainings, num_env_steps - 1)
+    retained = options.retained_generations or 1
+    needed = retained * rollouts.num_rollout * horizon
+    if needed <= length:
+        return None
+    what = "a generation" if retained == 1 else f"mbpo.retained_generations={retained}"
+    return (
+        f"mbpo.model_experience_buffer_length={length:,}: does not hold {what}, so the oldest transitions "
+        f"are lost; mbpo.model_rollout_options.num_rollout={rollouts.num_rollout:,} and horizons of up to "
+        f"{horizon:,} need up to {needed:,}"
+    )
 
 
 class Region(Protocol):

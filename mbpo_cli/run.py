@@ -8,24 +8,28 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import os
 import shutil
 import statistics
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mbpo_cli import failures
-from mbpo_cli.build import build_trainer, num_threads
+from mbpo_cli.build import build_env, build_trainer, num_threads
 from mbpo_cli.config.typed import Config, options_in
+from mbpo_cli.envs.probe import unrepeated
 from mbpo_cli.logs.logger import JsonLines, Logger, OptionalEvents, Sink, TensorBoardEvents
 from mbpo_cli.logs.progress import Progress
+from mbpo_cli.nn.seeding import episode_seed, generator
 from mbpo_cli.storage.checkpoint import CheckpointOptions, Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
 from mbpo_cli.storage.records import EVENTS, METRICS, STOP, evaluations
@@ -70,18 +74,22 @@ def _run(config: Config, directory: RunDirectory) -> float:
     try:
         with ExitStack() as stack, failures.StopOnSignal() as signals:
             deadline = start + 3600 * (config.trainer.max_hours or math.inf)
+            stop_file = str(directory.path / STOP)
 
             def should_stop() -> bool:
-                return signals.requested or (directory.path / STOP).exists() or time.monotonic() >= deadline
+                return signals.requested or os.path.exists(stop_file) or time.monotonic() >= deadline
 
             logger = stack.enter_context(Logger())
             trainer = build_trainer(config, logger, stack, should_stop, checkpointer.save_if_due)
             logs = checkpointer.restore(trainer)
+            warn_if_unrepeated(config, should_stop)
             logger.sinks += open_sinks(config, directory, logs, trainer.env_steps)
             is_done = trainer.train()
             checkpointer.save(trainer)
             directory.save_policy(trainer.agent.policy_state())
             status = "done" if is_done else "interrupted"
+    except failures.Stopped:  # before the environments were where the last checkpoint left them
+        status = "interrupted"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
@@ -106,6 +114,14 @@ def _run(config: Config, directory: RunDirectory) -> float:
         signals.pass_on()
         raise failures.Interrupted(signals.received)
     return float(summary["score"])
+
+
+def warn_if_unrepeated(config: Config, should_stop: Callable[[], bool]) -> None:
+    """Log a warning if the environment depends on more than its seed and the actions."""
+    seed, stream = episode_seed(config.seed, "environment", 0), generator(config.seed, "probe")
+    reason = unrepeated(partial(build_env, config), seed, stream, should_stop)
+    if reason is not None:
+        log.warning("%s %s", config.env.id, reason)
 
 
 def _failure(error: BaseException, path: Path) -> failures.RunFailed:
@@ -149,9 +165,17 @@ class Checkpointer:
         is_exact = trainer.load_state_dict(checkpoint.state)
         self.earlier_seconds = checkpoint.state["stopwatch"]["total_seconds"]
         log.info("resuming from step %d", checkpoint.step)
+        num_envs = len(trainer.collector)
+        if trainer.env_steps % num_envs > 0 and trainer.env_steps < trainer.options.num_env_steps:
+            log.warning(
+                "the run ended at step %d, in which not all of env.num_envs=%d took part, so results will "
+                "differ from those of a run that is longer from the start",
+                trainer.env_steps,
+                num_envs,
+            )
         if not is_exact:
             log.warning(
-                "the environment did not repeat its episode: a new one begins, so results will differ "
+                "the environment does not repeat its episode: a new one begins, so results will differ "
                 "from those of an uninterrupted run"
             )
         return checkpoint.logs
@@ -200,8 +224,9 @@ def summarize(
     config: Config, trainer: Trainer | None, seconds: float, returns: Sequence[float]
 ) -> dict[str, Any]:
     """Return what a run has done; `trainer` is None if the run failed before it was built."""
-    scored = returns[-config.trainer.num_score_evaluations :]
     last = trainer.evaluation if trainer is not None else None
+    # Without the evaluations of the log, which somebody may have changed, the last one counts.
+    scored = returns[-config.trainer.num_score_evaluations :] or ([last.return_mean] if last else [])
     best = trainer.best_evaluation if trainer is not None else None
     return {
         "agent": config.agent.name,

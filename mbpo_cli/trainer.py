@@ -14,8 +14,9 @@ section Training Algorithm.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +28,14 @@ from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.evaluation.evaluate import Evaluation
 from mbpo_cli.exploration import RolloutPolicy
+from mbpo_cli.failures import Stopped
 from mbpo_cli.logs.logger import Logger
 from mbpo_cli.logs.stopwatch import Stopwatch
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.models.fit import ModelFitter, Stopped
+from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import option
-from mbpo_cli.rollouts import ModelRolloutOptions
+from mbpo_cli.rollouts import MBPOOptions
 from mbpo_cli.types import Agent, Policy, Transitions
 
 
@@ -51,40 +53,6 @@ class TrainerOptions:
         "hours until the run saves and stops; null = no limit", above=0, high=10**5
     )
     events_required: bool = option("true = fail if the TensorBoard file cannot be written; false = warn")
-
-
-@dataclass
-class MBPOOptions:
-    """What turns the base agent into an MBPO agent: MATLAB's rlMBPOAgentOptions."""
-
-    use_model: bool = option("false = the base agent alone: all experience is real, and no model is built")
-    generate_every: int | Literal["episode"] = option(
-        "when the model is fitted and used: 'episode' = at the start of each episode, as in MATLAB; "
-        "k = every k environment steps, as in the paper",
-        low=1,
-    )
-    num_epoch_for_training_model: int = option(
-        "epochs of model training before each generation", low=1, matlab="NumEpochForTrainingModel"
-    )
-    mini_batch_size: int = option(
-        "M, transitions in the agent's mixed mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize"
-    )
-    real_ratio: float = option(
-        "R, fraction of real transitions in it: ceil(M R); with 1 no model is built",
-        low=0,
-        high=1,
-        matlab=("RealRatio", "RealSampleRatio"),
-    )
-    model_experience_buffer_length: int = option(
-        "capacity of the replay buffer of generated experience",
-        low=1,
-        high=1_000_000_000,
-        matlab="ModelExperienceBufferLength",
-    )
-    retained_generations: int | None = option("latest generations to keep; null = all that fit", low=1)
-    model_rollout_options: ModelRolloutOptions = option(
-        "how experience is generated", matlab="ModelRolloutOptions"
-    )
 
 
 PHASES = ("env", "fit", "generate", "update", "evaluate", "diagnose", "checkpoint")
@@ -120,7 +88,9 @@ class Trainer:
 
     Attributes:
         model_based: None trains the base agent alone, on real experience.
-        should_stop: Asked before every environment step and every gradient step of a fit.
+        should_stop: Asked before every environment step, evaluations included, and every gradient step of a
+            fit.
+        undoing_if_stopped: Called with the agent and a random stream for the context of an update.
         before_step: Called before every environment step, the only place where the state can be saved.
         evaluation: The last evaluation, or None before the first.
         best_evaluation: The evaluation with the largest mean return.
@@ -141,6 +111,9 @@ class Trainer:
     should_stop: Callable[[], bool] = lambda: False
     before_step: Callable[[Trainer], None] = lambda trainer: None
     after_evaluation: Callable[[Trainer], None] = lambda trainer: None
+    undoing_if_stopped: Callable[[Agent, torch.Generator], AbstractContextManager[None]] = (
+        lambda agent, stream: nullcontext()
+    )
 
     def __post_init__(self) -> None:
         self.env_steps = 0
@@ -159,6 +132,9 @@ class Trainer:
         self._max_reward = 0.0
         self._generation_sizes: list[int] = []
         self._num_compared = 0
+        # While updates, evaluation or log of a step are missing; a resumed run makes up for them.
+        self._is_within_step = False
+        self._num_new_steps = 0
 
     def train(self) -> bool:
         """Train for the remaining environment steps.
@@ -167,6 +143,8 @@ class Trainer:
             True if all steps were taken, False if `should_stop` ended the training early.
         """
         try:
+            if self._is_within_step:
+                self._complete_step()
             while self.env_steps < self.options.num_env_steps:
                 with self.stopwatch.phase("checkpoint"):
                     self.before_step(self)
@@ -175,15 +153,21 @@ class Trainer:
                 if self.model_based is not None and self._generation_is_due():
                     self._fit_model(self.model_based)
                     self._generate_experience(self.model_based)
-                num_steps = self._act_and_store()
-                if self.env_steps > self.agent_options.num_warm_start_steps:
-                    self._update_agent(num_steps)
-                if self._is_due(self.options.evaluate_every_steps):
-                    self._evaluate()
-                self._log()
+                self._num_new_steps, self._is_within_step = self._act_and_store(), True
+                self._complete_step()
         except Stopped:
             return False
         return True
+
+    def _complete_step(self) -> None:
+        """Update the agent, evaluate and log; a stop within an update undoes it."""
+        if self._num_new_steps > 0 and self.env_steps > self.agent_options.num_warm_start_steps:
+            self._update_agent(self._num_new_steps)
+        self._num_new_steps = 0
+        if self._is_due(self.options.evaluate_every_steps):
+            self._evaluate()
+        self._log()
+        self._is_within_step = False
 
     def _generation_is_due(self) -> bool:
         if self.env_steps < self.agent_options.num_warm_start_steps:
@@ -250,9 +234,10 @@ class Trainer:
         num_batches = num_steps * self.agent_options.num_gradient_steps_per_update
         generated = self.buffers.get("generated")
         with self.stopwatch.phase("update"):
-            batches, mixed = mix(self.real_buffer, generated, size, ratio, num_batches, self._mix_stream)
+            with self.undoing_if_stopped(self.agent, self._mix_stream):
+                batches, mixed = mix(self.real_buffer, generated, size, ratio, num_batches, self._mix_stream)
+                updates = self.agent.update(batches)
             self.logger.collect(mixed)
-            updates = self.agent.update(batches)
             discount = self.agent_options.discount_factor
             spaces = self.collector.spaces
             check_updates(updates, self.gradient_steps, batches, spaces, self._max_reward, discount)
@@ -310,8 +295,9 @@ class Trainer:
         return parts
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all state between two steps, except for the contents of the replay buffers."""
+        """Return all state, except for the contents of the replay buffers."""
         evaluations = {name: getattr(self, name) for name in EVALUATIONS}
+        within_step = {"num_new_steps": self._num_new_steps, "metrics": self.logger.unwritten}
         return {
             **{name: getattr(self, name) for name in COUNTERS},
             **{name: getattr(self, name).get_state() for name in STREAMS},
@@ -319,6 +305,7 @@ class Trainer:
             **{name: None if found is None else asdict(found) for name, found in evaluations.items()},
             "collector": self.collector.state_dict(),
             "held_actions": self._held_actions,
+            **({"within_step": within_step} if self._is_within_step else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
@@ -326,6 +313,9 @@ class Trainer:
 
         Returns:
             True if the environments are exactly where they were.
+
+        Raises:
+            Stopped: `should_stop` returned True before they were there.
         """
         for name in COUNTERS:
             setattr(self, name, state[name])
@@ -338,4 +328,7 @@ class Trainer:
             found = Evaluation(tuple(stored["returns"]), tuple(stored["lengths"])) if stored else None
             setattr(self, name, found)
         self._held_actions = state["held_actions"].clone()
-        return self.collector.load_state_dict(state["collector"])
+        if "within_step" in state:
+            self._is_within_step, self._num_new_steps = True, state["within_step"]["num_new_steps"]
+            self.logger.log(state["within_step"]["metrics"])
+        return self.collector.load_state_dict(state["collector"], self.should_stop)

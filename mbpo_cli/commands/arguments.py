@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from mbpo_cli.failures import ConfigError, RunFailed, StorageFailed, one_line
+from mbpo_cli.failures import ConfigError, Interrupted, RaiseOnSignal, RunFailed, StorageFailed, one_line
 from mbpo_cli.storage import records
 
 
@@ -52,13 +52,14 @@ def start(
 def running(prog: str, command: Callable[[], None]) -> None:
     """Run a command; after an error, exit with one line and the exit code that docs/commands.md lists."""
     try:
-        command()
+        with RaiseOnSignal():
+            command()
     except (ConfigError, RunFailed) as error:
         _end(prog, error, error.exit_code)
     except OSError as error:
         _end(prog, error, StorageFailed.exit_code)
-    except KeyboardInterrupt:
-        _end(prog, "interrupted", 130)
+    except KeyboardInterrupt as error:
+        _end(prog, "interrupted", error.exit_code if isinstance(error, Interrupted) else 130)
 
 
 def _end(prog: str, error: object, exit_code: int) -> NoReturn:

@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import torch
 
 from mbpo_cli import build
+from mbpo_cli.buffers import num_bytes
 from mbpo_cli.config.typed import Config
+from mbpo_cli.envs.environment import Environment
+from mbpo_cli.envs.probe import endless
 from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.models.known import KnownOptions
+from mbpo_cli.nn.machine import free_memory
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import resolve
 from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec
@@ -22,14 +28,43 @@ SUITABLE = {
 }
 
 
-def check(config: Config) -> None:
-    """Check that the configuration can be built; raise a ConfigError if not."""
-    build.compiles(config, build.build_device(config), build.num_updates(config))
-    env = build.build_env(config)
-    env.close()
-    _check_actions(config, env.spaces)
+def check(config: Config, is_new: bool = True) -> None:
+    """Check that the configuration can be built; raise a ConfigError if not.
+
+    Only for a new run, episodes must have a limit; older versions accepted others, too.
+    """
+    device = build.build_device(config)
+    build.compiles(config, device, build.num_updates(config))
+    with closing(build.build_env(config)) as env:
+        _check_actions(config, env.spaces)
+        if is_new:
+            check_limit(config, env, f"env.id={config.env.id}", "'env.kwargs={max_episode_steps: 1000}'")
+    if is_new and device.type == "cpu":
+        _check_memory(config, env.spaces)
     if build.uses_model(config):
         _check_known_functions(config, env.spaces)
+
+
+def _check_memory(config: Config, spaces: SpaceSpec) -> None:
+    """Check that the replay buffers fit into the free memory when they are full."""
+    sizes = {"agent.experience_buffer_length": config.agent.experience_buffer_length}
+    if build.uses_model(config):
+        sizes["mbpo.model_experience_buffer_length"] = config.mbpo.model_experience_buffer_length
+    free, total = free_memory(torch.device("cpu")), num_bytes(sum(sizes.values()), spaces)
+    if free is not None and total > free:
+        key, size = max(sizes.items(), key=lambda item: item[1])
+        raise ConfigError(
+            f"{key}={size:,}: the replay buffers take {total / 1e9:.1f} GB when they are full, but only "
+            f"{free / 1e9:.1f} GB of memory is free; use a smaller one"
+        )
+
+
+def check_limit(config: Config, env: Environment, key: str, remedy: str) -> None:
+    """Check that episodes end; if not, raise a ConfigError with the key at fault and the remedy."""
+    reason = endless(env, generator(config.seed, "limit"))
+    if reason is not None:
+        wrapper = "the wrapper gymnasium.wrappers.TimeLimit"
+        raise ConfigError(f"{key}: episodes have no time limit ({reason}); add {remedy} or {wrapper}")
 
 
 def _check_known_functions(config: Config, spaces: SpaceSpec) -> None:

@@ -9,7 +9,7 @@ import argparse
 import importlib.util
 import os
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def evaluate(options: argparse.Namespace) -> None:
     import torch
 
     from mbpo_cli.build import build_env, num_threads
+    from mbpo_cli.commands.check import check_limit
     from mbpo_cli.evaluation.evaluate import Evaluation
     from mbpo_cli.nn.seeding import episode_seeds, generator
     from mbpo_cli.trained import returns, video
@@ -49,6 +50,9 @@ def evaluate(options: argparse.Namespace) -> None:
     trained, max_steps = with_env_kwargs(trained, options.env_kwargs)
 
     config, policy = trained.config, trained.agent.act
+    if options.env_kwargs:  # which may have removed the time limit
+        with closing(build_env(config)) as env:
+            check_limit(config, env, "--env-kwargs", "--env-kwargs '{max_episode_steps: 1000}'")
     seed = config.seed if options.seed is None else options.seed
     seeds = episode_seeds(seed, "evaluation", options.episodes)
     if options.render == "human":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.envs.environment import Environment
-from mbpo_cli.failures import EnvironmentFailed
+from mbpo_cli.failures import EnvironmentFailed, Stopped
 from mbpo_cli.types import Transitions
 
 # Longest episode whose actions are kept, so that a resumed run can replay it.
@@ -107,34 +107,40 @@ class Collector:
             "obs": self.obs,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
+    def load_state_dict(self, state: dict[str, Any], should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Restore the environments by replaying their current episodes.
 
         Returns:
             True if all environments are where they were. Any other environment starts a new episode.
+
+        Raises:
+            Stopped: `should_stop`, asked before every step, returned True.
         """
         self.episodes, self._num_started = state["episodes"], state["num_started"]
         self._numbers, self._returns = list(state["numbers"]), list(state["returns"])
         self._actions = [list(actions) for actions in state["actions"]]
         self.steps = list(state["steps"])
         self.obs = state["obs"].clone()
-        lost = [row for row in range(len(self)) if not self._replayed(row)]
+        lost = [row for row in range(len(self)) if not self._replayed(row, should_stop)]
         for row in lost:
             self.obs[row] = self._start(row)
         return not lost
 
-    def _replayed(self, row: int) -> bool:
-        """Replay the episode of an environment; return True if it leads to the stored observation."""
+    def _replayed(self, row: int, should_stop: Callable[[], bool]) -> bool:
+        """Replay an environment's episode; return True if it leads to the stored observation and return."""
         env, actions = self._envs[row], self._actions[row]
         if len(actions) != self.steps[row]:
             return False
         try:
-            obs = env.reset(self._seed_of(self._numbers[row]))
+            obs, total = env.reset(self._seed_of(self._numbers[row])), 0.0
             for action in actions:
+                if should_stop():
+                    raise Stopped
                 step = env.step(action)
                 if step.terminated or step.truncated:  # it did not end here before
                     return False
                 obs = step.obs
+                total += step.reward
         except EnvironmentFailed:  # it did not fail before
             return False
-        return torch.equal(obs, self.obs[row])
+        return torch.equal(obs, self.obs[row]) and total == self._returns[row]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mbpo_cli.envs import wrappers
 from mbpo_cli.envs.spaces import space_spec
-from mbpo_cli.envs.watchdog import Watchdog
+from mbpo_cli.envs.watchdog import watching
 from mbpo_cli.failures import EnvironmentFailed, one_line
 from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec
@@ -43,7 +43,8 @@ class EnvOptions:
         "wrappers, innermost first, as package.module.Class or {_target_: that, key: value}; null = none"
     )
     step_timeout: float | None = option(
-        "seconds after which a step counts as hanging, which ends the process; null = no limit",
+        "seconds after which a call of the environment (a step, a reset, making it, closing it) counts as "
+        "hanging, which ends the process; null = no limit",
         above=0,
         high=10**6,
     )
@@ -71,9 +72,10 @@ class Step(NamedTuple):
 class Environment:
     """A Gymnasium environment with flat observations and scaled actions.
 
-    A step may take `step_timeout` seconds; None sets no limit. `reset`, `step` and `render` raise
+    A call may take `step_timeout` seconds; None sets no limit. `reset`, `step` and `render` raise
     EnvironmentFailed if the environment raises an error or returns an invalid value. `obs_space` and
-    `action_space` are the environment's own; `max_steps` is the time limit of an episode, or None.
+    `action_space` are the environment's own; `max_steps` is the time limit of an episode, or None if there is
+    none or it is not known.
 
     Raises:
         UnsuitableSpace: No agent supports the environment's spaces.
@@ -86,12 +88,12 @@ class Environment:
         self._env = env
         self._name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
         self._num_steps = 0
-        self._watched = nullcontext if step_timeout is None else Watchdog(step_timeout, self._name).watching
+        self._step_timeout = step_timeout
 
     def reset(self, seed: int) -> Tensor:
         """Start an episode and return its first observation, shape (O,)."""
         self._num_steps = 0
-        with self._guarded():
+        with self._guarded("a reset"):
             obs, _ = self._env.reset(seed=seed)
             return self._flatten(obs)
 
@@ -99,7 +101,7 @@ class Environment:
         """Take an action, scaled to [-1, 1] or one-hot, shape (A,)."""
         env_action = self._env_action(action.cpu())
         self._num_steps += 1
-        with self._guarded():
+        with self._guarded("a step"):
             obs, reward, terminated, truncated, _ = self._env.step(env_action)
             return Step(self._flatten(obs), _number(reward), _flag(terminated), _flag(truncated))
 
@@ -115,7 +117,7 @@ class Environment:
 
     def render(self) -> NDArray[np.uint8]:
         """Return a picture of the present state, shape (height, width, 3)."""
-        with self._guarded():
+        with self._guarded("a render"):
             frame: Any = self._env.render()
             if not isinstance(frame, np.ndarray) or frame.shape[2:] != (3,) or frame.dtype != np.uint8:
                 raise Misbehavior(f"render returned {type(frame).__name__}, not an RGB picture")
@@ -123,13 +125,14 @@ class Environment:
 
     def close(self) -> None:
         """Release the environment's resources."""
-        self._env.close()
+        with watching(self._step_timeout, self._name, "its close"):
+            self._env.close()
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, call: str) -> Iterator[None]:
         """Turn any error into EnvironmentFailed, with the environment's name and the step of the episode."""
         try:
-            with self._watched():
+            with watching(self._step_timeout, self._name, call):
                 yield
         except KeyboardInterrupt:
             raise
@@ -158,12 +161,15 @@ class Environment:
 
 
 def _time_limit(env: gym.Env[Any, Any]) -> int | None:
-    """Return the smallest limit of the TimeLimit wrappers, or None without any."""
+    """Return the smallest limit of the TimeLimit wrappers and of dm_control's task, or None without any."""
     limits = []
     while isinstance(env, gym.Wrapper):
         if isinstance(env, gym.wrappers.TimeLimit):
             limits.append(env._max_episode_steps)
         env = env.env
+    of_task = getattr(getattr(env, "_env", None), "_step_limit", math.inf)  # shimmy wraps dm_control's
+    if isinstance(of_task, int | float) and of_task < math.inf:
+        limits.append(int(of_task))
     return min(limits, default=None)
 
 

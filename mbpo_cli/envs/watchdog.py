@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,30 +16,42 @@ from mbpo_cli.failures import EnvironmentFailed
 
 log = logging.getLogger(__name__)
 
+POLL_SECONDS = 0.1
 
-class Watchdog:
-    """Ends the process if a watched call takes too long, and prints the stacks of all threads."""
+# What the threads of this process wait for: a deadline, and the words for the message.
+_calls: dict[int, tuple[float, str]] = {}
 
-    def __init__(self, seconds: float, name: str) -> None:
-        self._seconds, self._name = seconds, name
-        self._deadline: float | None = None
-        threading.Thread(target=self._watch, daemon=True).start()
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch the `with` block."""
-        self._deadline = time.monotonic() + self._seconds
-        try:
-            yield
-        finally:
-            self._deadline = None
+@contextmanager
+def watching(seconds: float | None, name: str, call: str) -> Iterator[None]:
+    """End the process if the `with` block takes too long, and print the stacks of all threads.
 
-    def _watch(self) -> None:
-        while True:
-            time.sleep(min(self._seconds / 10, 1.0))
-            deadline = self._deadline
-            if deadline is not None and time.monotonic() > deadline:
-                log.error("%s hangs: a step took more than %g s", self._name, self._seconds)
+    The message has the name of the environment and the call that hangs; None sets no limit.
+    """
+    if seconds is None:
+        yield
+        return
+    _start_watch(os.getpid())
+    thread = threading.get_ident()
+    _calls[thread] = (time.monotonic() + seconds, f"{name} hangs: {call} took more than {seconds:g} s")
+    try:
+        yield
+    finally:
+        del _calls[thread]
+
+
+@functools.cache  # a forked process has no thread of its parent's
+def _start_watch(process: int) -> None:
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    while True:
+        time.sleep(POLL_SECONDS)
+        for deadline, message in list(_calls.values()):
+            if time.monotonic() > deadline:
+                log.error("%s", message)
                 faulthandler.dump_traceback()
+                print(message, file=sys.stderr, flush=True)  # the last line, which a sweep reads
                 # Nothing gentler ends a call that never returns. The last checkpoint is on disk.
                 os._exit(EnvironmentFailed.exit_code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbpo_cli.envs.environment import Environment
+from mbpo_cli.envs.environment import Environment, Step
+from mbpo_cli.failures import Stopped
 from mbpo_cli.nn.seeding import episode_seeds
 from mbpo_cli.types import Policy, Transitions
 
@@ -79,10 +82,15 @@ class Episode:
         """Return the episode on a device."""
         return Episode(self.obs.to(device), self.action.to(device), self.reward.to(device), self.terminated)
 
-    @property
-    def outcome(self) -> Outcome:
-        """The episode in three values."""
-        return Outcome(self.obs[0], sum(self.reward.tolist()), len(self))
+    @classmethod
+    def of(cls, start: Tensor, steps: Sequence[tuple[Tensor, Step]]) -> Episode:
+        """Return the episode that begins with this observation, from its actions and their results."""
+        return cls(
+            torch.stack([start, *(step.obs for _, step in steps)]),
+            torch.stack([action for action, _ in steps]),
+            torch.tensor([step.reward for _, step in steps], dtype=torch.float64),
+            steps[-1][1].terminated,
+        )
 
     @property
     def transitions(self) -> Transitions:
@@ -92,40 +100,78 @@ class Episode:
         return Transitions(self.obs[:-1], self.action, self.reward.float(), self.obs[1:], ends)
 
 
-def play(
-    envs: Sequence[Environment], seeds: Sequence[int], policy: Policy, device: torch.device | str = "cpu"
-) -> list[Episode]:
-    """Play an episode in each environment with a greedy policy, which sees one batch per step.
+OnStep = Callable[[int, Tensor, Step], None]
+"""Called after each step with the number of the episode, the action and the result."""
 
-    The environments are reset with the seeds; `device` is that of the policy.
+
+def forget(episode: int, action: Tensor, step: Step) -> None:
+    """Keep nothing of a step."""
+
+
+def play(
+    make_env: Callable[[], Environment],
+    seeds: Sequence[int],
+    policy: Policy,
+    device: torch.device | str = "cpu",
+    should_stop: Callable[[], bool] = lambda: False,
+    on_step: OnStep = forget,
+) -> list[Outcome]:
+    """Play an episode per seed, side by side, with a greedy policy, which sees one batch per step.
+
+    Each episode has an environment of its own, made for it: what earlier episodes leave in an environment
+    changes no result. `device` is that of the policy.
+
+    Raises:
+        Stopped: `should_stop`, asked before every step and every environment, returned True.
     """
-    obs = [[env.reset(seed)] for env, seed in zip(envs, seeds, strict=True)]
-    actions_taken: list[list[Tensor]] = [[] for _ in envs]
-    rewards: list[list[float]] = [[] for _ in envs]
-    terminated = [False] * len(envs)
-    running = list(range(len(envs)))
-    while running:
-        actions = policy(torch.stack([obs[i][-1] for i in running]).to(device)).cpu()
-        still_running = []
-        for i, action in zip(running, actions, strict=True):
-            step = envs[i].step(action)
-            obs[i].append(step.obs)
-            actions_taken[i].append(action)
-            rewards[i].append(step.reward)
-            terminated[i] = step.terminated
-            if not (step.terminated or step.truncated):
-                still_running.append(i)
-        running = still_running
-    return [
-        Episode(torch.stack(o), torch.stack(a), torch.tensor(r, dtype=torch.float64), ended)
-        for o, a, r, ended in zip(obs, actions_taken, rewards, terminated, strict=True)
-    ]
+
+    def check() -> None:
+        if should_stop():
+            raise Stopped
+
+    with ExitStack() as stack:
+        envs, obs = [], []
+        for seed in seeds:
+            check()
+            envs.append(stack.enter_context(closing(make_env())))
+            obs.append(envs[-1].reset(seed))
+        starts, returns, lengths = list(obs), [0.0] * len(envs), [0] * len(envs)
+        running = list(range(len(envs)))
+        while running:
+            actions = policy(torch.stack([obs[i] for i in running]).to(device)).cpu()
+            still_running = []
+            for i, action in zip(running, actions, strict=True):
+                check()
+                step = envs[i].step(action)
+                on_step(i, action, step)
+                obs[i] = step.obs
+                returns[i] += step.reward
+                lengths[i] += 1
+                if not (step.terminated or step.truncated):
+                    still_running.append(i)
+            running = still_running
+    return list(map(Outcome, starts, returns, lengths))
+
+
+class Recorder:
+    """Keeps the steps of episodes that are played with it as `on_step`."""
+
+    def __init__(self) -> None:
+        self._steps: defaultdict[int, list[tuple[Tensor, Step]]] = defaultdict(list)
+
+    def __call__(self, episode: int, action: Tensor, step: Step) -> None:
+        """Keep a step."""
+        self._steps[episode].append((action, step))
+
+    def episodes(self, outcomes: Sequence[Outcome]) -> list[Episode]:
+        """Return the episodes with these outcomes."""
+        return [Episode.of(outcome.start, self._steps[i]) for i, outcome in enumerate(outcomes)]
 
 
 class Evaluator:
-    """Plays the same episodes at every evaluation, in parallel, with one environment each.
+    """Plays the same episodes at every evaluation.
 
-    `device` is that of the policy; `episodes` are those of the last evaluation.
+    `device` is that of the policy. With `keeps_episodes`, `episodes` are those of the last evaluation.
     """
 
     def __init__(
@@ -134,18 +180,21 @@ class Evaluator:
         num_episodes: int,
         seed: int,
         device: torch.device | str = "cpu",
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        keeps_episodes: bool = False,
     ) -> None:
-        self._envs: Sequence[Environment] = [make_env() for _ in range(num_episodes)]
-        self._seeds = episode_seeds(seed, "evaluation", num_episodes)
-        self._device = device
+        self._make_env, self._seeds = make_env, episode_seeds(seed, "evaluation", num_episodes)
+        self._device, self._should_stop = device, should_stop
+        self._keeps_episodes = keeps_episodes
         self.episodes: list[Episode] = []
 
     def __call__(self, policy: Policy) -> Evaluation:
-        """Evaluate a greedy policy."""
-        self.episodes = play(self._envs, self._seeds, policy, self._device)
-        return Evaluation.of([episode.outcome for episode in self.episodes])
-
-    def close(self) -> None:
-        """Close the environments."""
-        for env in self._envs:
-            env.close()
+        """Evaluate a greedy policy; raise `Stopped` if asked to stop."""
+        recorder = Recorder() if self._keeps_episodes else None
+        outcomes = play(
+            self._make_env, self._seeds, policy, self._device, self._should_stop, recorder or forget
+        )
+        if recorder is not None:
+            self.episodes = recorder.episodes(outcomes)
+        return Evaluation.of(outcomes)

@@ -205,6 +205,11 @@ class Logger(AbstractContextManager["Logger"]):
         self._now |= {tag: values.mean() for tag, values in self.state_dict().items()}
         self._collected.clear()
 
+    @property
+    def unwritten(self) -> dict[str, Tensor | float]:
+        """The metrics of the current step so far."""
+        return dict(self._now)
+
     def write(self, step: int) -> None:
         """Write everything logged during a step to all sinks."""
         scalars = {tag: float(value) for tag, value in self._now.items()}

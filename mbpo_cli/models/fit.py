@@ -14,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mbpo_cli.failures import Diverged
+from mbpo_cli.failures import Diverged, Stopped
 from mbpo_cli.models.early_stopping import EarlyStopping
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.function import LearnedFunction
+from mbpo_cli.nn.compilation import interruptible
 from mbpo_cli.options import option
 from mbpo_cli.types import Metrics, Transitions
 
@@ -52,10 +53,6 @@ class ModelTrainingOptions:
     def __post_init__(self) -> None:
         if self.patience is not None and self.holdout_ratio == 0:
             raise ValueError(f"patience={self.patience}: early stopping needs holdout_ratio greater than 0")
-
-
-class Stopped(Exception):
-    """A fit was asked to stop."""
 
 
 class ModelFitter:
@@ -96,7 +93,8 @@ class ModelFitter:
         training, held_out = self.split(len(data))
         model_before, fitter_before = copy.deepcopy((model.state_dict(), self.state_dict()))
         try:
-            metrics = self._train(model, data[training], data[held_out], num_epochs, should_stop)
+            with interruptible(should_stop):
+                metrics = self._train(model, data[training], data[held_out], num_epochs, should_stop)
         except Stopped:
             model.load_state_dict(model_before)
             self.load_state_dict(fitter_before)

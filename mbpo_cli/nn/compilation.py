@@ -5,17 +5,24 @@ It knows functions of tensors and the number of their calls, not what they compu
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbpo_cli.failures import one_line
-from mbpo_cli.types import GradientStep, GradientSteps
+from mbpo_cli.failures import Stopped, one_line
+from mbpo_cli.types import Agent, GradientStep, GradientSteps
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +30,9 @@ log = logging.getLogger(__name__)
 MIN_CALLS_THAT_PAY = 20_000
 # Four steps as one function save another 0.5 to 1 ms per step and take half a minute longer to compile.
 SEVERAL, MIN_CALLS_FOR_SEVERAL = 4, 100_000
+# Updates in which all combinations of flags occur, as a rule; to be able to undo one takes as long as a step.
+FIRST_UPDATES = 100
+ALARM_SECONDS = 0.2
 # Combinations of flags and shapes; each is compiled when it first occurs.
 MAX_COMBINATIONS = 64
 
@@ -31,6 +41,101 @@ def missing_compiler() -> str | None:
     """Return the name of the C++ compiler that torch needs if it is not installed, else None."""
     name = os.environ.get("CXX", "g++")
     return None if shutil.which(name) else name
+
+
+@contextmanager
+def interruptible(should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Raise `Stopped` out of a compilation in the `with` block, before it computes, once a stop is requested.
+
+    Whatever compiles ends with it. Only in the main thread, where alarms arrive.
+    """
+    if "torch._dynamo" not in sys.modules or threading.current_thread() is not threading.main_thread():
+        yield  # nothing is compiled
+        return
+    from torch._dynamo.callback import callback_handler as compiler
+
+    earlier = descendants()
+
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        if should_stop():
+            signal.setitimer(signal.ITIMER_REAL, 1.0)  # again, in case that the exception is swallowed
+            terminate(descendants() - earlier)
+            raise Stopped
+
+    def start(arguments: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, ALARM_SECONDS, ALARM_SECONDS)
+
+    def end(arguments: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    previous = signal.signal(signal.SIGALRM, on_alarm)
+    compiler.register_start_callback(start)
+    compiler.register_end_callback(end)
+    try:
+        yield
+    except Stopped:
+        end(None)
+        _cancel_waiting()
+        terminate(descendants() - earlier)
+        raise
+    finally:
+        end(None)
+        compiler.remove_start_callback(start)
+        compiler.remove_end_callback(end)
+        signal.signal(signal.SIGALRM, previous)
+
+
+class UndoingIfStopped:
+    """Contexts of the first updates of an agent, which compile its gradient step.
+
+    A stop request interrupts the compilation; agent and random stream are then as before the update.
+    """
+
+    def __init__(self, should_stop: Callable[[], bool], is_compiled: bool) -> None:
+        self._should_stop = should_stop
+        self._num_left = FIRST_UPDATES if is_compiled else 0
+
+    @contextmanager
+    def __call__(self, agent: Agent, stream: torch.Generator) -> Iterator[None]:
+        """Return the context of an update, which draws from the random stream."""
+        if self._num_left == 0:
+            yield
+            return
+        self._num_left -= 1
+        before = copy.deepcopy(agent.state_dict()), stream.get_state()
+        try:
+            with interruptible(self._should_stop):
+                yield
+        except Stopped:
+            agent.load_state_dict(before[0])
+            stream.set_state(before[1])
+            raise
+
+
+def _cancel_waiting() -> None:
+    """Cancel the kernels that wait for a thread to compile them, which would delay the end of the process."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    if AsyncCompile.pool.cache_info().currsize > 0:
+        AsyncCompile.pool().shutdown(wait=False, cancel_futures=True)
+        AsyncCompile.pool.cache_clear()
+
+
+def descendants(process: int | None = None) -> set[int]:
+    """Return the child processes of a process, by default this one, and theirs; on Linux only."""
+    found: set[int] = set()
+    with suppress(OSError):  # a process may end meanwhile
+        for children in Path(f"/proc/{process or os.getpid()}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                found |= {child} | descendants(child)
+    return found
+
+
+def terminate(processes: Iterable[int]) -> None:
+    """Send SIGTERM, after which a compiler removes what it has half written."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
 
 
 def guards_of_arguments(guards: Sequence[Any]) -> list[bool]:

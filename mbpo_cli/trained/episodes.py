@@ -6,13 +6,12 @@ Knows environments, a model and a policy; does not know what the results are use
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
 
 import torch
 
 from mbpo_cli.build import build_env
 from mbpo_cli.envs.environment import Environment
-from mbpo_cli.evaluation.evaluate import Episode, Evaluation, Outcome, play
+from mbpo_cli.evaluation.evaluate import Episode, Evaluation, Outcome, Recorder, play
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.nn.seeding import episode_seeds
 from mbpo_cli.trained.load import Trained
@@ -23,24 +22,22 @@ from mbpo_cli.types import Policy
 NUM_ENVS = 50
 
 
-def real_episodes(
-    make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy, num_envs: int = NUM_ENVS
-) -> list[Episode]:
-    """Play an episode per seed, up to `num_envs` of them side by side."""
-    episodes: list[Episode] = []
-    with ExitStack() as stack:
-        envs = [stack.enter_context(closing(make_env())) for _ in range(min(num_envs, len(seeds)))]
-        for start in range(0, len(seeds), num_envs):
-            chunk = seeds[start : start + num_envs]
-            episodes += play(envs[: len(chunk)], chunk, policy)
-    return episodes
-
-
 def play_real(
     make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy, num_envs: int = NUM_ENVS
 ) -> list[Outcome]:
-    """Return only start, return and length of `real_episodes`."""
-    return [episode.outcome for episode in real_episodes(make_env, seeds, policy, num_envs)]
+    """Play an episode per seed, up to `num_envs` of them side by side."""
+    starts = range(0, len(seeds), num_envs)
+    return [o for start in starts for o in play(make_env, seeds[start : start + num_envs], policy)]
+
+
+def real_episodes(make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy) -> list[Episode]:
+    """Play an episode per seed, and return all steps."""
+    episodes: list[Episode] = []
+    for start in range(0, len(seeds), NUM_ENVS):
+        recorder = Recorder()
+        outcomes = play(make_env, seeds[start : start + NUM_ENVS], policy, on_step=recorder)
+        episodes += recorder.episodes(outcomes)
+    return episodes
 
 
 def evaluation_of(trained: Trained, num_episodes: int = 20, seed: int | None = None) -> Evaluation:

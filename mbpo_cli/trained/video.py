@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mbpo_cli.build import build_env
 from mbpo_cli.config.typed import Config
-from mbpo_cli.envs.environment import Environment
+from mbpo_cli.envs.environment import Environment, Step
 from mbpo_cli.evaluation.evaluate import Outcome, play
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.types import Policy
@@ -54,20 +54,34 @@ def play_filmed(
 
     `steps_per_second` is the environment's speed in real time; None uses the speed that it declares.
     """
+    with closing(rendered_env(config, "--video", "rgb_array")) as env:
+        speed = steps_per_second or env.frames_per_second
     outcomes = []
-    env = rendered_env(config, "--video", "rgb_array")
-    with closing(env), Film(path, steps_per_second or env.frames_per_second) as film:
-
-        def filmed_policy(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-            if next(steps) % film.stride == 0:
-                film.add(env.render())
-            return policy(obs, explore)
-
+    with Film(path, speed) as film:
         for seed in seeds:
-            steps = itertools.count()
-            outcomes += [episode.outcome for episode in play([env], [seed], filmed_policy)]
-            film.add(env.render())
+            outcomes += _filmed(config, policy, seed, film)
     return outcomes
+
+
+def _filmed(config: Config, policy: Policy, seed: int, film: Film) -> list[Outcome]:
+    """Play an episode and film every `stride`-th step, the first and the last."""
+    envs: list[Environment] = []
+    steps = itertools.count()
+
+    def make() -> Environment:
+        envs.append(build_env(config, "rgb_array"))
+        return envs[0]
+
+    def filmed_policy(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+        if next(steps) % film.stride == 0:
+            film.add(envs[0].render())
+        return policy(obs, explore)
+
+    def add_last(episode: int, action: Tensor, step: Step) -> None:
+        if step.terminated or step.truncated:
+            film.add(envs[0].render())
+
+    return play(make, [seed], filmed_policy, on_step=add_last)
 
 
 class Film:
@@ -82,6 +96,7 @@ class Film:
         self._frames_per_second = steps_per_second / self.stride
         self._path = path
         self._temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        self._temporary.unlink(missing_ok=True)  # perhaps a link, planted in a run directory
         self._pictures: list[Image.Image] = []
         self._encoder: Any = None  # a generator of imageio_ffmpeg, once there is a frame
 
