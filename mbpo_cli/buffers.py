@@ -14,6 +14,15 @@ from torch import Tensor
 from mbpo_cli.types import SpaceSpec, Transitions
 
 
+def _columns(spaces: SpaceSpec) -> list[int]:
+    return [spaces.obs_size, spaces.action_size, 1, spaces.obs_size, 1]
+
+
+def num_bytes(capacity: int, spaces: SpaceSpec) -> int:
+    """Return the size of a replay buffer that is full."""
+    return capacity * sum(_columns(spaces)) * torch.float32.itemsize
+
+
 class ReplayBuffer:
     """A circular buffer of transitions, each packed into one row of a single float32 tensor."""
 
@@ -21,7 +30,7 @@ class ReplayBuffer:
         self.capacity = capacity
         self.size = 0
         self.total_added = 0
-        self._columns = [spaces.obs_size, spaces.action_size, 1, spaces.obs_size, 1]
+        self._columns = _columns(spaces)
         # Not initialized, so that memory is used only as rows are written.
         self._rows = torch.empty(capacity, sum(self._columns), device=device)
 
