@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +18,13 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from hydra_plugins.mbpo.jobs import launch
 from hydra_plugins.mbpo.launchers import ProcessLauncher
+from mbpo_cli.config.compose import make_config
+from mbpo_cli.failures import RunFailed, StorageFailed
+from mbpo_cli.run import run
 from mbpo_cli.sweeps.jobs import Job, closing_table
 from mbpo_cli.sweeps.processes import run_commands
 from mbpo_cli.sweeps.view import SweepView, last_logged
+from tests.conftest import TINY
 from tests.sweeps.test_jobs import finish, job_in
 
 SILENT = "failed: exit code 0, but no summary"
@@ -213,3 +219,31 @@ def test_the_view_shows_what_can_be_shown(contents: Any, logged: dict[str, float
         view.console.print(*view.get_renderables())
     assert "a[/b]" in shown.get()
     assert ("evaluation -3.5" in shown.get()) == ("eval/return_mean" in logged)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (SystemExit(0), RunFailed, "SystemExit: 0"),
+        (OSError(errno.EFBIG, "File too large"), StorageFailed, r"\[Errno 27\] File too large; .* MB left"),
+    ],
+)
+def test_a_run_leaves_its_reason_even_if_its_summary_cannot_be_written(
+    error: BaseException,
+    kind: type[Exception],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mbpo_cli.run.build_trainer", fail)
+    monkeypatch.setattr("mbpo_cli.run.RunDirectory.write_summary", full)
+    with pytest.raises(kind, match=message):
+        run(make_config(*TINY, "mbpo=off"), tmp_path / "run")
+    assert re.fullmatch(rf"mbpo-train: error: {message}\n", capsys.readouterr().err)
