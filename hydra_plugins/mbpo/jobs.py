@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -39,6 +40,7 @@ class JobPlugin:
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(composed):
             composed.hydra.job.num = number
+        HydraConfig.instance().set_config(composed)  # for references such as ${hydra:job.num}
         name = str(composed.hydra.sweep.subdir)
         job = Job(name, tuple(overrides), Path(composed.hydra.sweep.dir) / name, typed_config(composed))
         job.check()
@@ -47,7 +49,8 @@ class JobPlugin:
     @property
     def subdir_is_chosen(self) -> bool:
         """True if the user has set `hydra.sweep.subdir`, on the command line or in a file."""
-        on_command_line = any(item.startswith(SUBDIR) for item in self.config.hydra.overrides.hydra)
+        given: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
+        on_command_line = any(item.startswith(SUBDIR) for item in given)
         return on_command_line or self._sweep["subdir"] != "${hydra.job.num}"
 
     def check_directories(self, jobs: Sequence[Job]) -> None:

@@ -9,9 +9,11 @@ import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf
 
 from hydra_plugins.mbpo.jobs import SILENT, JobPlugin, quoted
 from mbpo_cli.failures import ConfigError, RunFailed
@@ -81,7 +83,8 @@ class CommandLauncher(JobPlugin, Launcher):
                 places += ["--config-path", source.path if is_folder else f"pkg://{source.path}"]
             elif source.provider == "command-line":
                 places += ["--config-dir", source.path]
-        inherited = [item for item in self.config.hydra.overrides.hydra if not item.startswith(OF_A_SWEEP)]
+        given: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
+        inherited = [item for item in given if not item.startswith(OF_A_SWEEP)]
         own = [item for item in job.overrides if not item.startswith("hydra.sweep")]
         threads = ["threads=1"] if job.config.threads == "auto" else []
         return [

@@ -10,11 +10,11 @@ import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -44,7 +44,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Cached, so that a job has the name of its sweep. Workers of joblib import this module.
-OmegaConf.register_new_resolver("sweep_name", name_of, replace=True, use_cache=True)
+OmegaConf.register_new_resolver(
+    "sweep_name",
+    lambda overrides: name_of(cast("list[str]", OmegaConf.to_container(overrides, resolve=False))),
+    replace=True,
+    use_cache=True,
+)
 
 
 def main() -> None:
@@ -56,10 +61,7 @@ def main() -> None:
     try:
         flags = checked_flags(sys.argv[1:])
         if flags.schema:
-            from mbpo_cli.config.schema import schema_text
-
-            print(schema_text(flags.config_dir))
-            return
+            return _print_schema(flags.config_dir)
         sys.argv[1:] = with_directory(sys.argv[1:])
         _shown() if flags.shows else train_job()
     except KeyboardInterrupt as error:
@@ -78,6 +80,15 @@ def main() -> None:
             raise SystemExit(error.exit_code) from None
         print(f"mbpo-train: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(StorageFailed.exit_code) from None
+
+
+def _print_schema(config_dir: str | None) -> None:
+    from mbpo_cli.config.schema import schema_text
+
+    try:
+        print(schema_text(config_dir))
+    except Exception as error:  # a file of the user may hold anything
+        raise ConfigError(f"--schema --config-dir {config_dir}: {error}") from error
 
 
 def _in_one_line(error: BaseException) -> str:
@@ -128,6 +139,9 @@ def _shown() -> None:
     try:
         with redirect_stderr(errors):
             train_job()
+    except ConfigError:
+        if not any(word.startswith("query=") for word in sys.argv):  # a key was pressed to complete a word
+            raise
     except (AttributeError, ValueError, AssertionError) as error:
         raise ConfigError(f"{' '.join(sys.argv[1:])}: {error}") from error
     except SystemExit as error:
@@ -201,29 +215,29 @@ class CheckBeforeRun(Callback):
         from mbpo_cli.storage.directory import check_usable
 
         HydraConfig.instance().set_config(config)  # for references such as ${hydra:runtime.cwd}
-        try:
+        with rejecting():
             check_single(config)
-            path = directory_of(config, "hydra.run.dir")
+            path = directory_of(config, "run")
+            if Path(name := str(config.hydra.job.name)).name != name:  # of the log
+                raise ConfigError(f"hydra.job.name={name}: must be the name of a file")
             checked = checked_config(config, config.hydra.overrides.task, path)
-            check_usable(path, asdict(checked))
-        except (ConfigError, OmegaConfBaseException, Busy) as reason:
-            raise Rejected(reason) from reason
-        except OSError as error:
-            text = f"hydra.run.dir={config.hydra.run.dir}: {error.strerror or error}"
-            raise Rejected(ConfigError(text)) from error
+            try:
+                check_usable(path, asdict(checked))
+            except OSError as error:
+                raise ConfigError(f"hydra.run.dir={path}: {error.strerror or error}") from error
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Raise `Rejected` if an option has no meaning in a sweep; resolve its directory for all jobs."""
         with open_dict(config):
             config.hydra.job.num = 0
         HydraConfig.instance().set_config(config)
-        try:
-            for item in config.hydra.overrides.hydra:
-                if item.lstrip("+~").startswith("hydra.run."):
+        with rejecting():
+            if config.resume is not None:
+                raise ConfigError(f"resume={config.resume}: continues a single run; leave out --multirun")
+            for item in overrides_of(config):
+                if item.startswith("hydra.run."):
                     raise ConfigError(f"{item}: is for a single run; a sweep has hydra.sweep.dir and subdir")
-            directory_of(config, "hydra.sweep.dir")
-        except ConfigError as reason:
-            raise Rejected(reason) from reason
+            directory_of(config, "sweep")
         with suppress(OmegaConfBaseException):  # which only its jobs can resolve
             str(config.hydra.sweep.subdir)
 
@@ -232,12 +246,27 @@ OF_A_SWEEP = ("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweep"
 PLUGINS = {"hydra/launcher": "processes", "hydra/sweeper": "grid"}
 
 
+@contextmanager
+def rejecting() -> Iterator[None]:
+    """Let errors pass Hydra, which only warns of ordinary exceptions in callbacks."""
+    try:
+        yield
+    except Exception as reason:
+        raise Rejected(reason) from reason
+
+
+def overrides_of(config: DictConfig) -> list[str]:
+    """Return the overrides of Hydra's own options as given, but without `+` and `~`."""
+    given: Any = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+    return [item.lstrip("+~") for item in given["hydra"]]
+
+
 def check_single(config: DictConfig) -> None:
     """Raise `ConfigError` if a single run was given what only a sweep uses, unless it was asked for."""
     if "hydra.mode=RUN" in sys.argv:
         return
     choices = config.hydra.runtime.choices
-    given = [item for item in config.hydra.overrides.hydra if item.lstrip("+~").startswith(OF_A_SWEEP)]
+    given = [item for item in overrides_of(config) if item.startswith(OF_A_SWEEP)]
     given += [f"{group}={choices[group]}" for group, usual in PLUGINS.items() if choices[group] != usual]
     if not given and (params := config.hydra.sweeper.get("params")):
         given = [f"hydra.sweeper.params={params}"]
@@ -245,16 +274,16 @@ def check_single(config: DictConfig) -> None:
         raise ConfigError(f"{given[0]}: is used by sweeps only; add -m, or hydra.mode=RUN to run without it")
 
 
-def directory_of(config: DictConfig, key: str) -> Path:
-    """Return the directory that an option names; raise `ConfigError` if it names none."""
-    group, _, name = key.rpartition(".")
-    text = OmegaConf.select(config, group)._get_node(name)._value()
+def directory_of(config: DictConfig, kind: str) -> Path:
+    """Return the directory of a `run` or a `sweep`; raise `ConfigError` if none is named."""
+    key = f"hydra.{kind}.dir"
+    text: Any = OmegaConf.to_container(config.hydra[kind], resolve=False)
     try:
-        path = OmegaConf.select(config, key)
+        path = str(config.hydra[kind].dir)
     except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{key}={text}: {error}") from error
-    if not isinstance(path, str) or not path.strip() or not path.isprintable():
-        raise ConfigError(f"{key}={text}: must be the name of a directory")
+        raise ConfigError(f"{key}={text['dir']}: {error}") from error
+    if not path.strip() or not path.isprintable():
+        raise ConfigError(f"{key}={path}: must be the name of a directory")
     return Path(path)
 
 

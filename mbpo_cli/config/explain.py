@@ -12,6 +12,8 @@ from mbpo_cli.config.loader import UNKNOWN, Compose
 from mbpo_cli.failures import ConfigError, one_line
 
 MAX_LENGTH = 600
+# Overrides that Hydra adds.
+MODES = ("hydra.mode=RUN", "hydra.mode=MULTIRUN")
 
 Choices = Callable[[str], list[str]]
 """From a group to its choices."""
@@ -34,7 +36,8 @@ def _described(error: BaseException, overrides: Sequence[str], compose: Compose,
     text = ": ".join(filter(None, map(str, chain))) or type(error).__name__
     given = _given(overrides)
     if match := UNKNOWN.search(text):
-        key = getattr(chain[-1], "full_key", None) or match[1]  # the first may lie within the second
+        full = str(getattr(chain[-1], "full_key", ""))
+        key = full if full.startswith(match[1]) else match[1]  # a key within a mapping that was given
         return _in_file(text) + _unknown_key(key, given, compose)
     if match := re.search(r"Could not find '([^']+)'", text):
         return _in_file(text) + _unknown_choice(match[1], given, choices)
@@ -44,10 +47,11 @@ def _described(error: BaseException, overrides: Sequence[str], compose: Compose,
         return f"{getattr(chain[-1], 'full_key', '')}: refers to '{match[1]}', which does not exist"
     if isinstance(chain[-1], RecursionError):
         text = "is nested too deeply, or contains itself"
-    reason = re.sub(r"^Lexer\w+: .*", "cannot be read", text.partition("\nSee http")[0], flags=re.DOTALL)
+    reason = re.split(r"\nSee http|\n(?:Config s|S)earch path:", text)[0]
+    reason = re.sub(r"^Lexer\w+: .*", "cannot be read", reason, flags=re.DOTALL)
     override = getattr(error, "override", None)
     if override is None and not any(item.partition("=")[0] in reason for item in overrides):
-        override = " ".join(overrides)  # one of them
+        override = " ".join(item for item in overrides if item not in MODES)  # one of them
     return f"{override}: {reason}" if override else reason
 
 
@@ -85,7 +89,7 @@ def _unknown_key(key: str, given: Mapping[str, str], compose: Compose) -> str:
 
     try:
         typed = typed_config(compose([f"{name}={value}" for name, value in given.items() if name in groups]))
-    except ConfigError:  # such as env=gym without env.id
+    except Exception:  # such as env=gym without env.id
         typed = typed_config(config)
     meant = suggest(key, typed)
     hint = f"did you mean {meant}?" if meant else "mbpo-train --cfg job lists all options"

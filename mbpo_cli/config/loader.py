@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mbpo_cli.failures import ConfigError, one_line
+from mbpo_cli.failures import ConfigError
 
 Compose = Callable[[list[str]], DictConfig]
 """Composes a configuration from overrides."""
@@ -46,7 +46,9 @@ class Repository(ConfigRepository):
         try:
             return super().load_config(config_path)
         except Exception as error:  # of YAML, OmegaConf, Hydra, the file system or the encoding
-            raise ConfigError(f"{config_path.removesuffix('.yaml')}.yaml: {one_line(error)}") from error
+            # YAML reads on and off as truth values.
+            hint = "; write on and off in quotes" if "defaults : bool" in str(error) else ""
+            raise ConfigError(f"{config_path.removesuffix('.yaml')}.yaml: {error}{hint}") from error
 
 
 class Loader(ConfigLoaderImpl):
@@ -90,6 +92,9 @@ class Loader(ConfigLoaderImpl):
                 from mbpo_cli.config.explain import explain
 
                 raise ConfigError(explain(error, overrides, load, self.get_group_options)) from error
+            verbose = config.hydra.verbose
+            if not (isinstance(verbose, bool | str) or OmegaConf.is_list(verbose)):
+                raise ConfigError(f"hydra.verbose={verbose}: must be true, false or a list of loggers")
             if fitting is not overrides:
                 config.hydra.overrides.task = [item for item in overrides if not item.startswith("hydra")]
             return config

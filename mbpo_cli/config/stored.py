@@ -10,11 +10,12 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
+from omegaconf import OmegaConf
 
-from mbpo_cli.config.typed import Config, typed
+from mbpo_cli.config.typed import Config, is_mapping, typed
 from mbpo_cli.envs import wrappers
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.options import resolve
@@ -125,6 +126,11 @@ def _is_shipped(name: str, key: str, place: str) -> bool:
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    if is_mapping(key, values):  # as in a new run, keys are added
+        config = OmegaConf.create(values)
+        OmegaConf.update(config, key, value, merge=True, force_add=True)
+        values.update(cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False)))
+        return
     *groups, name = key.split(".")
     for group in groups:
         values = values[group] if isinstance(values.get(group), dict) else {}
