@@ -25,7 +25,7 @@ class RunFailed(RuntimeError):
 
 
 class EnvironmentFailed(RunFailed):
-    """The environment cannot continue; the message names it, the step and the reason."""
+    """The environment cannot continue, or is not what was said; the message names the step and the reason."""
 
     exit_code = 3
 

@@ -9,7 +9,7 @@ import pytest
 from mbpo_cli.build import build_env
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.typed import options_in
-from mbpo_cli.rollouts import horizon_at
+from mbpo_cli.rollouts import horizon_at, lost_experience
 from tests.conftest import CONF
 
 # Updates per step, horizon by thousands of steps, steps between fits, retained generations, units, target
@@ -63,6 +63,8 @@ def test_every_preset_is_tested() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_presets_have_the_values_of_the_paper(task: str) -> None:
     config = make_config(f"experiment=paper/{task}")
+    steps = config.trainer.num_env_steps, config.agent.num_warm_start_steps
+    assert lost_experience(config.mbpo, *steps) is None
     updates, horizons, every, retained, units, target_entropy, num_env_steps = TASKS[task]
     values = {key: value for key, _, _, value in options_in(config)}
     assert {key: values[key] for key in SHARED} == SHARED

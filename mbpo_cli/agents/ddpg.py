@@ -26,7 +26,7 @@ class DDPGOptions(TargetNetworkOptions):
 
     actor_optimizer: OptimizerOptions = option("actor training", matlab="ActorOptimizerOptions")
     critic_optimizer: OptimizerOptions = option("critic training", matlab="CriticOptimizerOptions")
-    exploration: Component = option("noise on actions (group agent/exploration)", matlab="NoiseOptions")
+    exploration: Component = option("exploration noise (group agent/exploration)", matlab="NoiseOptions")
 
 
 class DDPG(Bookkeeping):

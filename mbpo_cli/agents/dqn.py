@@ -27,7 +27,7 @@ class DQNOptions(TargetNetworkOptions):
 
     critic_optimizer: OptimizerOptions = option("critic training", matlab="CriticOptimizerOptions")
     exploration: Component = option(
-        "random actions (group agent/exploration)", matlab="EpsilonGreedyExploration"
+        "exploration noise (group agent/exploration)", matlab="EpsilonGreedyExploration"
     )
     use_double_dqn: bool = option(
         "choose the next action with the critic and evaluate it with the target critic", matlab="UseDoubleDQN"

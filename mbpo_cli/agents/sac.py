@@ -48,7 +48,7 @@ class SACOptions(TargetNetworkOptions):
         "entropy weight training", matlab="EntropyWeightOptions"
     )
     policy_update_frequency: int = option(
-        "updates per update of the actor (and, for SAC, of the entropy weight)",
+        "updates per update of the actor (in SAC also of the entropy weight)",
         low=1,
         matlab="PolicyUpdateFrequency",
     )

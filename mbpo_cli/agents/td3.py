@@ -39,12 +39,14 @@ class TD3Options(TargetNetworkOptions):
 
     actor_optimizer: OptimizerOptions = option("actor training", matlab="ActorOptimizerOptions")
     critic_optimizer: OptimizerOptions = option("critic training", matlab="CriticOptimizerOptions")
-    exploration: Component = option("noise on actions (group agent/exploration)", matlab="ExplorationModel")
+    exploration: Component = option("exploration noise (group agent/exploration)", matlab="ExplorationModel")
     target_policy_smooth_options: TargetPolicySmoothOptions = option(
         "noise on target actions", matlab="TargetPolicySmoothModel"
     )
     policy_update_frequency: int = option(
-        "updates per update of the actor", low=1, matlab="PolicyUpdateFrequency"
+        "updates per update of the actor (in SAC also of the entropy weight)",
+        low=1,
+        matlab="PolicyUpdateFrequency",
     )
 
 

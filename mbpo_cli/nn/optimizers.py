@@ -15,6 +15,15 @@ from mbpo_cli.options import option
 # Source: Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization"; not configurable.
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
+THRESHOLD = (
+    "limit of the L2 norm of the gradient of a network, or of a member of an ensemble; larger gradients are "
+    "scaled down; null = no limit"
+)
+L2 = (
+    "L2 penalty: factor of each parameter (also biases, limits of the log-variance and the logarithm of the "
+    "entropy weight) that is added to its gradient, after the limit of the norm"
+)
+
 
 @dataclass
 class OptimizerOptions:
@@ -23,14 +32,8 @@ class OptimizerOptions:
     learn_rate: float = option(
         "learning rate of Adam; 0 = do not train this part", low=0, high=1, matlab="LearnRate"
     )
-    gradient_threshold: float | None = option(
-        "limit of the L2 norm of a network's gradient; larger ones are scaled down; null = no limit",
-        above=0,
-        matlab="GradientThreshold",
-    )
-    l2_regularization: float = option(
-        "L2 penalty: factor of the weights in the gradient", low=0, matlab="L2RegularizationFactor"
-    )
+    gradient_threshold: float | None = option(THRESHOLD, above=0, matlab="GradientThreshold")
+    l2_regularization: float = option(L2, low=0, matlab="L2RegularizationFactor")
 
 
 @dataclass
@@ -43,14 +46,8 @@ class MemberOptimizerOptions:
         high=1,
         matlab="LearnRate",
     )
-    gradient_threshold: float | list[float] | None = option(
-        "limit of the L2 norm of a member's gradient; larger ones are scaled down; null = no limit",
-        above=0,
-        matlab="GradientThreshold",
-    )
-    l2_regularization: float | list[float] = option(
-        "L2 penalty: factor of the weights in the gradient", low=0, matlab="L2RegularizationFactor"
-    )
+    gradient_threshold: float | list[float] | None = option(THRESHOLD, above=0, matlab="GradientThreshold")
+    l2_regularization: float | list[float] = option(L2, low=0, matlab="L2RegularizationFactor")
 
 
 class Optimizer:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -86,6 +88,21 @@ def test_members_with_their_own_options_train_as_if_alone(
         alone = minimized(OptimizerOptions(*options))
         for together, single in zip(both, alone, strict=True):
             torch.testing.assert_close(together[member], single[member], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [OptimizerOptions(0.1, 1e-9, 0.5), MemberOptimizerOptions(0.1, 1e-9, [0.5] * 2)]
+)
+@pytest.mark.parametrize("step", [Optimizer._step, Optimizer._step_by_formula])
+def test_l2_regularization_is_added_to_all_gradients_after_the_threshold(
+    options: OptimizerOptions | MemberOptimizerOptions, step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Optimizer, "_step", step)
+    parameters = [nn.Parameter(torch.full((2, *shape), 3.0)) for shape in ((3, 1), (1, 4), ())]
+    optimizer = Optimizer(parameters, options)
+    optimizer.minimize(torch.stack([parameter.sum() for parameter in parameters]).sum())
+    for moment in optimizer.first_moments:  # 0.1 of the gradient, of which the threshold leaves nothing
+        torch.testing.assert_close(moment, torch.full_like(moment, 0.1 * 0.5 * 3.0))
 
 
 def test_option_lists_have_one_value_per_network() -> None:
