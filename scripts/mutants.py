@@ -1,7 +1,7 @@
 """Measure what the fast tests notice: small faults, one at a time, in the code of algorithm and storage.
 
 A sample of mutants (see `scripts/mutations.py`) is drawn with a fixed seed. For each, the tests that execute
-its line are run, those of its package first, then by their time, until one fails. All this happens in a copy
+its line are run, quick ones and those of its package first, until one fails. All this happens in a copy
 of the last commit. `.mutants/` keeps what the tests execute and the results, so that a stopped program goes
 on; mutants are known by their file, function and line of source, wherever these have moved to.
 

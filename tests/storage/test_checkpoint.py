@@ -310,3 +310,40 @@ def test_reading_returns_the_newest_or_the_best_and_changes_nothing(tmp_path: Pa
     (tmp_path / "checkpoints" / f"{2:012d}" / "manifest.json").unlink()
     with pytest.raises(NoUsableCheckpoint, match="000000000002"):
         reader.read(best=True)
+
+
+def test_only_needed_checkpoints_and_rows_are_kept(tmp_path: Path) -> None:
+    """The two latest checkpoints and that of the best evaluation, with the newest rows of their buffers."""
+    checkpoints, experience = Checkpoints(tmp_path, keep=2), buffers()
+    for step in range(1, 9):
+        for buffer in experience.values():
+            buffer.add(random_transitions(10, SPACE, seed=step))
+        checkpoints.save(step, state_at(step), experience, {}, is_best=step in (2, 7))
+        best = 1 if step == 1 else 2 if step < 7 else 7
+        kept = {step - 1, step, best} - {0}
+        assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"{k:012d}" for k in kept}
+        # Each file holds the ten rows that a step added.
+        needed = {
+            f"{name}-{end - 10:012d}-{end:012d}.safetensors"
+            for name, buffer in experience.items()
+            for k in kept
+            for end in range(max(10 * k - buffer.capacity, 0) + 10, 10 * k + 1, 10)
+        }
+        assert {path.name for path in (tmp_path / "experience").iterdir()} == needed
+        for k in kept:
+            assert len(checkpoints.experience(k, "real")) == min(10 * k, 50)
+
+
+def test_a_run_that_resumed_from_an_earlier_checkpoint_replaces_the_later_one(filled: Path) -> None:
+    (filled / "checkpoints" / f"{3:012d}" / "state.json").write_bytes(b"{}")
+    checkpoints, experience = Checkpoints(filled, keep=2), buffers()
+    again = checkpoints.load(experience)
+    assert again is not None
+    assert again.step == checkpoints.last_step == 2
+    for buffer in experience.values():
+        buffer.add(random_transitions(10, SPACE, seed=3))
+    checkpoints.save(3, state_at(3), experience, {"metrics.jsonl": 3})
+    restored, found = load(filled)
+    assert restored is not None
+    assert restored.step == 3
+    check_restored(restored, found)
