@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,19 +98,28 @@ def test_whatever_a_job_does_the_others_run(tmp_path: Path, caplog: pytest.LogCa
     assert not (tmp_path / "sweep" / "stays").exists(), "a process stays behind"
 
 
-def test_the_failure_of_the_last_attempt_is_named(tmp_path: Path) -> None:
+def test_the_failure_of_the_last_attempt_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     jobs = [job_in(tmp_path / "sweep" / f"seed={seed}", seed) for seed in range(3)]
     for job, earlier in zip(jobs, ("failed", "interrupted", "done"), strict=True):
         finish(job, status=earlier, error="of an earlier attempt", env_steps=10)
     # These end before the run has opened its directory, which would remove the summary.
     scripts = ["kill -KILL $$", "exit 0", "echo why >&2; exit 1"]
+    expected = ["failed: killed by SIGKILL", SILENT, "failed: why"]
     for _ in range(2):
+        caplog.clear()
         reasons = launch(ScriptLauncher(jobs, scripts), jobs)
-        assert [row.split(maxsplit=1)[1] for row in closing_table(jobs, 0, reasons).splitlines()[1:-1]] == [
-            "failed: killed by SIGKILL",
-            SILENT,
-            "failed: why",
-        ]
+        ended = sorted(message.split(": ", 1)[1] for message in caplog.messages if " of 3: seed=" in message)
+        assert ended == [f"seed={seed}: {text}" for seed, text in enumerate(expected)]
+        assert rows_of(jobs, reasons) == expected
+    finish(jobs[0], status="failed", error="of an earlier attempt")
+    reasons = launch(Returns([returned(JobStatus.FAILED, RunFailed("of this one"))] * 3), jobs)  # type: ignore[arg-type]
+    assert rows_of(jobs, reasons) == ["failed: of this one"] * 3
+
+
+def rows_of(jobs: Sequence[Job], reasons: Mapping[Path, str]) -> list[str]:
+    """What the table says of each job without a score."""
+    return [row.split(maxsplit=1)[1] for row in closing_table(jobs, 0, reasons).splitlines()[1:-1]]
 
 
 def test_commands_that_cannot_be_started_affect_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +172,8 @@ def test_every_launcher_is_judged_by_the_summaries(outcome: Any, expected: list[
     jobs = [job_in(tmp_path / f"seed={seed}", seed) for seed in range(2)]
     jobs[0].path.mkdir()
     reasons = launch(Returns(outcome), jobs)  # type: ignore[arg-type]
-    rows = closing_table(jobs, 0, reasons).splitlines()[1:-1]
-    for row, text in zip(rows, expected, strict=True):
-        assert row.split(maxsplit=1)[1].startswith(text)
+    for row, text in zip(rows_of(jobs, reasons), expected, strict=True):
+        assert row.startswith(text)
 
 
 def test_a_launcher_gets_the_directories_of_the_whole_sweep(tmp_path: Path) -> None:
