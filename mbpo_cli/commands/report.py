@@ -16,6 +16,7 @@ from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.report import reference
 from mbpo_cli.report.groups import grouped
 from mbpo_cli.report.runs import find, read
+from mbpo_cli.storage.files import write_whole
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,13 +52,13 @@ def report(
     output.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
     for part in parts:
-        name = re.sub(r"[^\w.-]+", "_", part.env).strip(".") or "env"
+        name = re.sub(r"[^\w.-]+", "_", part.env).strip(".")[:60] or "env"
         while name in names:
             name += "_"
         names.add(name)
-        (output / f"{name}.png").write_bytes(part.png)
-    (output / "report.csv").write_text(table.as_csv(rows), encoding="utf-8")
-    (output / "index.html").write_text(html, encoding="utf-8", errors="replace")
+        write_whole(output / f"{name}.png", part.png)
+    write_whole(output / "report.csv", table.as_csv(rows).encode())
+    write_whole(output / "index.html", html.encode(errors="replace"))
 
     print(table.as_text(rows), end="\n\n")
     for part in parts:

@@ -29,7 +29,6 @@ FITTING = {
     "RepeatAction",
     "RescaleAction",
     "RescaleObservation",
-    "ReshapeObservation",
     "TimeAwareObservation",
     "TimeLimit",
 }

@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from mbpo_cli.storage import records
 log = logging.getLogger(__name__)
 
 UNKNOWN = "?"
+MAX_DEPTH = 50  # of run directories below those that are searched
+MAX_NUMBER = 1e30  # larger ones overflow in sums of squares
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def find(roots: Iterable[Path]) -> list[Path]:
         inside: list[Path] = []
         for folder, folders, files in os.walk(root, onerror=_warn):
             folders.sort()
+            if len(Path(folder).parts) - len(root.parts) > MAX_DEPTH:
+                folders.clear()
             if not {records.CONFIG, records.METRICS, records.SUMMARY, records.LOCK}.isdisjoint(files):
                 folders.clear()
                 inside.append(Path(folder))
@@ -76,6 +79,11 @@ def find(roots: Iterable[Path]) -> list[Path]:
 def read(path: Path) -> Run | None:
     """Return the run in a directory, or None if neither its agent nor its environment is known."""
     config: dict[str, Any] = {}
+    try:
+        records.check_own(path)
+    except ConfigError as error:
+        _warn(f"left out: {error}")
+        return None
     try:
         config = dict(records.leaves(records.stored_config(path)))
     except ConfigError as error:
@@ -137,10 +145,12 @@ def _evaluations(path: Path) -> tuple[dict[int, float], int]:
     for line in [line for line in lines[:-1] if records.EVALUATION.encode() in line] + lines[-1:]:
         try:
             row = json.loads(line)
-            last_step = max(last_step, int(row["step"]))
-            value = _number(row.get(records.EVALUATION))
+            step, value = int(row["step"]), _number(row.get(records.EVALUATION))
+            if not 0 <= step <= MAX_NUMBER:
+                raise ValueError(step)
+            last_step = max(last_step, step)
             if value is not None:
-                returns[int(row["step"])] = value
+                returns[step] = value
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             broken += 1
     if broken:
@@ -165,8 +175,8 @@ def _warn(message: object) -> None:
 
 
 def _number(value: object) -> float | None:
-    """Return a finite number as a float, and None for anything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+    """Return a number as a float, and None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
         return float(value)
     return None
 

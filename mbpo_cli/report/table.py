@@ -119,8 +119,13 @@ def as_csv(rows: Sequence[Row]) -> str:
     file = io.StringIO()
     table = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({name: _text_only(value) for name, value in row.items()} for row in rows)
     return file.getvalue()
+
+
+def _text_only(value: Any) -> Any:
+    """Return a value that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(tuple("=+-@")) else value
 
 
 def numbers(*values: float | None) -> tuple[str, ...]:

@@ -118,10 +118,13 @@ def _check_entry(entry: Path, run: Path, writes: bool) -> None:
     except FileNotFoundError:  # removed by the process that works in the run
         return
     is_file, is_folder = stat.S_ISREG(status.st_mode), stat.S_ISDIR(status.st_mode)
+    needs_folder = entry.parent == run and entry.name in FOLDERS
     if stat.S_ISLNK(status.st_mode):
         problem = "a link"
-    elif entry.parent == run and is_folder != (entry.name in FOLDERS):
-        problem = "a directory" if is_folder else "not a directory"
+    elif needs_folder and not is_folder:
+        problem = "not a directory"
+    elif is_folder and not needs_folder and entry.parent != run / CHECKPOINTS:
+        problem = "a directory"
     elif not is_file and not is_folder:
         problem = "neither a file nor a directory"
     elif writes and is_file and status.st_nlink > 1:
@@ -170,7 +173,11 @@ def evaluations(path: Path) -> dict[int, float]:
     metrics = path / METRICS
     if not metrics.exists():
         return {}
+    returns = {}
     # The rest after the last line break is an incomplete line of a run that is still writing or was cut off.
-    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
-    rows = [json.loads(line) for line in lines if EVALUATION in line]
-    return {row["step"]: row[EVALUATION] for row in rows}
+    for line in metrics.read_bytes().split(b"\n")[:-1]:
+        if EVALUATION.encode() in line:
+            with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):  # not ours
+                row = json.loads(line)
+                returns[int(row["step"])] = float(row[EVALUATION])
+    return returns

@@ -22,7 +22,7 @@ from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.build import build_agent, build_env, build_model, uses_model
 from mbpo_cli.config.stored import trusted_config
 from mbpo_cli.config.typed import Config, typed
-from mbpo_cli.failures import ConfigError, NoUsableCheckpoint, one_line
+from mbpo_cli.failures import ConfigError, NoUsableCheckpoint, RunFailed, one_line
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints
 from mbpo_cli.storage.records import CONFIG, HARMLESS, POLICY, leaves
@@ -116,10 +116,15 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
         raise ConfigError(f"{path}: not a run directory, as it has no {CONFIG}")
     values = trusted_config(path, trust, remedy)
     _add_missing_options(values)
-    config = replace(typed(values), device="cpu", precision="float32")
-    env = build_env(config)
-    env.close()
-    agent = build_agent(config, env.spaces, CPU)
+    try:
+        config = replace(typed(values), device="cpu", precision="float32")
+        env = build_env(config)
+        env.close()
+        agent = build_agent(config, env.spaces, CPU)
+    except (ConfigError, RunFailed):
+        raise
+    except Exception as error:  # trusted code may raise anything
+        raise ConfigError(f"{path / CONFIG}: {type(error).__name__}: {error}") from error
     checkpoint = _checkpoint(path, best)
     if checkpoint is None:
         _load_policy(agent, path)
@@ -205,5 +210,5 @@ def _explained_misfit(path: Path) -> Iterator[None]:
     """Turn what loading the state of another configuration raises into a ConfigError."""
     try:
         yield
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever the agent's own code makes of it
         raise ConfigError(f"{path}: the saved weights do not fit {CONFIG}: {error}") from error

@@ -520,6 +520,65 @@ def test_hostile_names_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "=1,2\n=3"])
+def test_no_cell_of_the_csv_is_a_formula(name: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", (-1.0,), agent__name=name, env__name=name, model__note=name)
+    write_run(tmp_path / "runs" / "b", (-2.0,), agent__name="sac", env__name=name)
+    report([tmp_path / "runs"], tmp_path / "out")
+    rows = records(tmp_path / "out")
+    assert {row["return_mean"] for row in rows} == {"-1.0", "-2.0"}
+    for row in rows:
+        assert not [row[key] for key in ("env", "agent", "model") if row[key].startswith(tuple("=+-@\t\r"))]
+
+
+def test_links_of_the_page_stay_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("javascript:alert(1)", "%2e%2e", '"onclick="x', "http:", "a&b;c"):
+        write_run(tmp_path / name, (1.0,))
+    monkeypatch.chdir(tmp_path)
+    report([Path(".")], Path("."))
+    page = (tmp_path / "index.html").read_text()
+    targets = re.findall(r'href="([^"]*)"', page)
+    assert not [target for target in targets if re.match(r"(?!http://localhost:6006$)[\w+.-]+:", target)]
+    assert '"onclick=' not in page
+
+
+def test_the_report_is_not_written_through_links(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", (1.0,))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    names = ("index.html", "report.csv", "pendulum.png")
+    for name in (*names, *(f"{name}.tmp" for name in names)):
+        (tmp_path / "out" / name).symlink_to("../mine")
+    report([tmp_path / "runs"], tmp_path / "out")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file()) == sorted(names)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.is_symlink()]
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        '{"step": 1%s, "eval/return_mean": 1.0}' % ("0" * 400),
+        '{"step": 1e308, "eval/return_mean": 1.0}',
+        '{"step": -5, "eval/return_mean": 1.0}',
+        '{"step": 5, "eval/return_mean": 1.7e308}\n{"step": 6, "eval/return_mean": -1.7e308}',
+    ],
+)
+def test_numbers_of_any_size_can_be_read(metrics: str, tmp_path: Path) -> None:
+    for seed in range(2):
+        summary = {"score": 1.7e308, "env_steps": 10**400, "wall_seconds": -1e308}
+        path = write_run(tmp_path / "runs" / str(seed), summary=summary, seed=seed)
+        (path / "metrics.jsonl").write_text(metrics + "\n")
+    report([tmp_path / "runs"], tmp_path / "out")
+    assert len(records(tmp_path / "out")) == 1
+
+
+def test_directories_are_searched_to_a_depth_that_python_can_walk(tmp_path: Path) -> None:
+    path = write_run(tmp_path.joinpath("run", *["a"] * 40))
+    write_run(tmp_path.joinpath("other", *["a"] * 60))
+    assert find([tmp_path]) == [path]
+
+
 def test_the_page_is_self_contained_and_links_to_logs(tmp_path: Path) -> None:
     two_agents(tmp_path / "runs", (-1, -2, -3), (-4, -5, -6))
     write_run(tmp_path / "runs" / "bad #1", status="failed", summary={"error": "Diverged: Q is 1e9"}, seed=5)
