@@ -213,6 +213,15 @@ def test_a_constant_element_may_vary_a_little(g: torch.Generator) -> None:
     assert plausible.contains(real_experience(-6, 14)).tolist() == [True, False]
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (2.0, 2.5), (-9.0, -7.0)])
+def test_the_margin_is_a_multiple_of_the_width_of_the_range(low: float, high: float) -> None:
+    plausible = PlausibleRange(real_experience(low, high), max_departure=1.5)
+    margin = 1.5 * (high - low)
+    assert plausible.contains(real_experience(low - margin, high + margin)).tolist() == [True, True]
+    outside = real_experience(low - 1.01 * margin, high + 1.01 * margin)
+    assert plausible.contains(outside).tolist() == [False, False]
+
+
 def test_any_finite_known_reward_is_plausible() -> None:
     plausible = PlausibleRange(real_experience(0, 10), max_departure=10, knows_reward=True)
     predicted = real_experience(0, 10)

@@ -1,6 +1,7 @@
 from typing import Any
 
 import gymnasium as gym
+import pytest
 import torch
 from torch import Tensor
 
@@ -40,3 +41,26 @@ def test_evaluations_repeat_with_the_same_seed_and_differ_with_another() -> None
     assert first == second
     assert len(set(first)) == 3
     assert returns(1, 1) != [first]
+
+
+@pytest.mark.parametrize("terminates", [True, False])
+def test_kept_episodes_hold_all_that_happened_and_end_as_the_environment_did(terminates: bool) -> None:
+    """Two episodes of different lengths, played together; CountingEnv observes and rewards the step."""
+    lengths = iter((2, 4))
+    policy = RecordingPolicy()
+    evaluator = Evaluator(
+        lambda: Environment(CountingEnv(next(lengths), terminates)), 2, seed=0, keeps_episodes=True
+    )
+    evaluation = evaluator(policy)
+    assert policy.seen == [[[0.0, float(step)]] * (2 if step < 2 else 1) for step in range(4)]
+    assert (evaluation.length_mean, evaluation.length_std) == (3.0, 1.0)
+    for episode, steps in zip(evaluator.episodes, (2, 4), strict=True):
+        assert len(episode) == steps
+        assert episode.obs.tolist() == [[0.0, float(step)] for step in range(steps + 1)]
+        assert episode.action.tolist() == [[0.0]] * steps
+        assert episode.terminated == terminates
+        transitions = episode.transitions
+        assert transitions.obs.tolist() == episode.obs[:steps].tolist()
+        assert transitions.next_obs.tolist() == episode.obs[1:].tolist()
+        assert transitions.reward.tolist() == list(range(1, steps + 1))
+        assert transitions.terminated.tolist() == [0.0] * (steps - 1) + [float(terminates)]
