@@ -29,8 +29,8 @@ TOLERANCE = 1e-4
 RARE = 0.01
 
 REMEDIES = {
-    "reward": "model/reward=deterministic learns it, env.reward_function names a function of your own",
-    "is_done": "model/is_done=learned learns it, env.is_done_function names a function of your own",
+    "reward": "model/reward=deterministic learns it, model/reward=known uses your own env.reward_function",
+    "is_done": "model/is_done=learned learns it, model/is_done=known uses your own env.is_done_function",
 }
 
 

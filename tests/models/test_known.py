@@ -170,8 +170,8 @@ def test_the_message_names_key_step_both_values_and_what_to_do() -> None:
         compare(real(torch.ones(5), known), 21)
     assert str(raised.value) == (
         f"model.reward.function={__name__}.first_element: in step 23 it gives 3, but the environment 1 "
-        "(1 of 25 environment steps differ); model/reward=deterministic learns it, env.reward_function names "
-        "a function of your own, and model.allow_mismatch=true accepts it"
+        "(1 of 25 environment steps differ); model/reward=deterministic learns it, model/reward=known uses "
+        "your own env.reward_function, and model.allow_mismatch=true accepts it"
     )
     assert raised.value.exit_code == 3
 
