@@ -337,6 +337,29 @@ def test_what_a_run_holds_is_only_data(name: str, hostile: Callable[[Change], Pa
             one_line(error)
 
 
+def test_the_directory_itself_may_be_reached_through_links(
+    hostile: Callable[[Change], Path], config: dict[str, Any], tmp_path: Path
+) -> None:
+    path = hostile(
+        lambda run: (run / "notes").symlink_to("../victim/thesis.tex")
+    )  # which is not the run's own
+    (tmp_path / "parent").symlink_to(".")
+    (tmp_path / "link").symlink_to("run")
+    for way in (tmp_path / "parent" / "run", tmp_path / "link", Path("link")):
+        check_usable(way, config)
+        with RunDirectory(way, config):
+            resumed_config(way, [], [])
+        assert load(way).checkpoint is not None
+        assert runs.read(way) is not None
+    assert (path / "notes").is_symlink()
+
+
+def test_code_that_the_user_trusts_is_still_checked_for_its_place(hostile: Callable[[Change], Path]) -> None:
+    path = hostile(NAMES["wrapper process"])
+    with pytest.raises(ConfigError, match=r"not a subclass of gymnasium\.Wrapper"):
+        load(path, trust=["mbpo_cli"])
+
+
 def commands(path: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield what a user may do with a run, in this process."""
     yield "mbpo-evaluate", lambda: evaluate.main([str(path), "--episodes", "1"])
