@@ -92,7 +92,8 @@ def _creators(env: Mapping[str, Any], trust: Collection[str]) -> Iterator[str]:
     for known, spec in gym.registry.items():
         if env_id in (known, known.rpartition("-v")[0]):  # without a version, Gymnasium takes the latest
             creator = getattr(spec.entry_point, "func", spec.entry_point)  # of a partial
-            yield creator.replace(":", ".") if isinstance(creator, str) else str(creator.__module__)
+            place = creator if isinstance(creator, str) else getattr(creator, "__module__", None)
+            yield str(place).replace(":", ".")
 
 
 def _place(key: str) -> str:
@@ -114,7 +115,7 @@ def _is_shipped(name: str, key: str, place: str) -> bool:
         return False
     try:
         found = resolve(name)
-    except ImportError:
+    except Exception:  # Gymnasium has errors of its own for packages that are missing
         return False
     if place == "gymnasium.wrappers":
         return wrappers.is_harmless(found)

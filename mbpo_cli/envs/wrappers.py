@@ -62,7 +62,7 @@ def apply(env: gym.Env[Any, Any], wrapper: str | dict[str, Any]) -> gym.Env[Any,
         if not (isinstance(kind, type) and issubclass(kind, gym.Wrapper)):
             raise TypeError("not a subclass of gymnasium.Wrapper")
         return kind(env, **arguments)
-    except Exception as error:  # a user's wrapper may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise BadWrapper(f"{wrapper}: {error}") from error
 
 

@@ -123,7 +123,7 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
         agent = build_agent(config, env.spaces, CPU)
     except (ConfigError, RunFailed):
         raise
-    except Exception as error:  # trusted code may raise anything
+    except (Exception, SystemExit) as error:  # trusted code may raise anything
         raise ConfigError(f"{path / CONFIG}: {type(error).__name__}: {error}") from error
     checkpoint = _checkpoint(path, best)
     if checkpoint is None:

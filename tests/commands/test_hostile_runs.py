@@ -227,9 +227,12 @@ NAMES = {
     ),
     "wrapper callable": configured("env.wrappers", [{"_target_": "gymnasium.wrappers.TransformReward"}]),
     "wrapper of data": configured("env.wrappers", ["gymnasium.wrappers.TimeLimit", "evil.Wrapper"]),
+    "wrapper that imports": configured("env.wrappers", ["gymnasium.wrappers.jax_to_torch.JaxToTorch"]),
+    "wrapper on request": configured("env.wrappers", ["gymnasium.wrappers.JaxToTorch"]),
     "wrapper window": configured("env.wrappers", ["gymnasium.wrappers.HumanRendering"]),
 }
 CONFIGS = {
+    "kwargs of old environments": edited("id: Pendulum-v1\n", "id: GymV21Environment-v0\n"),
     "config wrappers": configured("env.wrappers", 5),
     "config wrapper": configured("env.wrappers", [7, None, {"a": 1}]),
     "config group": configured("env", "gym"),
