@@ -90,7 +90,15 @@ def check_output(argument: str, path: Path, suffixes: Collection[str]) -> None:
         raise ConfigError(f"{argument} {path}: is a link; name a file")
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{argument} {path}: {folder} is not a writable directory")
+    check_place(argument, path)
+
+
+def check_place(argument: str, path: Path) -> None:
+    """Check that a place for output is not a run's own, and that no link in a run leads there."""
     real = path.resolve()
+    for parent in Path(os.path.abspath(path)).parents:
+        if (parent / records.CONFIG).exists() and not real.is_relative_to(parent.resolve()):
+            raise ConfigError(f"{argument} {path}: a link leads out of the run in {parent}")
     for parent in real.parents:
         name = real.relative_to(parent).parts[0]
         if (parent / records.CONFIG).exists() and records.is_own(name):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mbpo_cli.commands.arguments import check_place
 from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.report import reference
 from mbpo_cli.report.groups import grouped
@@ -37,6 +38,7 @@ def report(
     """Write the report on the runs in some directories; the arguments are those of the command."""
     paths = find(roots)
     curves = reference.read(published) if published else {}
+    check_place("--output", output)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output}: not a directory, so nothing can be written there")
     groups = grouped(run for run in map(read, paths) if run is not None)

@@ -363,6 +363,19 @@ def test_code_that_the_user_trusts_is_still_checked_for_its_place(hostile: Calla
         load(path, trust=["mbpo_cli"])
 
 
+@pytest.mark.parametrize("place", ["evaluation.json", "report", "report/inner"])
+def test_no_output_leaves_a_run_by_a_link(
+    place: str, hostile: Callable[[Change], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    is_file = place == "evaluation.json"
+    path = hostile(linked(place.partition("/")[0], "../victim/thesis.tex" if is_file else FOLDER))
+    command = evaluate.main if is_file else report.main
+    with harmless(tmp_path), pytest.raises(SystemExit) as ending:
+        command([str(path), "--output", str(path / place)])
+    assert ending.value.code == 2
+    assert "link" in capsys.readouterr().err
+
+
 def commands(path: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     """Yield what a user may do with a run, in this process."""
     yield "mbpo-evaluate", lambda: evaluate.main([str(path), "--episodes", "1"])
