@@ -66,8 +66,10 @@ class Progress(Sink):
             note = f"{steps_per_second:.1f} steps/s"
             self._bar.update(self._bar.task_ids[0], completed=self._step, note=note)
         else:
-            seconds_left = (self._num_env_steps - self._step) / steps_per_second
-            log.info("step %d of %d, %.0f s left: %s", self._step, self._num_env_steps, seconds_left, values)
+            num_left = self._num_env_steps - self._step
+            # A run that was stopped within an evaluation starts with it.
+            left = f", {num_left / steps_per_second:.0f} s left" if steps_per_second > 0 else ""
+            log.info("step %d of %d%s: %s", self._step, self._num_env_steps, left, values)
 
     def close(self) -> None:
         """Show the last step and leave the terminal as it was."""

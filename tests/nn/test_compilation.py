@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +26,13 @@ from mbpo_cli.build import (
     updates_per_launch,
 )
 from mbpo_cli.config.compose import make_config
-from mbpo_cli.failures import ConfigError
+from mbpo_cli.failures import ConfigError, Stopped
 from mbpo_cli.models.function import LearnedFunction
 from mbpo_cli.nn import compilation
 from mbpo_cli.nn.optimizers import Optimizer
 from mbpo_cli.types import GradientStep, GradientSteps, Transitions
 from tests.conftest import TINY, discrete, random_transitions, spaces
+from tests.test_resume import outcome
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 DEVICES = [
@@ -333,3 +341,77 @@ def test_an_agents_step_changes_only_parameters_in_place(name: str) -> None:
     assert all(not torch.equal(old, new) for old, new in zip(before, tensors(), strict=True))
     agent.load_state_dict(agent.state_dict())
     assert [tensor.data_ptr() for tensor in tensors()] == places
+
+
+def slowly_compiled(function: GradientSteps, **options: Any) -> GradientSteps:
+    """Stands for torch.compile: waits for a child process, as for a compiler."""
+    from torch._dynamo.callback import CallbackTrigger, callback_handler
+
+    def call(arguments: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, torch.Tensor]]:
+        if len(arguments) == 1:  # the remainder, after steps that were taken
+            with callback_handler.install_callbacks(CallbackTrigger.DYNAMO, "0"):
+                subprocess.run(["sleep", "30"], check=True)
+                raise AssertionError("the compilation was not interrupted")
+        return function(arguments)
+
+    return call
+
+
+def test_a_stop_request_interrupts_a_compilation_and_the_update_is_undone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "compile", slowly_compiled)
+    agent = build_agent(make_config(*TINY, "agent=td3"), spaces(), CPU)
+    agent.compile(partial(compilation.compiled, per_launch=2))
+    stream = torch.Generator().manual_seed(1)
+    before, drawn = copy.deepcopy(agent.state_dict()), stream.get_state()
+    answers = iter([False, False, True])
+    undoing = compilation.UndoingIfStopped(lambda: next(answers), is_compiled=True)
+    handler = signal.getsignal(signal.SIGALRM)
+
+    def update() -> None:
+        with undoing(agent, stream):
+            torch.rand(1, generator=stream)
+            agent.update([random_transitions(16, spaces(), seed=i) for i in range(3)])
+
+    with pytest.raises(Stopped):
+        update()
+    assert not compilation.descendants(), "what compiled has ended"
+    assert torch.equal(stream.get_state(), drawn)
+    for name, part in before.items():
+        torch.testing.assert_close(agent.state_dict()[name], part, rtol=0, atol=0)
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("option", "how"), [("mbpo=off", "signal"), ("mbpo.generate_every=2", "file")])
+def test_a_stop_request_ends_what_compiles_and_the_run_resumes_exactly(
+    option: str, how: str, tmp_path: Path
+) -> None:
+    """With a stop in the compilation of the agent's gradient step, and of the model's."""
+    options = (*TINY, "agent=dqn", "env=cartpole", "compile=true", "threads=1", option)
+
+    def start(path: Path) -> subprocess.Popen[bytes]:
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"cache_of_{path.name}")}
+        command = [sys.executable, "-m", "mbpo_cli", *options, f"hydra.run.dir={path}"]
+        return subprocess.Popen(command, env=os.environ | cache, stdout=subprocess.DEVNULL)
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert start(whole).wait() == 0
+    process = start(stopped)
+    while not (compilers := compilation.descendants(process.pid)) and process.poll() is None:
+        time.sleep(0.02)
+    begin = time.monotonic()
+    if how == "signal":
+        process.terminate()
+    else:
+        (stopped / "stop").touch()
+    assert process.wait() == 143
+    seconds = time.monotonic() - begin
+    print(f"{seconds:.2f} s")
+    assert not any(Path(f"/proc/{compiler}").exists() for compiler in compilers)
+    (stopped / "stop").unlink(missing_ok=True)
+    assert start(stopped).wait() == 0
+    assert outcome(stopped) == outcome(whole)
+    assert seconds < 2
