@@ -36,7 +36,7 @@ def examine(options: argparse.Namespace) -> None:
     check_output("--output", numbers, (".json",))
     torch.set_num_threads(num_threads(trained.config, in_sweep=False))
     model = trained.model()
-    if trained.state["num_model_trainings"] == 0:
+    if not trained.state.get("num_model_trainings"):
         raise ConfigError(f"{options.run}: the model has not been fitted yet")
 
     seed = trained.config.seed if options.seed is None else options.seed

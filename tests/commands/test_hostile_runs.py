@@ -24,10 +24,12 @@ import yaml
 from mbpo_cli.commands import evaluate, export, model, report, train
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.stored import resumed_config
+from mbpo_cli.config.typed import Config
 from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.report import runs
 from mbpo_cli.run import run
 from mbpo_cli.storage.directory import RunDirectory, check_usable
+from mbpo_cli.sweeps.jobs import Job
 from mbpo_cli.trained.load import load
 from tests.conftest import TINY
 
@@ -277,8 +279,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config() -> dict[str, Any]:
-    return asdict(make_config(*TINY))
+def config() -> Config:
+    return make_config(*TINY)
 
 
 @pytest.fixture
@@ -305,21 +307,20 @@ def one_line(error: BaseException | str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_hostile_run_is_refused(
-    name: str, hostile: Callable[[Change], Path], config: dict[str, Any], tmp_path: Path
+    name: str, hostile: Callable[[Change], Path], config: Config, tmp_path: Path
 ) -> None:
     path = hostile(REFUSED[name])
     uses: dict[str, Callable[[], object]] = {
         "resume": lambda: resumed_config(path, [], []),
         "load": lambda: load(path),
-        "check": lambda: check_usable(path, config),
-        "open": lambda: RunDirectory(path, config),
+        "check": lambda: check_usable(path, asdict(config)),
+        "open": lambda: RunDirectory(path, asdict(config)),
+        "job": Job("run", (), path, config).check,
     }
     if name in HARD_LINKS:  # which are safe to read
-        uses = {"check": uses["check"], "open": uses["open"]}
-    elif name in NAMES | CONFIGS:  # the last two compare the configuration with the user's own
-        uses = (
-            {"load": uses["load"]} if "kwargs" in name else {"resume": uses["resume"], "load": uses["load"]}
-        )
+        del uses["resume"], uses["load"]
+    elif name in NAMES | CONFIGS:  # the last three compare the configuration with the user's own
+        uses = {key: uses[key] for key in (("load",) if "kwargs" in name else ("resume", "load"))}
     with harmless(tmp_path):
         runs.read(path)
         for use in uses.values():
@@ -341,7 +342,7 @@ def test_what_a_run_holds_is_only_data(name: str, hostile: Callable[[Change], Pa
 
 
 def test_the_directory_itself_may_be_reached_through_links(
-    hostile: Callable[[Change], Path], config: dict[str, Any], tmp_path: Path
+    hostile: Callable[[Change], Path], config: Config, tmp_path: Path
 ) -> None:
     path = hostile(
         lambda run: (run / "notes").symlink_to("../victim/thesis.tex")
@@ -349,8 +350,8 @@ def test_the_directory_itself_may_be_reached_through_links(
     (tmp_path / "parent").symlink_to(".")
     (tmp_path / "link").symlink_to("run")
     for way in (tmp_path / "parent" / "run", tmp_path / "link", Path("link")):
-        check_usable(way, config)
-        with RunDirectory(way, config):
+        check_usable(way, asdict(config))
+        with RunDirectory(way, asdict(config)):
             resumed_config(way, [], [])
         assert load(way).checkpoint is not None
         assert runs.read(way) is not None
