@@ -1,7 +1,8 @@
 """The places of a module where `scripts/mutants.py` can make a small fault, and what the fault is.
 
 Operators, comparisons, connectives, signs and constants are changed, and calls whose result nobody uses are
-removed. Texts, errors that are raised, annotations, decorators and declarations of options stay.
+removed. Texts, errors that are raised, annotations, decorators, declarations of options, and the check of
+lengths by `zip(strict=True)` stay.
 """
 
 from __future__ import annotations
@@ -120,7 +121,12 @@ class Module:
 
     def _walk(self, node: ast.AST) -> Iterator[tuple[int, int, list[str]]]:
         match node:
-            case ast.Raise() | ast.JoinedStr() | ast.Call(func=ast.Name(id="option")):
+            case (
+                ast.Raise()
+                | ast.JoinedStr()
+                | ast.Call(func=ast.Name(id="option"))
+                | ast.keyword(arg="strict")
+            ):
                 return
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
                 yield *self._span(node), _others(-value)

@@ -103,6 +103,10 @@ def test_limits_in_the_wrong_order_are_rejected() -> None:
         GaussianNoiseOptions("x", 0, 1, 0, 0, 1.0, 0.5)
 
 
+def test_equal_limits_give_constant_noise(g: torch.Generator) -> None:
+    assert set(gaussian(lower_limit=0.25, upper_limit=0.25)(HALF, g).flatten().tolist()) == {0.75}
+
+
 def ornstein_uhlenbeck(**changes: float) -> OrnsteinUhlenbeckNoise:
     overrides = [f"agent.exploration.{key}={value}" for key, value in changes.items()]
     config = make_config("agent=ddpg", "agent/exploration=ornstein_uhlenbeck", *overrides)

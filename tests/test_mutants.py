@@ -19,6 +19,8 @@ class Toy:
     def add(self, x: Annotated[int, 4], y=-0.5):
         if x is not None and not x < y:
             print(f"{x + 1}")
+        for _ in zip(x, y, strict=True):
+            pass
         if x == 7:
             raise ValueError("x" * 2)
         return "a" + x, (x) - (

@@ -83,6 +83,14 @@ def test_impossible_schedules_are_rejected(changes: dict[str, Any], message: str
         schedule(**changes)
 
 
+def test_a_schedule_may_have_no_room_and_one_epoch() -> None:
+    options = schedule(horizon_update_schedule="piecewise", horizon=5, horizon_max=5)
+    assert [horizon_at(options, e, 0) for e in (0, 10_000)] == [5, 5]
+    limits = {"horizon_update_start_epoch": 8, "horizon_update_end_epoch": 9}
+    options = schedule(horizon_update_schedule="linear", horizon=1, horizon_max=3, **limits)
+    assert [horizon_at(options, 0, steps) for steps in (8000, 8499, 8500, 8999, 9000)] == [1, 1, 2, 2, 3]
+
+
 class AddsMemberNumber(LearnedTransition):
     """Member m adds m + 1 to every observation."""
 
