@@ -37,6 +37,8 @@ def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequen
     Raises:
         ConfigError: There is no run, its configuration is not trusted, or a change is not possible.
     """
+    if not isinstance(trust, Sequence):
+        raise ConfigError(f"trust={trust}: must be a list of packages, as in trust=[my_lab]")
     values = trusted_config(path, trust, "trust=[{}]")
     for key, value in changes:
         _set(values, key, value)
@@ -55,9 +57,10 @@ def trusted_config(path: Path, trust: Collection[str], remedy: str) -> dict[str,
         ConfigError: There is none, or it names other code.
     """
     values = stored_config(path)
-    for key, value, name in _named(values, trust):
+    trusted = {trust} if isinstance(trust, str) else set(trust)  # of a text, every part would be in it
+    for key, value, name in _named(values, trusted):
         package, place = name.partition(".")[0], _place(key)
-        if package in trust or _is_shipped(name, key, place):
+        if package in trusted or _is_shipped(name, key, place):
             continue
         reason = f"{key}={value}: the run directory names code outside the safe parts of {place}"
         # Nobody should trust all of this package because a run directory has the program propose it.

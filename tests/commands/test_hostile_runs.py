@@ -358,6 +358,15 @@ def test_the_directory_itself_may_be_reached_through_links(
     assert (path / "notes").is_symlink()
 
 
+@pytest.mark.parametrize("trust", ["my_evil_lab", ["my_evil_lab"], "", [""], ["evil.Agent"], ()])
+def test_only_the_package_that_the_user_names_is_trusted(
+    trust: Any, hostile: Callable[[Change], Path]
+) -> None:
+    path = hostile(NAMES["agent of data"])
+    with pytest.raises(ConfigError, match="the run directory names code outside"):
+        load(path, trust=trust)
+
+
 def test_code_that_the_user_trusts_is_still_checked_for_its_place(hostile: Callable[[Change], Path]) -> None:
     path = hostile(NAMES["wrapper process"])
     with pytest.raises(ConfigError, match=r"not a subclass of gymnasium\.Wrapper"):
