@@ -96,7 +96,9 @@ def _run(config: Config, directory: RunDirectory) -> float:
     except (Exception, SystemExit) as caught:  # a user's module may even try to exit the process
         failure = _failure(caught, directory.path)
         error = failures.one_line(failure)
-        log.error("run failed: %s", error, exc_info=True)
+        # A failure without another error behind it is explained by its message.
+        is_explained = failure is caught and caught.__cause__ is None
+        log.error("run failed: %s", error, exc_info=not is_explained)
         if failure is caught:
             raise
         raise failure from caught

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from mbpo_cli.storage.records import stored_config
+
 RUN = Path(__file__).with_name("run_of_0_1")
 EXPECTED = json.loads(Path(__file__).with_name("run_of_0_1_expected.json").read_text())
 
@@ -69,3 +71,12 @@ def test_it_is_exported(old_run: Path, tmp_path: Path) -> None:
         env={**os.environ, **SAME_ON_EVERY_PROCESSOR},
     )
     assert torch.equal(torch.tensor(json.loads(done.stdout)), torch.tensor(EXPECTED["exported_actions"]))
+
+
+def test_its_known_functions_get_the_environments_arguments_and_end_no_run(old_run: Path) -> None:
+    path = old_run / "config.yaml"
+    path.write_text(path.read_text().replace("  kwargs: null\n", "  kwargs: {length: 2}\n"))
+    model = stored_config(old_run)["model"]
+    assert model["allow_mismatch"]
+    assert model["reward"]["kwargs"] == model["is_done"]["kwargs"] == {"length": 2}
+    assert "kwargs" not in model["transition"]
