@@ -365,6 +365,8 @@ def test_only_the_package_that_the_user_names_is_trusted(
     path = hostile(NAMES["agent of data"])
     with pytest.raises(ConfigError, match="the run directory names code outside"):
         load(path, trust=trust)
+    with pytest.raises(ConfigError, match="trust=5: must be a list"):
+        resumed_config(path, [], 5)  # type: ignore[arg-type]
 
 
 def test_code_that_the_user_trusts_is_still_checked_for_its_place(hostile: Callable[[Change], Path]) -> None:
