@@ -78,7 +78,7 @@ class Search:
         num_unpruned_steps: Number of environment steps before which no trial is pruned.
 
     Raises:
-        ConfigError: The study has other constants or another space, or cannot be opened.
+        ConfigError: The study has other constants or another space, or cannot be opened or is a link.
     """
 
     path: Path
@@ -91,6 +91,9 @@ class Search:
 
     def __post_init__(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        for file in self.path.iterdir():
+            if file.is_symlink() and not file.is_dir():
+                raise ConfigError(f"hydra.sweep.dir={self.path}: {file.name} is a link; use a copy (cp -rL)")
         backend: Any = self.storage
         try:
             if self.storage.endswith(".journal"):

@@ -273,6 +273,16 @@ def test_a_storage_that_cannot_be_opened_gives_a_one_line_error(tmp_path: Path) 
         open_search(tmp_path, storage="/no/such/x.journal")
 
 
+@pytest.mark.parametrize("name", ["study.db", "study.db-journal", "ask.lock", "best.yaml.tmp"])
+def test_a_search_writes_through_no_link(name: str, tmp_path: Path) -> None:
+    (tmp_path / "search").mkdir()
+    (tmp_path / "mine").touch()
+    (tmp_path / "search" / name).symlink_to("../mine")
+    with pytest.raises(ConfigError, match=f"search: {name} is a link"):
+        open_search(tmp_path / "search")
+    assert (tmp_path / "mine").read_bytes() == b""
+
+
 @pytest.mark.parametrize("storage", ["sqlite:///{}/study.db", "{}/study.journal"])
 def test_an_interrupted_search_tries_the_same_values_again(tmp_path: Path, storage: str) -> None:
     def interrupted(jobs: Sequence[Job]) -> None:
