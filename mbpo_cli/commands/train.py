@@ -5,6 +5,7 @@ Torch is imported only when a run starts, so that help and tab completion are fa
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -66,6 +67,7 @@ def main() -> None:
         _shown() if flags.shows else train_job()
     except KeyboardInterrupt as error:
         print("mbpo-train: interrupted", file=sys.stderr)
+        gc.freeze()  # or Python would take a second to look through torch's compiler before it ends
         raise SystemExit(error.exit_code if isinstance(error, Interrupted) else 130) from None
     except (ConfigError, HydraException, OmegaConfBaseException, UnicodeError, Rejected) as error:
         cause = error.args[0] if isinstance(error, Rejected) else error
