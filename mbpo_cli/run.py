@@ -96,9 +96,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
     except (Exception, SystemExit) as caught:  # a user's module may even try to exit the process
         failure = _failure(caught, directory.path)
         error = failures.one_line(failure)
-        # A failure without another error behind it is explained by its message.
-        is_explained = failure is caught and caught.__cause__ is None
-        log.error("run failed: %s", error, exc_info=not is_explained)
+        log.error("run failed: %s", error, exc_info=failure is not caught or caught.__cause__ is not None)
         if failure is caught:
             raise
         raise failure from caught
