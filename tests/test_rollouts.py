@@ -230,6 +230,11 @@ def test_the_margin_is_a_multiple_of_the_width_of_the_range(low: float, high: fl
     assert plausible.contains(outside).tolist() == [False, False]
 
 
+def test_a_large_constant_may_vary_by_rounding_errors() -> None:
+    plausible = PlausibleRange(real_experience(-1e8, -1e8), max_departure=10)
+    assert plausible.contains(real_experience(-1e8 - 900, -1e8 + 1100)).tolist() == [True, False]
+
+
 def test_any_finite_known_reward_is_plausible() -> None:
     plausible = PlausibleRange(real_experience(0, 10), max_departure=10, knows_reward=True)
     predicted = real_experience(0, 10)

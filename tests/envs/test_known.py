@@ -65,3 +65,10 @@ def test_the_double_pendulum_falls_at_one_meter() -> None:
         (none[:, 0], angles.sin(), none[:, 0], angles.cos(), none[:, 0] + 1, none[:, :4])
     )
     assert known.inverted_double_pendulum_is_done(obs, obs, obs).tolist() == [0.0, 1.0]
+
+
+def test_the_car_is_rewarded_at_the_goal_at_any_speed_towards_it() -> None:
+    next_obs = torch.tensor([[0.45, 0.0], [0.6, 0.07], [0.45, -0.01], [0.44, 0.07]])
+    action = torch.tensor([[0.5], [-1.0], [1.0], [0.0]])
+    reward = known.mountain_car_continuous_reward(next_obs, action, next_obs)
+    assert reward.tolist() == pytest.approx([99.975, 99.9, -0.1, 0.0])
