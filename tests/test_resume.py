@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import ConfigError, Diverged, Interrupted, RunFailed, StopOnSignal
+from mbpo_cli.logs.stopwatch import Stopwatch
 from mbpo_cli.run import Checkpointer, run
 from mbpo_cli.storage.checkpoint import Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
@@ -95,13 +98,23 @@ def digest(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
     return {name: safetensors.torch.save({"": tensor}) for name, tensor in tensors.items()}
 
 
-def stop_after(patience: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make runs stop when they have checked for a stop request `patience` times."""
+def stop_after(patience: int, monkeypatch: pytest.MonkeyPatch, phase: str | None = None) -> None:
+    """Make runs stop when they have asked for a stop `patience` times, in a phase or between two."""
     checks = itertools.count()
+    phases: list[str | None] = []  # outside the loop there are none
+    in_phase = Stopwatch.phase
+
+    @contextmanager
+    def watched(self: Stopwatch, name: str) -> Iterator[None]:
+        phases[:] = [name]
+        with in_phase(self, name):
+            yield
+        phases[:] = [None]
 
     def requested(self: StopOnSignal) -> bool:
-        return next(checks) >= patience
+        return phases == [phase] and next(checks) >= patience
 
+    monkeypatch.setattr(Stopwatch, "phase", watched)
     monkeypatch.setattr(StopOnSignal, "requested", property(requested))
 
 
@@ -125,14 +138,14 @@ def test_a_stopped_run_resumes_with_the_results_of_an_uninterrupted_one(
     run(config, tmp_path / "whole")
     expected = outcome(tmp_path / "whole")
     stops = 0
-    for patience in (3, 17, 31, 12, 25):  # checks for a stop; fits check before every mini-batch
-        stop_after(patience, monkeypatch)
+    for patience, phase in ((3, None), (30, "evaluate"), (7, None), (60, "evaluate"), (5, "fit"), (4, "fit")):
+        stop_after(patience, monkeypatch, phase)
         try:
             run(config, tmp_path / "stopped")
         except Interrupted:
             stops += 1
-    monkeypatch.undo()
-    assert stops >= 2
+        monkeypatch.undo()
+    assert stops >= 3
     run(config, tmp_path / "stopped")
     assert outcome(tmp_path / "stopped") == expected
 
@@ -200,7 +213,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(
 ) -> None:
     config = make_config(*TINY, *BRIEF)
     run(config, tmp_path / "whole")
-    stop_after(40, monkeypatch)
+    stop_after(20, monkeypatch)
     with pytest.raises(Interrupted):
         run(config, tmp_path / "run")
     monkeypatch.undo()
@@ -246,7 +259,7 @@ def test_a_run_without_a_usable_checkpoint_does_not_start_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(*TINY, *BRIEF)
-    stop_after(40, monkeypatch)
+    stop_after(20, monkeypatch)
     with pytest.raises(Interrupted):
         run(config, tmp_path)
     monkeypatch.undo()

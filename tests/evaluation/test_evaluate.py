@@ -7,6 +7,8 @@ from torch import Tensor
 
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.evaluation.evaluate import Evaluator
+from mbpo_cli.failures import Stopped
+from mbpo_cli.trained.episodes import play_real
 from tests.conftest import CountingEnv
 
 
@@ -64,3 +66,44 @@ def test_kept_episodes_hold_all_that_happened_and_end_as_the_environment_did(ter
         assert transitions.next_obs.tolist() == episode.obs[1:].tolist()
         assert transitions.reward.tolist() == list(range(1, steps + 1))
         assert transitions.terminated.tolist() == [0.0] * (steps - 1) + [float(terminates)]
+
+
+def test_each_episode_has_an_environment_of_its_own() -> None:
+    made: list[CountingEnv] = []
+
+    def make_env() -> Environment:
+        made.append(CountingEnv(4))
+        return Environment(made[-1])
+
+    evaluator = Evaluator(make_env, 3, seed=0)
+    for _ in range(2):
+        evaluator(RecordingPolicy())
+    assert [len(env.seeds) for env in made] == [1] * 6
+    assert [env.seeds for env in made[:3]] == [env.seeds for env in made[3:]]
+    made.clear()
+    play_real(make_env, range(5), RecordingPolicy(), num_envs=2)
+    assert [env.seeds for env in made] == [[seed] for seed in range(5)]
+
+
+@pytest.mark.parametrize("patience", [0, 1, 2, 3, 8])
+def test_a_stop_is_heeded_at_every_step_and_environment(patience: int) -> None:
+    closed: list[int] = []
+
+    class Endless(CountingEnv):
+        def close(self) -> None:
+            closed.append(len(self.actions))
+
+    answers = iter([False] * patience + [True])
+    evaluator = Evaluator(lambda: Environment(Endless(10**9)), 2, 0, should_stop=lambda: next(answers))
+    with pytest.raises(Stopped):
+        evaluator(RecordingPolicy())
+    assert sum(closed) == max(patience - 2, 0)
+    assert len(closed) == min(patience, 2)
+    assert evaluator.episodes == []
+
+
+def test_an_evaluation_keeps_no_steps_unless_it_is_asked_to() -> None:
+    for keeps, lengths in ((False, []), (True, [50, 50])):
+        evaluator = Evaluator(lambda: Environment(CountingEnv(50)), 2, 0, keeps_episodes=keeps)
+        assert evaluator(RecordingPolicy()).lengths == (50, 50)
+        assert [len(episode) for episode in evaluator.episodes] == lengths

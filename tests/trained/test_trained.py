@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -21,11 +23,12 @@ from mbpo_cli.commands import evaluate as evaluate_cli
 from mbpo_cli.commands.arguments import running
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.evaluation.evaluate import Outcome
-from mbpo_cli.failures import ConfigError, EnvironmentFailed, NoUsableCheckpoint
+from mbpo_cli.failures import SIGNALS, ConfigError, EnvironmentFailed, Interrupted, NoUsableCheckpoint
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.run import run
 from mbpo_cli.trained.episodes import play_in_model
 from mbpo_cli.trained.load import load
+from mbpo_cli.trained.video import Film
 from mbpo_cli.types import Transitions
 from tests.conftest import TINY, gym_env
 
@@ -295,10 +298,6 @@ def test_a_film_as_mp4(pole: Path, tmp_path: Path, evaluated: Command) -> None:
 
 
 def test_a_failed_episode_leaves_no_film(tmp_path: Path) -> None:
-    import numpy as np
-
-    from mbpo_cli.trained.video import Film
-
     def film() -> None:
         with Film(tmp_path / "film.gif", 30) as film:
             film.add(np.zeros((4, 4, 3), np.uint8))
@@ -395,7 +394,7 @@ def test_a_window_shows_all_episodes_in_turn(
 
     monkeypatch.setattr(video, "build_env", spy)
     found = evaluated(pole, "--episodes", "2", "--render", "human")
-    assert made.count("human") == 1
+    assert made.count("human") == 2, "each episode has an environment of its own"
     assert len(found["real"]["episodes"]) == 2
 
 
@@ -407,6 +406,7 @@ def test_a_window_shows_all_episodes_in_turn(
         (NoUsableCheckpoint("gone"), 5, "error: gone"),
         (OSError(28, "No space left on device"), 6, "error: [Errno 28] No space left on device"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
+        (Interrupted(signal.SIGTERM), 143, "error: interrupted"),
     ],
 )
 def test_exit_codes_are_those_of_training(
@@ -434,3 +434,27 @@ def test_help_does_not_import_torch() -> None:
     assert "--in-model" in printed.stdout
     assert "--format" in printed.stdout
     assert "--horizon" in printed.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_ends_a_command_wherever_it_is(number: signal.Signals, tmp_path: Path) -> None:
+    def film() -> None:
+        with Film(tmp_path / "film.gif", 30) as film:
+            film.add(np.zeros((4, 4, 3), np.uint8))
+            signal.raise_signal(number)
+            raise AssertionError("the command goes on")
+
+    handlers = [signal.getsignal(each) for each in SIGNALS]
+    with pytest.raises(SystemExit) as ending:
+        running("mbpo-evaluate", film)
+    assert ending.value.code == (130 if number == signal.SIGINT else 143)
+    assert list(tmp_path.iterdir()) == []
+    assert [signal.getsignal(each) for each in SIGNALS] == handlers
+
+
+def test_an_evaluation_without_a_time_limit_is_refused(
+    pole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, pole, "--env-kwargs", "{max_episode_steps: -1}")
+    assert said.startswith("--env-kwargs: episodes have no time limit (random episodes ended by termination")
+    assert "add --env-kwargs '{max_episode_steps: 1000}'" in said
