@@ -141,7 +141,7 @@ def _shown() -> None:
     try:
         with redirect_stderr(errors):
             train_job()
-    except ConfigError:
+    except (ConfigError, HydraException):
         if not any(word.startswith("query=") for word in sys.argv):  # a key was pressed to complete a word
             raise
     except (AttributeError, ValueError, AssertionError) as error:

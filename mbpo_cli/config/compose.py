@@ -45,7 +45,15 @@ def typed_config(cfg: DictConfig) -> Config:
     values: Any = OmegaConf.to_container(cfg, resolve=False)
     for key in NOT_OF_A_RUN:
         values.pop(key, None)
-    return typed(_resolved(values, values, ""))
+    try:
+        return typed(_resolved(values, values, ""))
+    except ConfigError as error:
+        node = values
+        for name in str(error).partition("=")[0].split("."):
+            node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, str) and "${" in node and node not in str(error):
+            raise ConfigError(f"{error}; it is {node}") from error
+        raise
 
 
 def _resolved(node: Any, root: Any, path: str) -> Any:

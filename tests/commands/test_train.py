@@ -276,6 +276,34 @@ def test_a_broken_or_hostile_configuration_gives_a_one_line_error(text: str, tmp
         ),
         ("env.reward_function=.x.y", "model.reward.function=.x.y: '.x.y' is not of the form"),
         ("env.module=''", "while the components were checked"),
+        ("hydra/launcher=slurm", "hydra/launcher=slurm: is used by sweeps only; add -m, or hydra.mode=RUN"),
+        ("hydra/sweeper=optuna", "hydra/sweeper=optuna: is used by sweeps only; add -m"),
+        ("hydra.launcher.n_jobs=3", "hydra.launcher.n_jobs=3: is used by sweeps only; add -m"),
+        ("hydra.sweep.dir=x", "hydra.sweep.dir=x: is used by sweeps only; add -m"),
+        ("hydra.run.dir=", "hydra.run.dir=: must be the name of a directory"),
+        ("hydra.run.dir=${nothing}/x", "hydra.run.dir=${nothing}/x: "),
+        ("hydra.job.name=a/b", "hydra.job.name=a/b: must be the name of a file"),
+        (
+            "-m  seed=0,1  hydra.run.dir=x",
+            "hydra.run.dir=x: is for a single run; a sweep has hydra.sweep.dir",
+        ),
+        ("-m  seed=0,1  hydra.sweep.dir=${nothing}", "hydra.sweep.dir=${nothing}: "),
+        ("-m  resume=x", "resume=x: continues a single run; leave out --multirun"),
+        ("-m  agent=sac,td3  agent.lrr=1", "agent.lrr=1: no such option"),
+        (
+            "-m  agent=td3,sac  agent.exploration.mean=0",
+            "mean=0: no such option; mbpo-train --cfg job lists all",
+        ),
+        ("-m  agent=sac,null", "agent=null: no such choice"),
+        ("-m  agent=glob(x*)", "agent=glob(x*): has no values"),
+        ("--nothing", "unrecognized arguments: --nothing; see mbpo-train --hydra-help"),
+        ("--cfg  job  -p  nothing", "package 'nothing' not found"),
+        ("--package  agent", "--package agent: only with --cfg"),
+        ("--resolve", "--resolve: only with --cfg or --help"),
+        ("-m  --cfg  job", "--cfg --multirun: choose one of them"),
+        ("--config-dir  /nothing", "'/nothing' not found"),
+        ("--config-name  nothing", "Cannot find primary config 'nothing'"),
+        ("--experimental-rerun  x", "--experimental-rerun: give the same command again, or resume=DIRECTORY"),
         ("device=gpu", "device=gpu: must be auto, cpu, cuda or cuda:i"),
         ("device=cuda:99", "device=cuda:99: torch sees"),
     ],
@@ -290,6 +318,63 @@ def test_a_broken_file_of_the_user_is_named(text: str, tmp_path_factory, reject)
     (folder / "env").mkdir()
     (folder / "env" / "mine.yaml").write_text(text)
     assert "mine.yaml" in reject("--config-dir", str(folder), "env=mine")
+
+
+@pytest.mark.parametrize("flags", [(), ("-m",)])
+def test_what_an_experiment_chooses_for_sweeps_is_used_or_told(
+    flags: tuple[str, ...],
+    tmp_path_factory: pytest.TempPathFactory,
+    reject: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path_factory.mktemp("conf")
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "slurm.yaml").write_text(
+        "# @package _global_\ndefaults: [override /hydra/launcher: slurm]\n"
+        "hydra: {sweeper: {params: {seed: '0,1', agent.discount_factor: '0.9,0.8'}}}\n"
+    )
+    launched: list[Any] = []
+
+    def launch(launcher: Any, jobs: list[Any]) -> None:
+        launched.extend([type(launcher).__name__, *(str(job.path) for job in jobs)])
+        raise ConfigError("launched")
+
+    monkeypatch.setattr("hydra_plugins.mbpo.sweepers.launch", launch)
+    arguments = ("--config-dir", str(folder), "experiment=slurm", "hydra.sweep.dir='${hydra:runtime.cwd}/x'")
+    if not flags:
+        message = reject(*arguments[:3])
+        assert (
+            message
+            == "hydra/launcher=slurm: is used by sweeps only; add -m, or hydra.mode=RUN to run without it"
+        )
+        return
+    with pytest.raises(AssertionError):  # the log of the sweep, on stdout
+        reject(*flags, *arguments)
+    name, *paths = launched
+    assert name == "SlurmLauncher"
+    assert len(paths) == 4
+    assert paths[1].endswith("/x/seed=0,agent.discount_factor=0.8")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("mbpo-train experiment=paper/h", ["half_cheetah", "hopper", "humanoid"]),
+        ("mbpo-train -m seed=1 experiment=paper/a", ["ant"]),
+        ("mbpo-train agent=nothing experi", []),
+        ("mbpo-train 'x y", []),
+    ],
+)
+def test_choices_in_subfolders_are_completed(
+    line: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setattr(sys, "argv", ["mbpo-train", "-sc", "query=bash"])
+    cli.main()
+    output = capsys.readouterr()
+    assert output.out.split() == [f"experiment=paper/{word}" for word in words]
+    assert output.err == ""
 
 
 def test_a_run_in_the_directory_of_a_sweep_can_be_resumed(reject) -> None:  # type: ignore[no-untyped-def]
