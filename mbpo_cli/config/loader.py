@@ -57,6 +57,7 @@ class Loader(ConfigLoaderImpl):
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
         self.repository = Repository(config_search_path)
+        self._nested: dict[str, list[str]] = {}
 
     def load_configuration(
         self,
@@ -108,8 +109,10 @@ class Loader(ConfigLoaderImpl):
     ) -> list[str]:
         """Return the choices of a group, with those in subfolders that are no groups of their own."""
         options: list[str] = super().get_group_options(group_name, results_filter, config_name, overrides)
-        if results_filter is ObjectType.CONFIG and group_name:
-            options += nested_choices(self.repository, group_name)
+        if results_filter is ObjectType.CONFIG and options and not group_name.startswith("hydra"):
+            if group_name not in self._nested:  # the help asks twice
+                self._nested[group_name] = nested_choices(self.repository, group_name)
+            options += self._nested[group_name]
         return options
 
     def _parse_overrides_and_create_caching_repo(
@@ -188,14 +191,17 @@ def is_in_mapping(override: Override, config: DictConfig) -> bool:
 
 
 def nested_choices(repo: IConfigRepository, group: str) -> list[str]:
-    """Return the choices of a group that lie in subfolders, such as `paper/hopper` of `experiment`."""
+    """Return the choices of a group that lie in subfolders, such as `paper/hopper` of `experiment`.
+
+    The package that the first file of a subfolder names tells whether it is a group of its own.
+    """
     packages = ("_global_", group.replace("/", "."))
     choices = []
     for folder in repo.get_group_options(group, ObjectType.GROUP):
-        for name in repo.get_group_options(f"{group}/{folder}", ObjectType.CONFIG):
-            found = repo.load_config(f"{group}/{folder}/{name}")
-            if found is not None and found.header["package"] in packages:
-                choices.append(f"{folder}/{name}")
+        names = repo.get_group_options(f"{group}/{folder}", ObjectType.CONFIG)
+        first = repo.load_config(f"{group}/{folder}/{names[0]}") if names else None
+        if first is not None and first.header["package"] in packages:
+            choices += [f"{folder}/{name}" for name in names]
     return choices
 
 

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 import hydra_plugins.mbpo
+import mbpo_cli.commands.train  # noqa: F401 - registers a resolver
 from hydra_plugins.mbpo.sweepers import combinations, lines_of
 from mbpo_cli.config import loader
 from mbpo_cli.config.compose import CONFIG_MODULE, composed, make_config
@@ -116,6 +117,17 @@ def test_this_programs_files_compose_as_with_hydras_loader(
         OmegaConf.to_container(load(*choices.split()), resolve=False) for load in (composed, by_hydra)
     )
     assert ours == theirs
+
+
+def test_the_directory_of_a_sweep_is_named_by_its_overrides(program: Loader) -> None:
+    given = ["agent=sac,td3", "hydra.launcher.n_jobs=2", "seed=0,1"]
+    config = program.load_configuration("train", given, RunMode.MULTIRUN)
+    assert config.hydra.sweep.dir == "outputs/sweeps/agent=sac,td3,seed=0,1"
+    job = program.load_sweep_config(config, ["agent=sac", "seed=1"])
+    assert job.hydra.sweep.dir == config.hydra.sweep.dir
+    assert (
+        program.load_configuration("train", [], RunMode.MULTIRUN).hydra.sweep.dir == "outputs/sweeps/default"
+    )
 
 
 def by_hydra(*choices: str) -> Any:
