@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from omegaconf import OmegaConf
 
@@ -21,7 +22,11 @@ Choices = Callable[[str], list[str]]
 
 def explain(error: BaseException, overrides: Sequence[str], compose: Compose, choices: Choices) -> str:
     """Describe an error of a configuration with these overrides in one line."""
-    text = one_line(_described(error, overrides, compose, choices))
+    try:
+        text = _described(error, overrides, compose, choices)
+    except Exception:  # the other overrides are wrong, too
+        text = str(error) or type(error).__name__
+    text = one_line(text)
     half = MAX_LENGTH // 2
     return text if len(text) <= MAX_LENGTH else f"{text[:half]} ... {text[-half:]}"
 
@@ -68,16 +73,17 @@ def _given(overrides: Sequence[str]) -> dict[str, str]:
 def _unknown_key(key: str, given: Mapping[str, str], compose: Compose) -> str:
     shown = f"{key}={given[key]}" if key in given else key
     config = compose([])
+    groups = [group for group in config.hydra.runtime.choices if group]
+    with suppress(Exception):  # one of these is wrong, too
+        config = compose([f"{name}={value}" for name, value in given.items() if name in groups])
     if key.startswith("hydra."):
         *place, name = key.split(".")
         while not OmegaConf.is_dict(node := OmegaConf.select(config, ".".join(place))):
             name = place.pop()
-        near = difflib.get_close_matches(name, map(str, node), n=1)
-        hint = (
-            f"did you mean {'.'.join([*place, *near])}?" if near else f"known are {', '.join(map(str, node))}"
-        )
+        known = [str(name) for name in node]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {'.'.join([*place, *near])}?" if near else f"known are {', '.join(known)}"
         return f"{shown}: no such option; {hint}"
-    groups = [group for group in config.hydra.runtime.choices if group]
     near = difflib.get_close_matches(key, groups, n=1, cutoff=0.75)
     within = [group for group in groups if group.startswith(f"{key}/")]
     if within or "/" in key:
@@ -88,9 +94,9 @@ def _unknown_key(key: str, given: Mapping[str, str], compose: Compose) -> str:
     from mbpo_cli.config.typed import suggest
 
     try:
-        typed = typed_config(compose([f"{name}={value}" for name, value in given.items() if name in groups]))
-    except Exception:  # such as env=gym without env.id
         typed = typed_config(config)
+    except ConfigError:  # such as env=gym without env.id
+        typed = typed_config(compose([]))
     meant = suggest(key, typed)
     hint = f"did you mean {meant}?" if meant else "mbpo-train --cfg job lists all options"
     return f"{shown}: no such option; {hint}"
