@@ -251,15 +251,19 @@ def try_one(mutant: Mutant, folder: Path, server: Server, tests: list[str], seco
         code, output = server.pytest(arguments, seconds) if tests else (0, "")
     finally:
         path.write_bytes(source)
-    lines = output.splitlines()
-    failed = [line.split(" ")[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
-    by = "time limit" if code is None else failed[0] if failed else " ".join(lines[-3:])
+    by = "time limit" if code is None else (failures(output) or [" ".join(output.splitlines()[-3:])])[0]
     return {
         **asdict(mutant),
         "noticed_by": by if code != 0 else None,
         "num_tests": len(tests),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def failures(output: str) -> list[str]:
+    """Return the names of the tests that failed, from what pytest prints."""
+    lines = [line.partition(" ") for line in output.splitlines()]
+    return [rest.split(" - ")[0] for word, _, rest in lines if word in ("FAILED", "ERROR")]
 
 
 @dataclass
@@ -273,9 +277,8 @@ class Results:
         if self.path.exists():
             self.found = json.loads(self.path.read_text())
 
-    def set(self, key: str, result: dict[str, Any]) -> None:
-        """Store a result."""
-        self.found[key] = result
+    def write(self) -> None:
+        """Store all results."""
         temporary = self.path.with_suffix(".part")
         temporary.write_text(json.dumps(self.found, indent=1))
         temporary.replace(self.path)
@@ -292,10 +295,25 @@ def try_all(
             # On a busy machine everything takes longer.
             limit = 60 + 5 * sum(known.seconds[test] for test in tests)
             result = try_one(mutant, folder, server, tests, limit)
-            results.set(mutant.key, result)
+            results.found[mutant.key] = result
+            results.write()
             by = result["noticed_by"] or "NOT NOTICED"
             print(f"{index}: {mutant.key}\n    {by} ({result['seconds']} s)", flush=True)
-    return [results.found[mutant.key] for mutant in chosen]
+    found = [results.found[mutant.key] for mutant in chosen]
+    noticed_by = sorted({result["noticed_by"] for result in found} & known.seconds.keys())
+    # A test that fails without a mutant has noticed nothing.
+    output = server.pytest(noticed_by, 3600)[1] if noticed_by else ""
+    broken = known.seconds.keys() & failures(output)
+    if not broken:
+        return found
+    print("these tests fail without a mutant:", *broken, sep="\n    ", flush=True)
+    for result, mutant in zip(found, chosen, strict=True):
+        if result["noticed_by"] in broken:
+            del results.found[mutant.key]
+    results.write()
+    for test in broken:
+        del known.seconds[test]
+    return try_all(chosen, folder, server, known, budget, again=False)
 
 
 def equivalents() -> dict[str, str]:

@@ -105,10 +105,11 @@ def test_a_fault_is_noticed_by_the_tests_that_execute_it(
     chosen = {mutant.function: mutant for mutant in mutants.sample(tmp_path, ["toys"], 10, seed=0)}
     tried = [chosen["double"], chosen["triple"]]
     server = mutants.Server(tmp_path, libraries=())
+    known.seconds[name + "broken"] = 0.0  # as if it failed now and then
     results = mutants.try_all(tried, tmp_path, server, known, budget=60, again=False)
-    server.close()
     assert [result["noticed_by"] for result in results] == [name + "double", None]
     assert toy.read_text() == TOY
     assert mutants.try_all(tried, tmp_path, server, known, budget=60, again=False) == results
+    server.close()
     mutants.report(tried, results, {chosen["triple"].key: "nobody cares"})
     assert capsys.readouterr().out.endswith("equivalent: nobody cares\n\n1 of 2 noticed, 1 equivalent\n")
