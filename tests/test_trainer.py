@@ -417,3 +417,11 @@ def test_the_model_buffer_is_circular_and_keeps_earlier_generations() -> None:
     loop = Loop("mbpo.generate_every=5", "mbpo.model_experience_buffer_length=25")
     loop.run()
     assert loop.recorder.series("buffer/model_size") == {5: 0, 10: 10, 15: 20, 20: 25}
+
+
+def test_the_state_can_be_saved_before_every_step() -> None:
+    loop = Loop("trainer.num_env_steps=8", *QUIET)
+    before = []
+    loop.trainer.before_step = lambda trainer: before.append((trainer.env_steps, len(loop.counting.actions)))
+    loop.run()
+    assert before == [(step, step) for step in range(8)]
