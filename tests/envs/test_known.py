@@ -72,3 +72,8 @@ def test_the_car_is_rewarded_at_the_goal_at_any_speed_towards_it() -> None:
     action = torch.tensor([[0.5], [-1.0], [1.0], [0.0]])
     reward = known.mountain_car_continuous_reward(next_obs, action, next_obs)
     assert reward.tolist() == pytest.approx([99.975, 99.9, -0.1, 0.0])
+
+
+def test_an_observation_of_one_element_may_never_end() -> None:
+    obs = torch.tensor([[1.0], [math.inf]])
+    assert known.never(obs, torch.zeros(2, 1), obs).tolist() == [0.0, 0.0]
