@@ -185,7 +185,8 @@ def record(test_file: str, files: Sequence[str], result: Path) -> None:
     for measured in data.measured_files():
         module, executed = Module(Path(measured).read_bytes()), dict[str, set[str]]()
         for number, tests in data.contexts_by_lineno(measured).items():
-            executed.setdefault(module.named_line(number), set()).update(set(tests) - {""})
+            if (line := module.named_line(number)) is not None:
+                executed.setdefault(line, set()).update(set(tests) - {""})
         lines[str(Path(measured).relative_to(Path.cwd()))] = {k: sorted(v) for k, v in executed.items() if v}
     seconds = {test: round(s, 3) for test, s in recorder.seconds.items() if test not in recorder.unused}
     result.write_text(json.dumps({"lines": lines, "seconds": seconds, "unused": sorted(recorder.unused)}))
@@ -263,7 +264,7 @@ def try_one(mutant: Mutant, folder: Path, server: Server, tests: list[str], seco
 def failures(output: str) -> list[str]:
     """Return the names of the tests that failed, from what pytest prints."""
     lines = [line.partition(" ") for line in output.splitlines()]
-    return [rest.split(" - ")[0] for word, _, rest in lines if word in ("FAILED", "ERROR")]
+    return [rest.split(" - ")[0] for word, _, rest in lines if word in ("FAILED", "ERROR") and "::" in rest]
 
 
 @dataclass

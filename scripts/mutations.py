@@ -75,12 +75,15 @@ class Module:
         self._source, self._lines = source, source.splitlines(keepends=True)
         self._starts = [sum(map(len, self._lines[:n])) for n in range(len(self._lines))]
         self._scopes = [""] * len(self._lines)
+        self._bodies = [False] * len(self._lines)
         tree = ast.parse(source)
         self._find_scopes(tree, "")
         self._places = list(self._walk(tree))
 
-    def named_line(self, number: int) -> str:
-        """Return a line with the function or class that it belongs to."""
+    def named_line(self, number: int) -> str | None:
+        """Return a line with its function, or None if it runs when the module is imported."""
+        if not self._bodies[number - 1]:
+            return None
         return f"{self._scopes[number - 1]}: {self._lines[number - 1].decode().strip()}"
 
     def mutants(self, file: str, seed: int) -> Iterator[tuple[str, Mutant]]:
@@ -107,6 +110,8 @@ class Module:
                 inner = f"{scope}.{child.name}".lstrip(".")
                 lines = range(child.lineno - 1, child.end_lineno or child.lineno)
                 self._scopes[lines.start : lines.stop] = [inner] * len(lines)
+                body = range(child.body[0].lineno - 1, lines.stop)
+                self._bodies[body.start : body.stop] = [isinstance(child, ast.FunctionDef)] * len(body)
             self._find_scopes(child, inner)
 
     def _span(self, node: Any) -> tuple[int, int]:

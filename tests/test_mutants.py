@@ -36,15 +36,16 @@ def triple(x):
     return x * 3
 """
 TESTS = """
-from toys import toy
-
 def test_double():
+    from toys import toy
     assert toy.double(4) == 8
 
 def test_triple():
+    from toys import toy
     toy.triple(1)
 
 def test_broken():
+    from toys import toy
     assert toy.double(4) == 9
 """
 
@@ -100,7 +101,10 @@ def test_a_fault_is_noticed_by_the_tests_that_execute_it(
     (tmp_path / "tests/test_toy.py").write_text(TESTS)
     known = mutants.Tests.of(tmp_path, ["toys"])
     name = "tests/test_toy.py::test_"
-    assert known.lines["toys/toy.py"]["double: return 2 * x"] == {name + "double", name + "broken"}
+    assert known.lines["toys/toy.py"] == {
+        "double: return 2 * x": {name + "double", name + "broken"},
+        "triple: return x * 3": {name + "triple"},
+    }
     assert set(known.seconds) == {name + "double", name + "triple"}, "a test that fails notices nothing"
     chosen = {mutant.function: mutant for mutant in mutants.sample(tmp_path, ["toys"], 10, seed=0)}
     tried = [chosen["double"], chosen["triple"]]
