@@ -18,6 +18,7 @@ from mbpo_cli.envs.collector import Collector
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.evaluation.evaluate import Evaluation
 from mbpo_cli.exploration import RolloutPolicy
+from mbpo_cli.failures import Stopped
 from mbpo_cli.logs.logger import Logger
 from mbpo_cli.nn.seeding import episode_seed
 from mbpo_cli.trainer import ModelBased, Trainer
@@ -425,3 +426,20 @@ def test_the_state_can_be_saved_before_every_step() -> None:
     loop.trainer.before_step = lambda trainer: before.append((trainer.env_steps, len(loop.counting.actions)))
     loop.run()
     assert before == [(step, step) for step in range(8)]
+
+
+def test_a_stop_within_an_evaluation_is_made_up_for() -> None:
+    overrides = ("trainer.num_env_steps=12", "trainer.evaluate_every_steps=6")
+    undisturbed, loop = Loop(*overrides), Loop(*overrides)
+    stops = iter((True, False, False))
+
+    def evaluate(policy: Policy) -> Evaluation:
+        if next(stops):
+            raise Stopped
+        return loop.evaluate(policy)
+
+    loop.trainer.evaluate = evaluate
+    assert not loop.trainer.train()
+    assert loop.run() == undisturbed.run()
+    for tag in ("eval/return_mean", "train/gradient_steps"):
+        assert loop.recorder.series(tag) == undisturbed.recorder.series(tag) != {}
