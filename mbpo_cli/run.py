@@ -163,6 +163,8 @@ class Checkpointer:
                 log.info("the run has no checkpoint yet: starting from step 0")
             return {}
         is_exact = trainer.load_state_dict(checkpoint.state)
+        if "within_step" in checkpoint.state:  # the rest of the step will change the state
+            self._checkpoints.last_step = None
         self.earlier_seconds = checkpoint.state["stopwatch"]["total_seconds"]
         log.info("resuming from step %d", checkpoint.step)
         num_envs = len(trainer.collector)
