@@ -76,6 +76,13 @@ def test_forgotten_transitions_are_never_sampled(num_added: int, g: torch.Genera
         assert set(each.sample(200, g).reward.tolist()) == {*range(num_added + 5, num_added + 10)}
 
 
+@pytest.mark.parametrize("total_added", [0, 5])
+def test_a_buffer_without_rows_is_restored(total_added: int) -> None:
+    buffer = ReplayBuffer(10, spaces())
+    buffer.restore(torch.empty(0, 0), total_added, 0)
+    assert (len(buffer), buffer.total_added) == (0, total_added)
+
+
 @pytest.mark.parametrize(("num_rows", "total_added", "size"), [(2, 8, 3), (3, 8, -1), (9, 8, 6), (3, 2, 3)])
 def test_inconsistent_rows_are_rejected(num_rows: int, total_added: int, size: int) -> None:
     buffer = ReplayBuffer(5, SPACE)
