@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ from mbpo_cli.config.compose import make_config
 from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec, Transitions
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what commands that run in this process change in the logging of all later tests."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -45,6 +45,7 @@ def test_every_combination_of_agent_and_model_trains(
             f"model/transition={transition}",
             f"model/reward={reward}",
             f"model/is_done={is_done}",
+            f"model.allow_mismatch={is_done == 'never'}",  # these environments do end
             f"mbpo.generate_every={every}",
             f"trainer.num_env_steps={num_env_steps}",
             "trainer.evaluate_every_steps=150",

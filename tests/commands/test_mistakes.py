@@ -273,7 +273,7 @@ def check(mistake: Mistake) -> None:
 
 
 @given(mistakes)
-@settings(SETTINGS, max_examples=30)
+@settings(SETTINGS, max_examples=15)
 def test_a_mistake_gives_one_line_and_writes_nothing(mistake: Mistake) -> None:
     check(mistake)
 

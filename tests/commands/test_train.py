@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -339,7 +340,7 @@ def test_what_an_experiment_chooses_for_sweeps_is_used_or_told(
         launched.extend([type(launcher).__name__, *(str(job.path) for job in jobs)])
         raise ConfigError("launched")
 
-    monkeypatch.setattr("hydra_plugins.mbpo.sweepers.launch", launch)
+    monkeypatch.setattr(importlib.import_module("hydra_plugins.mbpo.sweepers"), "launch", launch)
     arguments = ("--config-dir", str(folder), "experiment=slurm", "hydra.sweep.dir='${hydra:runtime.cwd}/x'")
     if not flags:
         message = reject(*arguments[:3])

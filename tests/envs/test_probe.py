@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class Mortal(Endless):
     ends = staticmethod(lambda: random.random() < 0.2)
 
 
-gym.register("tests/Endless-v0", Endless)
+gym.register("tests/Endless-v0", f"{__name__}:Endless")
+LOW = np.float32(-1)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ gym.register("tests/Endless-v0", Endless)
         (lambda: gym.make("Pendulum-v1"), None),
         (lambda: gym.make("CartPole-v1", max_episode_steps=7), None),
         (lambda: gym.wrappers.TimeLimit(Endless(), 9), None),
-        (lambda: gym.wrappers.RescaleAction(gym.wrappers.TimeLimit(Endless(), 9), -1, 1), None),
+        (lambda: gym.wrappers.RescaleAction(gym.wrappers.TimeLimit(Endless(), 9), LOW, -LOW), None),
         (lambda: PointMassEnv(walls=True), None),  # counts its own steps
         (lambda: CountingEnv(100), None),
         (lambda: CountingEnv(5, terminates=True), None),  # ends by termination, always after 5 steps
@@ -154,7 +156,7 @@ def test_ordinary_environments_repeat(env_id: str, g: torch.Generator) -> None:
 def test_a_run_says_once_that_its_environment_does_not_repeat(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gym.register("tests/Random-v0", lambda: Random(DRAWS["numpy"], "reward"))
+    gym.register("tests/Random-v0", partial(Random, DRAWS["numpy"], "reward"))
     run(make_config(*TINY, *gym_env("tests/Random-v0"), "mbpo=off"), tmp_path)
     assert caplog.text.count("tests/Random-v0 does not repeat with its seed (the reward of step 1 ") == 1
 

@@ -88,7 +88,7 @@ def test_whatever_a_job_does_the_others_run(tmp_path: Path, caplog: pytest.LogCa
         finish(Job(job.name, (), tmp_path / "good" / job.name, job.config))
     reasons = launch(ScriptLauncher(jobs, list(SCRIPTS)), jobs)
     time.sleep(0.3)
-    (tmp_path / "sweep" / "stays").unlink()
+    (tmp_path / "sweep" / "stays").unlink(missing_ok=True)
     assert len([line for line in caplog.messages if f" of {len(jobs)}: seed=" in line]) == len(jobs)
     assert sum(line.endswith(": interrupted: by Slurm") for line in caplog.messages) == 1
     head, *rows = closing_table(jobs, 0, reasons).splitlines()
