@@ -30,7 +30,7 @@ train: install ## train SAC with a learned model on Pendulum (ARGS="..." overrid
 	$(BIN)/mbpo-train $(or $(ARGS),agent=sac env=pendulum)
 
 test: install ## run the fast tests
-	$(BIN)/pytest -q -n 2 $(ARGS)
+	$(BIN)/pytest -q -n 2 --dist worksteal $(ARGS)
 
 test-slow: install ## run the long tests: learning, packaging
 	$(BIN)/pytest -q -m slow $(ARGS)

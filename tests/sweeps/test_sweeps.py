@@ -193,6 +193,7 @@ def test_jobs_use_the_configuration_that_is_named(tmp_path: Path) -> None:
     assert [config["agent"]["discount_factor"] for config in stored] == [0.875, 0.875]
 
 
+@pytest.mark.slow
 def test_failed_and_killed_jobs_affect_no_other_and_only_they_run_again(tmp_path: Path) -> None:
     jobs = numbers(0, 1, 2)
     first = sweep(tmp_path, jobs, environment={"FRAGILE": "1", "MORTAL": "2"})
