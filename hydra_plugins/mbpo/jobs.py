@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mbpo_cli.config.compose import typed_config
+from mbpo_cli.config.values import typed_config
 from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.sweeps.jobs import Job, brief, check_directories
 

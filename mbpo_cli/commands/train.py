@@ -28,14 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import hydra_plugins.mbpo
 from mbpo_cli.config import loader
-from mbpo_cli.config.compose import (
-    CONFIG_MODULE,
-    CONFIG_NAME,
-    HYDRA_VERSION_BASE,
-    composed,
-    parsed,
-    typed_config,
-)
+from mbpo_cli.config.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, composed, parsed
+from mbpo_cli.config.values import typed_config
 from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed, StorageFailed, one_line
 from mbpo_cli.sweeps.jobs import name_of
 

@@ -7,12 +7,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from mbpo_cli.config.loader import UNKNOWN, Compose
+from mbpo_cli.config.values import typed_config
 from mbpo_cli.failures import ConfigError, one_line
 
 MAX_LENGTH = 600
+# What Hydra cannot find in a configuration.
+UNKNOWN = re.compile(r"Could not override '([^']+)'")
+
+Compose = Callable[[list[str]], DictConfig]
+"""Composes a configuration from overrides."""
 # Overrides that Hydra adds.
 MODES = ("hydra.mode=RUN", "hydra.mode=MULTIRUN")
 
@@ -90,8 +95,7 @@ def _unknown_key(key: str, given: Mapping[str, str], compose: Compose) -> str:
         return f"{shown}: no such group; known are {', '.join(within or groups)}"
     if near and "." not in key and key in given:
         return f"{shown}: no such option or group; did you mean {near[0]}={given[key]}?"
-    from mbpo_cli.config.compose import typed_config  # slow to import
-    from mbpo_cli.config.typed import suggest
+    from mbpo_cli.config.typed import suggest  # slow to import
 
     try:
         typed = typed_config(config)

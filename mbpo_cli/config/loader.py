@@ -8,9 +8,8 @@
 from __future__ import annotations
 
 import itertools
-import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import hydra._internal.hydra
@@ -25,17 +24,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mbpo_cli.config.explain import UNKNOWN, explain
 from mbpo_cli.failures import ConfigError
-
-Compose = Callable[[list[str]], DictConfig]
-"""Composes a configuration from overrides."""
 
 # Where the files of this program and of Hydra come from; all others are the user's.
 SHIPPED = ("pkg://mbpo_cli.conf", "pkg://hydra", "structured:")
 # Groups of complete sets of values, which win over all other files.
 WHOLE = ("experiment/", "hparams_search/")
-# For errors: what Hydra cannot find in the configuration.
-UNKNOWN = re.compile(r"Could not override '([^']+)'")
 
 
 class Repository(ConfigRepository):
@@ -90,8 +85,6 @@ class Loader(ConfigLoaderImpl):
                     continue
                 if isinstance(error, ConfigError):
                     raise
-                from mbpo_cli.config.explain import explain
-
                 raise ConfigError(explain(error, overrides, load, self.get_group_options)) from error
             verbose = config.hydra.verbose
             if not (isinstance(verbose, bool | str) or OmegaConf.is_list(verbose)):
