@@ -36,16 +36,10 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.nn.compilation import SEVERAL, compiled
 from mbpo_cli.run import run
 from mbpo_cli.types import Agent, ContinuousActions, DiscreteActions, SpaceSpec, Transitions
+from scripts.compare_checkouts import TASKS
 
 Found = dict[str, Any]
 
-TASKS = {
-    "sac": ("agent=sac", "env=pendulum"),
-    "td3": ("agent=td3", "env=pendulum"),
-    "ddpg": ("agent=ddpg", "env=pendulum"),
-    "dqn": ("agent=dqn", "env=cartpole"),
-    "sac_discrete": ("agent=sac", "env=cartpole"),
-}
 CONTINUOUS = SpaceSpec((11,), ContinuousActions((-1.0,) * 3, (1.0,) * 3))  # Hopper's sizes
 DISCRETE = SpaceSpec((4,), DiscreteActions(2))
 TINY = (
