@@ -80,6 +80,10 @@ class ContinuousActions:
         """Draw one action uniformly, shape (A,)."""
         return 2 * torch.rand(self.size, generator=generator) - 1
 
+    def sample_rows(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        """Draw actions uniformly, shape (B, A), on the generator's device."""
+        return 2 * torch.rand(num_rows, self.size, generator=generator, device=generator.device) - 1
+
     def to_env(self, action: Tensor) -> Tensor:
         """Scale actions of shape (..., A) to the environment's bounds."""
         low, high = action.new_tensor(self.low), action.new_tensor(self.high)
@@ -102,6 +106,12 @@ class DiscreteActions:
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw one action uniformly, shape (A,)."""
         return self.one_hot(torch.randint(self.size, (), generator=generator))
+
+    def sample_rows(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        """Draw actions uniformly, shape (B, A), on the generator's device."""
+        return self.one_hot(
+            torch.randint(self.size, (num_rows,), generator=generator, device=generator.device)
+        )
 
     def one_hot(self, index: Tensor) -> Tensor:
         """Map numbers from 0 to A - 1, shape (...), to actions of shape (..., A)."""
@@ -178,6 +188,9 @@ class Agent(Protocol):
 
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return the Q-values, shape (B,), of actions (B, A), scaled or one-hot, in obs (B, O)."""
+
+    def observe(self, obs: Tensor) -> None:
+        """Take note of real observations, shape (B, O), before they are used in an update."""
 
     def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
         """Take one gradient step per mini-batch, and return the metrics of each."""

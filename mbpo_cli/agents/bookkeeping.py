@@ -6,14 +6,29 @@ It knows nothing of losses. An agent of your own does not need it (see `mbpo_cli
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mbpo_cli.agents.bounds import ReturnBounds
+from mbpo_cli.agents.networks import QNetworks, Scaling
 from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.nn.compilation import one_by_one
-from mbpo_cli.types import Accelerate, GradientStep, Metrics, Transitions
+from mbpo_cli.types import Accelerate, GradientStep, Metrics, SpaceSpec, Transitions
+
+
+class Draws(NamedTuple):
+    """What is random in one update of the critics.
+
+    `subset` are the critics whose smallest value is the target, None all of them. The others are factors of
+    the hidden units of target critics and critics, by layer, None without dropout.
+    """
+
+    subset: Tensor | None = None
+    target_dropout: Sequence[Tensor] | None = None
+    dropout: Sequence[Tensor] | None = None
 
 
 class Bookkeeping:
@@ -22,14 +37,36 @@ class Bookkeeping:
     _step: GradientStep
     """One gradient step: a function of what `arguments` returns that changes nothing but parameters."""
 
-    def __init__(self, options: TargetNetworkOptions) -> None:
+    def __init__(self, options: TargetNetworkOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         self.options = options
         self.num_updates = 0
         self._steps = one_by_one(self._step)
+        if options.critics.are_random:
+            self.generator = generator
+        self.scaling = Scaling(spaces.obs_size, generator.device) if options.normalize_observations else None
+        self.bounds: ReturnBounds | None = None
+        if options.critics.bound_targets:
+            self.bounds = ReturnBounds(options.discount_factor, generator.device)
+
+    def observe(self, obs: Tensor) -> None:
+        """Count real observations, shape (B, O), in the scaling of the networks' inputs."""
+        if self.scaling is not None:
+            self.scaling.count_in(obs)
 
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of one gradient step; subclasses add flags and random numbers."""
         return {"batch": batch, "with_targets": self.is_due(self.options.target_update_frequency)}
+
+    def draw(self, critics: QNetworks, num_rows: int) -> Draws:
+        """Draw what is random in an update of the critics on `num_rows` transitions."""
+        options, draws = self.options.critics, Draws()
+        if options.num_in_target < options.number:
+            order = torch.randperm(options.number, generator=self.generator, device=self.generator.device)
+            draws = draws._replace(subset=order[: options.num_in_target])
+        if options.dropout > 0:
+            factors = partial(critics.mlp.dropout_factors, options.dropout, num_rows, self.generator)
+            draws = draws._replace(target_dropout=factors(), dropout=factors())
+        return draws
 
     def is_due(self, frequency: int) -> bool:
         """Return True in every `frequency`-th update."""
@@ -71,7 +108,11 @@ class Bookkeeping:
 def _state(part: Any) -> Any:
     if isinstance(part, torch.Generator):
         return part.get_state()
-    return part.detach().clone() if isinstance(part, Tensor) else part.state_dict()
+    if isinstance(part, Tensor):
+        return part.detach().clone()
+    state = part.state_dict()
+    # Networks share their scaling, and a checkpoint holds no memory twice.
+    return {name: value.clone() for name, value in state.items()} if isinstance(part, nn.Module) else state
 
 
 def _restore(part: Any, state: Any) -> None:

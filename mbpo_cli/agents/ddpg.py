@@ -5,14 +5,14 @@ Source: Lillicrap et al. 2016, "Continuous control with deep reinforcement learn
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbpo_cli.agents.bookkeeping import Bookkeeping
-from mbpo_cli.agents.networks import Critics, DeterministicActor, smooth_update
+from mbpo_cli.agents.bookkeeping import Bookkeeping, Draws
+from mbpo_cli.agents.networks import Critics, DeterministicActor, smallest, smooth_update, target_of
 from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
@@ -42,12 +42,12 @@ class DDPG(Bookkeeping):
     def __init__(
         self, options: DDPGOptions, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
     ) -> None:
-        super().__init__(options)
+        super().__init__(options, spaces, generator)
         self.exploration = exploration
-        self.actor = DeterministicActor(spaces, options.hidden_sizes, generator)
-        self.critic = Critics(1, spaces, options.hidden_sizes, generator)
-        self.target_actor = copy.deepcopy(self.actor)
-        self.target_critic = copy.deepcopy(self.critic)
+        self.actor = DeterministicActor(spaces, options.hidden_sizes, generator, self.scaling)
+        self.critic = Critics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
+        self.target_actor = target_of(self.actor)
+        self.target_critic = target_of(self.critic)
         self.actor_optimizer = Optimizer(self.actor.parameters(), options.actor_optimizer)
         self.critic_optimizer = Optimizer(self.critic.parameters(), options.critic_optimizer)
 
@@ -64,30 +64,39 @@ class DDPG(Bookkeeping):
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return the Q-values of actions, shape (B,)."""
-        values: Tensor = self.critic(obs, action)
-        return values[0]
+        values: Tensor = self.critic(obs, action).mean(0)
+        return values
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the actor's weights."""
         return self.actor.state_dict()
 
-    def _step(self, batch: Transitions, with_targets: bool) -> dict[str, Tensor]:
-        metrics = self._update_critic(batch) | self._update_actor(batch)
+    def arguments(self, batch: Transitions) -> dict[str, Any]:
+        """Return the arguments of `_step`."""
+        return super().arguments(batch) | {"draws": self.draw(self.critic, len(batch))}
+
+    def _step(self, batch: Transitions, draws: Draws, with_targets: bool) -> dict[str, Tensor]:
+        metrics = self._update_critic(batch, draws) | self._update_actor(batch)
         if with_targets:
             smooth_update(self.target_critic, self.critic, self.options.target_smooth_factor)
             smooth_update(self.target_actor, self.actor, self.options.target_smooth_factor)
         return metrics
 
-    def _update_critic(self, batch: Transitions) -> dict[str, Tensor]:
+    def _update_critic(self, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
         with torch.no_grad():
-            next_value = self.target_critic(batch.next_obs, self.target_actor(batch.next_obs))[0]
+            next_action = self.target_actor(batch.next_obs)
+            next_value = smallest(draws.subset)(
+                self.target_critic(batch.next_obs, next_action, draws.target_dropout)
+            )
+            if self.bounds is not None:
+                next_value = self.bounds.limited(batch.reward, next_value)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
-        values = self.critic(batch.obs, batch.action)
-        loss = 0.5 * (values - target).square().mean()
+        values = self.critic(batch.obs, batch.action, draws.dropout)
+        loss = 0.5 * (values - target).square().mean(1).sum()
         self.critic_optimizer.minimize(loss)
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
 
     def _update_actor(self, batch: Transitions) -> dict[str, Tensor]:
-        loss = -self.critic(batch.obs, self.actor(batch.obs))[0].mean()
+        loss = -self.critic.for_actor(self.critic(batch.obs, self.actor(batch.obs))).mean()
         self.actor_optimizer.minimize(loss)
         return {"agent/actor_loss": loss.detach()}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.failures import Diverged
 from mbpo_cli.types import Metrics, SpaceSpec, Transitions
 
@@ -20,7 +21,7 @@ def check_updates(
     batches: Sequence[Transitions],
     spaces: SpaceSpec,
     max_reward: float,
-    discount_factor: float,
+    options: AgentOptions,
 ) -> None:
     """Check the metrics of consecutive updates all at once, so that a GPU is synchronized only once.
 
@@ -36,7 +37,7 @@ def check_updates(
         for tag, value in metrics.items()
     }
     values = torch.stack(list(named.values())).tolist() if named else []
-    gap = 1 - discount_factor
+    gap = 1 - options.discount_factor
     largest_return = max(max_reward, 1.0) / gap if gap > 0 else math.inf
     for (number, tag), value in zip(named, values, strict=True):
         what = None
@@ -46,21 +47,28 @@ def check_updates(
         elif tag == "agent/q_value" and abs(value) > 100 * largest_return:
             what = f"{tag} is {value:.3g} in update {number:,}, but no return exceeds {largest_return:.3g}"
         if what is not None:
-            raise Diverged(f"{what}: {_cause(batches, spaces, max_reward)}")
+            raise Diverged(f"{what}: {_cause(batches, spaces, max_reward, options)}")
 
 
-def _cause(batches: Sequence[Transitions], spaces: SpaceSpec, max_reward: float) -> str:
+def _cause(
+    batches: Sequence[Transitions], spaces: SpaceSpec, max_reward: float, options: AgentOptions
+) -> str:
     """Return the likely cause in words, with what to do."""
     size_O = torch.cat([batch.obs for batch in batches]).abs().amax(0)
     element = int(size_O.nan_to_num(torch.inf).argmax())
     causes = []
-    if not size_O[element] <= LARGE:
+    if not (size_O[element] <= LARGE or getattr(options, "normalize_observations", False)):
         name, size = spaces.element_name(element), float(size_O[element])
         causes.append(
-            f"{name} of the observation reaches {size:.3g}; scale it to about 1, "
-            "with gymnasium.wrappers.RescaleObservation or a TransformObservation of your own"
+            f"{name} of the observation reaches {size:.3g}; scale it to about 1, with "
+            "agent.normalize_observations=true, gymnasium.wrappers.RescaleObservation or a "
+            "TransformObservation of your own"
         )
     if max_reward > LARGE:
         remedy = "scale them, with a gymnasium.wrappers.TransformReward of your own"
         causes.append(f"rewards reach {max_reward:.3g}; {remedy}")
+    critics = getattr(options, "critics", None)  # an agent of one's own may have others
+    missing = [name for name in ("layer_norm", "bound_targets") if not getattr(critics, name, True)]
+    if missing:
+        causes.append(" ".join(f"agent.critics.{name}=true" for name in missing) + " may prevent it")
     return "; ".join(causes) or "lower the learning rates of the agent, or set their gradient_threshold"

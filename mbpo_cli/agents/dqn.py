@@ -6,14 +6,14 @@ al. 2016, "Deep Reinforcement Learning with Double Q-learning".
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbpo_cli.agents.bookkeeping import Bookkeeping
-from mbpo_cli.agents.networks import DiscreteCritics, smooth_update
+from mbpo_cli.agents.bookkeeping import Bookkeeping, Draws
+from mbpo_cli.agents.networks import DiscreteCritics, smallest, smooth_update, target_of
 from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
@@ -47,17 +47,17 @@ class DQN(Bookkeeping):
     def __init__(
         self, options: DQNOptions, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
     ) -> None:
-        super().__init__(options)
+        super().__init__(options, spaces, generator)
         self.exploration = exploration
         self.num_actions = spaces.action_size
-        self.critic = DiscreteCritics(1, spaces, options.hidden_sizes, generator)
-        self.target_critic = copy.deepcopy(self.critic)
+        self.critic = DiscreteCritics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
+        self.target_critic = target_of(self.critic)
         self.critic_optimizer = Optimizer(self.critic.parameters(), options.critic_optimizer)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         """Return the best actions, one-hot, shape (B, A); with `explore`, some are random."""
-        values = self.critic.of_all_actions(obs)[0]
+        values = self.critic.for_actor(self.critic.of_all_actions(obs))
         action = DiscreteActions(self.num_actions).one_hot(values.argmax(-1))
         return action if explore is None else self.exploration(action, explore)
 
@@ -68,28 +68,36 @@ class DQN(Bookkeeping):
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return the Q-values of actions, shape (B,)."""
-        values: Tensor = self.critic(obs, action)
-        return values[0]
+        values: Tensor = self.critic(obs, action).mean(0)
+        return values
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the critic's weights, which determine the greedy policy."""
         return self.critic.state_dict()
 
-    def _step(self, batch: Transitions, with_targets: bool) -> dict[str, Tensor]:
-        metrics = self._update_critic(batch)
+    def arguments(self, batch: Transitions) -> dict[str, Any]:
+        """Return the arguments of `_step`."""
+        return super().arguments(batch) | {"draws": self.draw(self.critic, len(batch))}
+
+    def _step(self, batch: Transitions, draws: Draws, with_targets: bool) -> dict[str, Tensor]:
+        metrics = self._update_critic(batch, draws)
         if with_targets:
             smooth_update(self.target_critic, self.critic, self.options.target_smooth_factor)
         return metrics
 
-    def _update_critic(self, batch: Transitions) -> dict[str, Tensor]:
+    def _update_critic(self, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
         with torch.no_grad():
-            next_values_BA = self.target_critic.of_all_actions(batch.next_obs)[0]
+            next_values_BA = smallest(draws.subset)(
+                self.target_critic.of_all_actions(batch.next_obs, draws.target_dropout)
+            )
             chosen_by_BA = next_values_BA
             if self.options.use_double_dqn:
-                chosen_by_BA = self.critic.of_all_actions(batch.next_obs)[0]
+                chosen_by_BA = self.critic.for_actor(self.critic.of_all_actions(batch.next_obs))
             next_value = next_values_BA.gather(1, chosen_by_BA.argmax(-1, keepdim=True))[:, 0]
+            if self.bounds is not None:
+                next_value = self.bounds.limited(batch.reward, next_value)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
-        values = self.critic(batch.obs, batch.action)
-        loss = 0.5 * (values - target).square().mean()
+        values = self.critic(batch.obs, batch.action, draws.dropout)
+        loss = 0.5 * (values - target).square().mean(1).sum()
         self.critic_optimizer.minimize(loss)
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}

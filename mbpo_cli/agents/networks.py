@@ -2,60 +2,161 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mbpo_cli.agents.options import CriticOptions
 from mbpo_cli.nn.networks import BatchedMLP, uniform
 from mbpo_cli.types import DiscreteActions, SpaceSpec
 
+# Observations whose deviation relative to their mean is smaller are only centered, as it is rounding errors.
+SMALLEST_DEVIATION = 1e-6
+MOST_DEVIATIONS = 10.0
 
-class Critics(nn.Module):
-    """Q-functions of observation and continuous action, evaluated together."""
+Network = TypeVar("Network", bound=nn.Module)
+
+Combine = Callable[[Tensor], Tensor]
+"""From the values of all critics, shape (M, B, ...), to one value, shape (B, ...)."""
+
+
+def smallest(subset: Tensor | None) -> Combine:
+    """Return the function that chooses the smallest value of some critics; None stands for all."""
+    return lambda values: (values if subset is None else values[subset]).amin(0)
+
+
+class Scaling(nn.Module):
+    """Scales observations by the mean and the standard deviation of all that were counted."""
+
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+    shift: Tensor
+    factor: Tensor
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64, device=device))
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64, device=device))
+        self.register_buffer("squares", torch.zeros(size, dtype=torch.float64, device=device))
+        self.register_buffer("shift", torch.zeros(size, device=device))
+        self.register_buffer("factor", torch.ones(size, device=device))
+
+    @torch.no_grad()
+    def count_in(self, obs_BO: Tensor) -> None:
+        """Add observations, shape (B, O), to the statistics.
+
+        Source: Chan et al. 1983, "Algorithms for computing the sample variance".
+        """
+        obs = obs_BO.to(self.mean)
+        total = self.count + len(obs)
+        difference = obs.mean(0) - self.mean
+        self.squares += (obs - obs.mean(0)).square().sum(0)
+        self.squares += difference.square() * (self.count * len(obs) / total)
+        self.mean += difference * (len(obs) / total)
+        self.count.copy_(total)
+        deviation = (self.squares / self.count).sqrt()
+        is_constant = deviation <= SMALLEST_DEVIATION * self.mean.abs().clamp(min=1e-8)
+        self.shift.copy_(self.mean)
+        self.factor.copy_(torch.where(is_constant, 1.0, 1 / deviation))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return scaled observations, at most 10 deviations from the mean."""
+        return ((obs - self.shift) * self.factor).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
+
+
+def scaled(obs: Tensor, scaling: Scaling | None) -> Tensor:
+    """Return observations as networks get them."""
+    return obs if scaling is None else scaling(obs)
+
+
+def target_of(network: Network) -> Network:
+    """Return a copy of a network, which shares its scaling."""
+    shared = network.scaling
+    return copy.deepcopy(network, {id(shared): shared})
+
+
+class QNetworks(nn.Module):
+    """Base of critics: networks evaluated together, whose values a target or an actor combines.
+
+    `scaling` is applied to observations; several networks may share it.
+    """
 
     def __init__(
-        self, num_critics: int, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator
+        self,
+        options: CriticOptions,
+        sizes: Sequence[int],
+        generator: torch.Generator,
+        scaling: Scaling | None,
     ) -> None:
         super().__init__()
-        self.num_critics = num_critics
-        sizes = (spaces.obs_size + spaces.action_size, *hidden_sizes, 1)
-        self.mlp = BatchedMLP(num_critics, sizes, functional.relu, uniform, generator)
+        self.options = options
+        self.scaling = scaling
+        self.mlp = BatchedMLP(options.number, sizes, functional.relu, uniform, generator, options.layer_norm)
 
-    def forward(self, obs_BO: Tensor, action_BA: Tensor) -> Tensor:
-        """Return each critic's values, shape (num_critics, B)."""
-        inputs = torch.cat((obs_BO, action_BA), dim=-1)
-        values: Tensor = self.mlp(inputs.expand(self.num_critics, -1, -1))
+    def for_actor(self, values: Tensor) -> Tensor:
+        """Return what an actor maximizes, shape (B, ...) from (M, B, ...).
+
+        The smallest value, or the mean if targets ask only some of the critics. Source: Chen et al. 2021,
+        "Randomized Ensembled Double Q-Learning".
+        """
+        return values.amin(0) if self.options.num_in_target == self.options.number else values.mean(0)
+
+
+class Critics(QNetworks):
+    """Q-functions of observation and continuous action."""
+
+    def __init__(
+        self,
+        options: CriticOptions,
+        spaces: SpaceSpec,
+        hidden_sizes: Sequence[int],
+        generator: torch.Generator,
+        scaling: Scaling | None = None,
+    ) -> None:
+        sizes = (spaces.obs_size + spaces.action_size, *hidden_sizes, 1)
+        super().__init__(options, sizes, generator, scaling)
+
+    def forward(self, obs_BO: Tensor, action_BA: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
+        """Return each critic's values, shape (M, B)."""
+        inputs = torch.cat((scaled(obs_BO, self.scaling), action_BA), dim=-1)
+        values: Tensor = self.mlp(inputs.expand(self.options.number, -1, -1), dropout=dropout)
         return values[..., 0]
 
     def first(self, obs_BO: Tensor, action_BA: Tensor) -> Tensor:
         """Return the first critic's values, shape (B,), without evaluating the others."""
-        inputs = torch.cat((obs_BO, action_BA), dim=-1)
+        inputs = torch.cat((scaled(obs_BO, self.scaling), action_BA), dim=-1)
         values: Tensor = self.mlp(inputs[None], slice(1))
         return values[0, :, 0]
 
 
-class DiscreteCritics(nn.Module):
-    """Q-functions of the observation with one output per discrete action, evaluated together."""
+class DiscreteCritics(QNetworks):
+    """Q-functions of the observation with one output per discrete action."""
 
     def __init__(
-        self, num_critics: int, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator
+        self,
+        options: CriticOptions,
+        spaces: SpaceSpec,
+        hidden_sizes: Sequence[int],
+        generator: torch.Generator,
+        scaling: Scaling | None = None,
     ) -> None:
-        super().__init__()
-        self.num_critics = num_critics
-        sizes = (spaces.obs_size, *hidden_sizes, spaces.action_size)
-        self.mlp = BatchedMLP(num_critics, sizes, functional.relu, uniform, generator)
+        super().__init__(options, (spaces.obs_size, *hidden_sizes, spaces.action_size), generator, scaling)
 
-    def of_all_actions(self, obs_BO: Tensor) -> Tensor:
-        """Return each critic's values of all actions, shape (num_critics, B, A)."""
-        values: Tensor = self.mlp(obs_BO.expand(self.num_critics, -1, -1))
+    def of_all_actions(self, obs_BO: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
+        """Return each critic's values of all actions, shape (M, B, A)."""
+        inputs = scaled(obs_BO, self.scaling).expand(self.options.number, -1, -1)
+        values: Tensor = self.mlp(inputs, dropout=dropout)
         return values
 
-    def forward(self, obs_BO: Tensor, action_BA: Tensor) -> Tensor:
-        """Return each critic's values of one-hot actions, shape (num_critics, B)."""
-        return (self.of_all_actions(obs_BO) * action_BA).sum(-1)
+    def forward(self, obs_BO: Tensor, action_BA: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
+        """Return each critic's values of one-hot actions, shape (M, B)."""
+        return (self.of_all_actions(obs_BO, dropout) * action_BA).sum(-1)
 
 
 class Actor(nn.Module):
@@ -63,11 +164,23 @@ class Actor(nn.Module):
 
     outputs_per_element = 1  # of an action
 
-    def __init__(self, spaces: SpaceSpec, hidden_sizes: Sequence[int], generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        spaces: SpaceSpec,
+        hidden_sizes: Sequence[int],
+        generator: torch.Generator,
+        scaling: Scaling | None = None,
+    ) -> None:
         super().__init__()
         self.action_size = spaces.action_size
+        self.scaling = scaling
         sizes = (spaces.obs_size, *hidden_sizes, self.outputs_per_element * spaces.action_size)
         self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
+
+    def outputs(self, obs_BO: Tensor) -> Tensor:
+        """Return the outputs of the network, shape (B, outputs)."""
+        outputs: Tensor = self.mlp(scaled(obs_BO, self.scaling)[None])[0]
+        return outputs
 
 
 class DeterministicActor(Actor):
@@ -75,8 +188,7 @@ class DeterministicActor(Actor):
 
     def forward(self, obs_BO: Tensor) -> Tensor:
         """Return actions, shape (B, A)."""
-        output: Tensor = self.mlp(obs_BO[None])[0]
-        return output.tanh()
+        return self.outputs(obs_BO).tanh()
 
 
 class SquashedGaussianActor(Actor):
@@ -86,7 +198,7 @@ class SquashedGaussianActor(Actor):
 
     def moments(self, obs_BO: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation before squashing, both (B, A)."""
-        mean, log_std = self.mlp(obs_BO[None])[0].chunk(2, dim=-1)
+        mean, log_std = self.outputs(obs_BO).chunk(2, dim=-1)
         return mean, log_std.clamp(-20.0, 2.0)  # Source: Haarnoja et al. 2018, public code
 
     def greedy(self, obs_BO: Tensor) -> Tensor:
@@ -114,11 +226,16 @@ class SquashedGaussianActor(Actor):
         return unsquashed.tanh(), (log_density - log_slope).sum(-1)
 
     def expect(
-        self, obs_BO: Tensor, critics: Critics | DiscreteCritics, noise_BA: Tensor
+        self,
+        obs_BO: Tensor,
+        critics: QNetworks,
+        combine: Combine,
+        noise_BA: Tensor,
+        dropout: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Estimate the policy's value (minimum over critics) and entropy, both (B,), from one action."""
+        """Estimate the policy's value and entropy, both (B,), from one action."""
         action, log_density = self.act_with_log_density(obs_BO, noise_BA)
-        return critics(obs_BO, action).amin(0), -log_density
+        return combine(critics(obs_BO, action, dropout)), -log_density
 
 
 class CategoricalActor(Actor):
@@ -126,7 +243,7 @@ class CategoricalActor(Actor):
 
     def log_probabilities(self, obs_BO: Tensor) -> Tensor:
         """Return the log probability of each action, shape (B, A)."""
-        return functional.log_softmax(self.mlp(obs_BO[None])[0], dim=-1)
+        return functional.log_softmax(self.outputs(obs_BO), dim=-1)
 
     def greedy(self, obs_BO: Tensor) -> Tensor:
         """Return the most probable action, one-hot, shape (B, A)."""
@@ -143,16 +260,21 @@ class CategoricalActor(Actor):
         return DiscreteActions(self.action_size).one_hot(index)
 
     def expect(
-        self, obs_BO: Tensor, critics: Critics | DiscreteCritics, noise_B0: Tensor
+        self,
+        obs_BO: Tensor,
+        critics: QNetworks,
+        combine: Combine,
+        noise_B0: Tensor,
+        dropout: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the policy's value (minimum over critics) and entropy, both (B,), exactly.
+        """Return the policy's value and entropy, both (B,), exactly.
 
         Source: Christodoulou 2019, "Soft Actor-Critic for Discrete Action Settings", equations 10 to 12.
         """
         assert isinstance(critics, DiscreteCritics)
         log_probability = self.log_probabilities(obs_BO)
         probability = log_probability.exp()
-        value = critics.of_all_actions(obs_BO).amin(0)
+        value = combine(critics.of_all_actions(obs_BO, dropout))
         return (probability * value).sum(-1), -(probability * log_probability).sum(-1)
 
 

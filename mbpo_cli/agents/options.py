@@ -8,6 +8,30 @@ from mbpo_cli.options import Component, option
 
 
 @dataclass
+class CriticOptions:
+    """The critics, and what keeps their values from running away."""
+
+    number: int = option("critics, trained side by side", low=1, high=100)
+    num_in_target: int = option(
+        "critics, drawn at random for each update, whose smallest value is the target; if fewer than all, "
+        "the actor follows the mean of all",
+        low=1,
+    )
+    layer_norm: bool = option("normalize the hidden layers, which limits how critics extrapolate")
+    dropout: float = option("fraction of hidden units left out at random in training", low=0, high=0.9)
+    bound_targets: bool = option("limit targets to returns that are possible with the rewards seen so far")
+
+    @property
+    def are_random(self) -> bool:
+        """True if training the critics needs random numbers."""
+        return self.dropout > 0 or self.num_in_target < self.number
+
+    def __post_init__(self) -> None:
+        if self.num_in_target > self.number:
+            raise ValueError(f"num_in_target={self.num_in_target}: must be at most number={self.number}")
+
+
+@dataclass
 class AgentOptions(Component):
     """Options that all base agents share."""
 
@@ -38,6 +62,10 @@ class AgentOptions(Component):
 class TargetNetworkOptions(AgentOptions):
     """Options of agents with target networks."""
 
+    critics: CriticOptions = option("the critics, and what keeps their values from running away")
+    normalize_observations: bool = option(
+        "scale the inputs of actor and critics by mean and deviation of all real observations so far"
+    )
     target_smooth_factor: float = option(
         "fraction by which target networks move towards their networks; 1 = copy",
         above=0,

@@ -6,7 +6,6 @@ Christodoulou 2019, "Soft Actor-Critic for Discrete Action Settings".
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbpo_cli.agents.bookkeeping import Bookkeeping
+from mbpo_cli.agents.bookkeeping import Bookkeeping, Draws
 from mbpo_cli.agents.networks import (
     CategoricalActor,
     Critics,
     DiscreteCritics,
     SquashedGaussianActor,
+    smallest,
     smooth_update,
+    target_of,
 )
 from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
@@ -33,6 +34,7 @@ class EntropyWeightOptions(OptimizerOptions):
     """Training of the entropy weight alpha: MATLAB's EntropyWeightOptions."""
 
     entropy_weight: float = option("initial alpha", above=0, high=1000, matlab="EntropyWeight")
+    entropy_weight_max: float | None = option("limit of alpha; null = no limit", above=0, high=1000)
     target_entropy: float | None = option(
         "target entropy; null = -dim(action), or 0.3 log(n) for n discrete actions", matlab="TargetEntropy"
     )
@@ -64,23 +66,32 @@ class SAC(Bookkeeping):
     options: SACOptions
 
     def __init__(self, options: SACOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
-        super().__init__(options)
+        super().__init__(options, spaces, generator)
         self.generator = generator
         self.actor: SquashedGaussianActor | CategoricalActor
         self.critics: Critics | DiscreteCritics
         if isinstance(spaces.actions, ContinuousActions):
-            self.actor = SquashedGaussianActor(spaces, options.hidden_sizes, generator)
-            self.critics = Critics(2, spaces, options.hidden_sizes, generator)
+            self.actor = SquashedGaussianActor(spaces, options.hidden_sizes, generator, self.scaling)
+            self.critics = Critics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
             target_entropy = -float(spaces.action_size)
+            self.most_entropy = spaces.action_size * math.log(2)
         else:
-            self.actor = CategoricalActor(spaces, options.hidden_sizes, generator)
-            self.critics = DiscreteCritics(2, spaces, options.hidden_sizes, generator)
+            self.actor = CategoricalActor(spaces, options.hidden_sizes, generator, self.scaling)
+            self.critics = DiscreteCritics(
+                options.critics, spaces, options.hidden_sizes, generator, self.scaling
+            )
             # Christodoulou 2019 uses 0.98 of the largest possible entropy, which keeps the policy nearly
             # uniform; with two actions that does not balance a pole.
             target_entropy = 0.3 * math.log(spaces.action_size)
-        self.target_critics = copy.deepcopy(self.critics)
+            self.most_entropy = math.log(spaces.action_size)
+        self.target_critics = target_of(self.critics)
         entropy = options.entropy_weight_options
+        limit = entropy.entropy_weight_max
+        self.max_log_alpha = None if limit is None else math.log(limit)
         self.target_entropy = target_entropy if entropy.target_entropy is None else entropy.target_entropy
+        self.least_entropy = min(
+            self.target_entropy, 0.0
+        )  # a density has no least one, but follows the target
         self.log_alpha = nn.Parameter(
             torch.full((1,), math.log(entropy.entropy_weight), device=generator.device)
         )
@@ -110,36 +121,55 @@ class SAC(Bookkeeping):
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of `_step`, with noise for the actions at o' and o."""
         return super().arguments(batch) | {
+            "draws": self.draw(self.critics, len(batch)),
             "next_noise": self.actor.noise(len(batch), self.generator),
             "noise": self.actor.noise(len(batch), self.generator),
             "with_actor": self.is_due(self.options.policy_update_frequency),
         }
 
     def _step(
-        self, batch: Transitions, next_noise: Tensor, noise: Tensor, with_actor: bool, with_targets: bool
+        self,
+        batch: Transitions,
+        draws: Draws,
+        next_noise: Tensor,
+        noise: Tensor,
+        with_actor: bool,
+        with_targets: bool,
     ) -> dict[str, Tensor]:
-        metrics = self._update_critics(batch, next_noise)
+        metrics = self._update_critics(batch, draws, next_noise)
         if with_actor:
             metrics |= self._update_actor(batch, noise)
         if with_targets:
             smooth_update(self.target_critics, self.critics, self.options.target_smooth_factor)
         return metrics
 
-    def _update_critics(self, batch: Transitions, next_noise: Tensor) -> dict[str, Tensor]:
+    def _update_critics(self, batch: Transitions, draws: Draws, next_noise: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            next_value, entropy = self.actor.expect(batch.next_obs, self.target_critics, next_noise)
+            next_value, entropy = self.actor.expect(
+                batch.next_obs, self.target_critics, smallest(draws.subset), next_noise, draws.target_dropout
+            )
             next_value = next_value + self.log_alpha.exp() * entropy
+            if self.bounds is not None:
+                next_value = self.bounds.limited(
+                    batch.reward,
+                    next_value,
+                    self.log_alpha.exp() * self.least_entropy,
+                    self.log_alpha.exp() * self.most_entropy,
+                )
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
-        values = self.critics(batch.obs, batch.action)
+        values = self.critics(batch.obs, batch.action, draws.dropout)
         loss = 0.5 * (values - target).square().mean(1).sum()
         self.critic_optimizer.minimize(loss)
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
 
     def _update_actor(self, batch: Transitions, noise: Tensor) -> dict[str, Tensor]:
         alpha = self.log_alpha.detach().exp()
-        value, entropy_B = self.actor.expect(batch.obs, self.critics, noise)
+        value, entropy_B = self.actor.expect(batch.obs, self.critics, self.critics.for_actor, noise)
         loss = -(value + alpha * entropy_B).mean()
         self.actor_optimizer.minimize(loss)
         entropy = entropy_B.detach().mean()
         self.alpha_optimizer.minimize((self.log_alpha.exp() * (entropy - self.target_entropy)).sum())
+        if self.max_log_alpha is not None:
+            with torch.no_grad():
+                self.log_alpha.clamp_(max=self.max_log_alpha)
         return {"agent/actor_loss": loss.detach(), "agent/entropy": entropy, "agent/entropy_weight": alpha[0]}

@@ -5,15 +5,14 @@ Source: Fujimoto et al. 2018, "Addressing Function Approximation Error in Actor-
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbpo_cli.agents.bookkeeping import Bookkeeping
-from mbpo_cli.agents.networks import Critics, DeterministicActor, smooth_update
+from mbpo_cli.agents.bookkeeping import Bookkeeping, Draws
+from mbpo_cli.agents.networks import Critics, DeterministicActor, smallest, smooth_update, target_of
 from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
@@ -63,13 +62,13 @@ class TD3(Bookkeeping):
     def __init__(
         self, options: TD3Options, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
     ) -> None:
-        super().__init__(options)
+        super().__init__(options, spaces, generator)
         self.generator = generator
         self.exploration = exploration
-        self.actor = DeterministicActor(spaces, options.hidden_sizes, generator)
-        self.critics = Critics(2, spaces, options.hidden_sizes, generator)
-        self.target_actor = copy.deepcopy(self.actor)
-        self.target_critics = copy.deepcopy(self.critics)
+        self.actor = DeterministicActor(spaces, options.hidden_sizes, generator, self.scaling)
+        self.critics = Critics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
+        self.target_actor = target_of(self.actor)
+        self.target_critics = target_of(self.critics)
         self.actor_optimizer = Optimizer(self.actor.parameters(), options.actor_optimizer)
         self.critic_optimizer = Optimizer(self.critics.parameters(), options.critic_optimizer)
 
@@ -96,14 +95,20 @@ class TD3(Bookkeeping):
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of `_step`, with standard normal noise for the target actions."""
         return super().arguments(batch) | {
+            "draws": self.draw(self.critics, len(batch)),
             "noise": torch.randn(batch.action.shape, generator=self.generator, device=batch.action.device),
             "with_actor": self.is_due(self.options.policy_update_frequency),
         }
 
     def _step(
-        self, batch: Transitions, noise: Tensor, with_actor: bool, with_targets: bool
+        self,
+        batch: Transitions,
+        draws: Draws,
+        noise: Tensor,
+        with_actor: bool,
+        with_targets: bool,
     ) -> dict[str, Tensor]:
-        metrics = self._update_critics(batch, noise)
+        metrics = self._update_critics(batch, draws, noise)
         if with_actor:
             metrics |= self._update_actor(batch)
         if with_targets:
@@ -111,14 +116,18 @@ class TD3(Bookkeeping):
             smooth_update(self.target_actor, self.actor, self.options.target_smooth_factor)
         return metrics
 
-    def _update_critics(self, batch: Transitions, noise: Tensor) -> dict[str, Tensor]:
+    def _update_critics(self, batch: Transitions, draws: Draws, noise: Tensor) -> dict[str, Tensor]:
         smoothing = self.options.target_policy_smooth_options
         with torch.no_grad():
             noise = (noise * smoothing.standard_deviation).clamp(-smoothing.limit, smoothing.limit)
             next_action = (self.target_actor(batch.next_obs) + noise).clamp(-1, 1)
-            next_value = self.target_critics(batch.next_obs, next_action).amin(0)
+            next_value = smallest(draws.subset)(
+                self.target_critics(batch.next_obs, next_action, draws.target_dropout)
+            )
+            if self.bounds is not None:
+                next_value = self.bounds.limited(batch.reward, next_value)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
-        values = self.critics(batch.obs, batch.action)
+        values = self.critics(batch.obs, batch.action, draws.dropout)
         loss = 0.5 * (values - target).square().mean(1).sum()
         self.critic_optimizer.minimize(loss)
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}

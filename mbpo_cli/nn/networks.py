@@ -13,6 +13,7 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 # With fewer columns than this, matrix libraries compute the transposed product several times as fast. Without
 # compilation the next operations then access memory across rows, which costs as much as it saves.
@@ -59,6 +60,8 @@ class BatchedMLP(nn.Module):
         sizes: Sizes of the layers, input first, output last.
         initialize: `uniform` initializes biases like the weights, `truncated_normal` at zero.
         generator: Random stream of the initial weights; parameters are on its device.
+        layer_norm: Normalize the output of each hidden layer over its units, before the activation, with a
+            learned gain and offset. Source: Ba et al. 2016, "Layer Normalization".
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class BatchedMLP(nn.Module):
         activation: Activation,
         initialize: Initializer,
         generator: torch.Generator,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -81,16 +85,25 @@ class BatchedMLP(nn.Module):
             if initialize is uniform:
                 uniform(bias, fan_in, generator)
             self.biases.append(nn.Parameter(bias))
+        shapes = [(num_members, 1, size) for size in sizes[1:-1]] if layer_norm else []
+        self.gains = nn.ParameterList(torch.ones(shape, device=generator.device) for shape in shapes)
+        self.offsets = nn.ParameterList(torch.zeros(shape, device=generator.device) for shape in shapes)
 
     def decay(self, factors: Sequence[float]) -> Tensor:
         """Return half the sum of squared weights, with one factor per layer; biases do not count."""
         pairs = zip(factors, self.weights, strict=True)
         return 0.5 * torch.stack([factor * weight.square().sum() for factor, weight in pairs]).sum()
 
-    def forward(self, inputs_MBI: Tensor, members: Tensor | slice | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs_MBI: Tensor,
+        members: Tensor | slice | None = None,
+        dropout: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         """Map (M, B, in) to (M, B, out); member m gets inputs[m].
 
-        `members`, M member numbers or a slice, selects and orders the members.
+        `members`, M member numbers or a slice, selects and orders the members. `dropout` are the factors of
+        each hidden layer's units, shape (M, B, units), from `dropout_factors`.
         """
         if isinstance(members, Tensor) and inputs_MBI.device.type == "cpu" and not torch.is_grad_enabled():
             # One member at a time: no weights are copied, and a member's rows stay in the cache.
@@ -112,5 +125,21 @@ class BatchedMLP(nn.Module):
             else:
                 hidden = torch.baddbmm(bias, hidden, weight)
             if layer < last:
+                if dropout is not None:
+                    hidden = hidden * dropout[layer]
+                if len(self.gains) > 0:
+                    gain, offset = self.gains[layer], self.offsets[layer]
+                    if members is not None:
+                        gain, offset = gain[members], offset[members]
+                    hidden = torch.addcmul(offset, functional.layer_norm(hidden, hidden.shape[-1:]), gain)
                 hidden = self.activation(hidden, inplace=not torch.is_grad_enabled())
         return hidden
+
+    def dropout_factors(self, rate: float, num_rows: int, generator: torch.Generator) -> list[Tensor]:
+        """Draw the factors of each hidden layer's units: 0 with probability `rate`, else 1 / (1 - rate)."""
+        factors = []
+        for weight in self.weights[:-1]:
+            shape = (weight.shape[0], num_rows, weight.shape[2])
+            kept = torch.rand(shape, generator=generator, device=generator.device) >= rate
+            factors.append(kept / (1 - rate))
+        return factors

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from mbpo_cli.options import option
 
@@ -75,7 +74,9 @@ class Optimizer:
             self._l2_M = torch.tensor(l2, device=device)
         self.first_moments = [_kept(torch.zeros_like(parameter)) for parameter in self.parameters]
         self.second_moments = [_kept(torch.zeros_like(parameter)) for parameter in self.parameters]
-        self.step_counts = [_kept(torch.zeros((), device=device)) for _ in self.parameters]
+        # One count for all: to advance one for each parameter would take a tenth of a small network's update.
+        self._count = _kept(torch.zeros((), device=device))
+        self.step_counts = [self._count] * len(self.parameters)
 
     @property
     def gradient_norm(self) -> float:
@@ -104,15 +105,14 @@ class Optimizer:
         if torch.compiler.is_compiling():  # torch.compile cannot trace the fused kernel
             self._step_by_formula(gradients)
             return
-        adam(
+        self._count.add_(1)
+        torch._fused_adam_(
             self.parameters,  # type: ignore[arg-type]
             gradients,
             self.first_moments,
             self.second_moments,
             [],
             self.step_counts,
-            foreach=False,
-            fused=True,
             amsgrad=False,
             beta1=BETA1,
             beta2=BETA2,
@@ -123,10 +123,10 @@ class Optimizer:
         )
 
     def _step_by_formula(self, gradients: list[Tensor]) -> None:
-        # All step counts are equal, so the bias corrections are computed once for all parameters. A compiler
-        # moves powers, as in torch's own formulas, into the innermost loops, but not exponentials.
-        torch._foreach_add_(self.step_counts, 1.0)
-        count = self.step_counts[0]
+        # The bias corrections are computed once for all parameters. A compiler moves powers, as in torch's
+        # own formulas, into the innermost loops, but not exponentials.
+        self._count.add_(1)
+        count = self._count
         rate = self._rate / (1 - torch.exp(math.log(BETA1) * count))
         scale = torch.sqrt(1 - torch.exp(math.log(BETA2) * count))
         moments = zip(self.first_moments, self.second_moments, strict=True)

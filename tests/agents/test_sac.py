@@ -97,7 +97,7 @@ def test_actor_loss_leaves_no_gradient_in_the_critics() -> None:
 @pytest.mark.parametrize(("entropy_is_low", "sign"), [(True, 1), (False, -1)])
 def test_entropy_weight_moves_towards_the_target_entropy(entropy_is_low: bool, sign: int) -> None:
     target = 100.0 if entropy_is_low else -100.0
-    agent = sac(f"agent.entropy_weight_options.target_entropy={target}")
+    agent = sac(f"agent.entropy_weight_options.target_entropy={target}", "agent.policy_update_frequency=1")
     before = agent.log_alpha.item()
     agent.update([random_transitions(16, SPACE)])
     assert math.copysign(1, agent.log_alpha.item() - before) == sign

@@ -94,6 +94,7 @@ FITS = (
     "mbpo.generate_every=100",
     "mbpo.num_epoch_for_training_model=20",
     "model.training.mini_batch_size=50",
+    "model.training.patience=null",
 )
 
 
@@ -103,6 +104,14 @@ FITS = (
         (("mbpo.generate_every=episode",), 0),
         (("model.training.num_mini_batches=10",), 100 * 20 * 10),
         (("model.training.num_mini_batches=10", "model.training.patience=4"), 100 * 5 * 10),
+        (
+            (
+                "model.training.num_mini_batches=10",
+                "model.training.patience=4",
+                "model.training.min_epochs=9",
+            ),
+            100 * 9 * 10,
+        ),
         (("model.training.num_mini_batches=10", "model.training.patience=40"), 100 * 20 * 10),
         (("model.training.num_mini_batches=all",), 100 * 20 * (5_050 * 8 // 10 // 50)),
         (

@@ -10,7 +10,7 @@ from torch import nn
 from mbpo_cli.build import build_agent, build_model
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.nn.networks import uniform
-from tests.conftest import TINY, discrete, spaces
+from tests.conftest import PLAIN_CRITICS, TINY, discrete, spaces
 
 OBS, ACTION, HIDDEN, MEMBERS = 4, 2, 8, 3
 
@@ -54,7 +54,7 @@ def test_uniform_weights_fill_their_range(g: torch.Generator) -> None:
     [
         ("sac", False, 2, 2 * ACTION, {"critic"}),
         ("td3", False, 2, ACTION, {"critic", "actor"}),
-        ("ddpg", False, 1, ACTION, {"critic", "actor"}),
+        ("ddpg", False, 2, ACTION, {"critic", "actor"}),  # the paper: 1
         ("sac", True, 2, ACTION, {"critic"}),
         ("dqn", True, 1, 0, {"critic"}),
     ],
@@ -63,7 +63,7 @@ def test_agents_have_the_networks_of_their_papers(
     name: str, is_discrete: bool, critics: int, actor_outputs: int, targets: set[str]
 ) -> None:
     space = discrete((3, 1), ACTION) if is_discrete else spaces((3, 1), ACTION)
-    config = make_config(f"agent={name}", f"agent.hidden_sizes=[{HIDDEN},{HIDDEN}]")
+    config = make_config(*PLAIN_CRITICS, f"agent={name}", f"agent.hidden_sizes=[{HIDDEN},{HIDDEN}]")
     agent = build_agent(config, space, torch.device("cpu"))
     inputs, outputs = (OBS, ACTION) if is_discrete else (OBS + ACTION, 1)
     expected = {"critic": critics * count(inputs, HIDDEN, HIDDEN, outputs)}
