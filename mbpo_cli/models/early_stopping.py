@@ -12,17 +12,28 @@ class EarlyStopping:
     """Tracks each member's error on hold-out inputs (N, I) and targets (N, D) during one fit.
 
     Source: MBPO's code. A member improves if its error falls below its best of this fit by the fraction
-    `improvement`. The fit stops if no member improves for more than `patience` epochs in a row.
+    `improvement`. The fit stops if no member improves for more than `patience` epochs in a row, but not
+    before its epoch `min_epochs`. With `keep_small_gains`, weights of a smaller error are kept also if the
+    gain is smaller: otherwise the slow progress of a long series of fits is lost.
     """
 
     def __init__(
-        self, network: Network, examples: tuple[Tensor, Tensor], patience: int, improvement: float
+        self,
+        network: Network,
+        examples: tuple[Tensor, Tensor],
+        patience: int,
+        improvement: float,
+        min_epochs: int = 1,
+        keep_small_gains: bool = False,
     ) -> None:
         self._network, self._examples = network, examples
         self._patience, self._factor = patience, 1 - improvement
+        self._min_epochs, self._keep_small_gains = min_epochs, keep_small_gains
+        self._num_epochs = 0
         self._parameters = list(network.parameters())
         self._best = [parameter.detach().clone() for parameter in self._parameters]
         self._best_error_M = torch.full((network.num_members,), torch.inf, device=self._parameters[0].device)
+        self._kept_error_M = self._best_error_M
         self._num_bad_epochs = 0
 
     @torch.no_grad()
@@ -31,10 +42,13 @@ class EarlyStopping:
         error_M = self._network.errors(*self._examples)
         improved_M = error_M < self._best_error_M * self._factor
         self._best_error_M = torch.where(improved_M, error_M, self._best_error_M)
+        kept_M = error_M < self._kept_error_M if self._keep_small_gains else improved_M
+        self._kept_error_M = torch.where(kept_M, error_M, self._kept_error_M)
         for best, parameter in zip(self._best, self._parameters, strict=True):
-            best[improved_M] = parameter[improved_M]
+            best[kept_M] = parameter[kept_M]
+        self._num_epochs += 1
         self._num_bad_epochs = 0 if bool(improved_M.any()) else self._num_bad_epochs + 1
-        return self._num_bad_epochs > self._patience
+        return self._num_bad_epochs > self._patience and self._num_epochs >= self._min_epochs
 
     @torch.no_grad()
     def restore_best(self) -> None:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.models.function import LearnedFunction
+from mbpo_cli.models.is_done import LearnedIsDone
 from mbpo_cli.models.known import Known
+from mbpo_cli.models.reward import LearnedReward
 from mbpo_cli.models.transition import LearnedTransition
-from mbpo_cli.types import Accelerate, Transitions
+from mbpo_cli.types import Accelerate, Metrics, Transitions
 
 
 class Outcome(Protocol):
@@ -79,6 +81,25 @@ class EnvironmentModel:
         reward = self.reward.predict(obs, action, next_obs, generator)
         terminated = self.is_done.predict(obs, action, next_obs, generator)
         return Transitions(obs, action, reward, next_obs, terminated)
+
+    def calibrate(self, real: Transitions, held_out: Transitions) -> Metrics:
+        """Choose the threshold of a learned is-done function; return how good it is on hold-out data."""
+        if not isinstance(self.is_done, LearnedIsDone):
+            return {}
+        self.is_done.calibrate(real)
+        return self.is_done.metrics(held_out)
+
+    def relative_errors(self, held_out: Transitions, error_M: Tensor) -> Metrics:
+        """Compare the errors on hold-out data with those of knowing nothing, which are 1.
+
+        That is, that nothing changes and, of a learned reward, that it always is its mean. `error_M` are the
+        errors of the transition functions.
+        """
+        transition = error_M[self.transition.elites].mean() / self.transition.error_of_no_change(held_out)
+        errors = {"model/relative_error": transition}
+        if isinstance(self.reward, LearnedReward):
+            errors["model/relative_reward_error"] = self.reward.relative_error(held_out)
+        return errors
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every learned function."""

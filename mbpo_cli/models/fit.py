@@ -49,6 +49,11 @@ class ModelTrainingOptions:
         low=0,
         high=1,
     )
+    min_epochs: int = option("early stopping: epochs before it may end a fit", low=1)
+    keep_small_gains: bool = option(
+        "early stopping: best weights are those of the smallest hold-out error; false = of the last one that "
+        "counts as smaller, as in MBPO's code"
+    )
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.holdout_ratio == 0:
@@ -83,8 +88,8 @@ class ModelFitter:
         functions, then reward, then is-done. `should_stop` is asked before every mini-batch.
 
         Returns:
-            The loss of each function, averaged over its members and its last epoch; its number of epochs; and
-            the hold-out error of each transition function.
+            The loss of each function, averaged over its members and its last epoch; its number of epochs; the
+            hold-out error of each transition function; and how well ends are predicted on the hold-out set.
 
         Raises:
             Stopped: `should_stop` returned True; model and fitter are as they were before.
@@ -99,10 +104,13 @@ class ModelFitter:
             model.load_state_dict(model_before)
             self.load_state_dict(fitter_before)
             raise
+        metrics |= model.calibrate(data, data[held_out])
         if len(held_out) > 0:
             with torch.no_grad():
                 error_M = model.transition.network.errors(*model.transition.examples(data[held_out]))
             model.transition.elect(error_M)
+            with torch.no_grad():
+                metrics |= model.relative_errors(data[held_out], error_M)
             metrics["model/holdout_error"] = error_M.mean()
             metrics |= {f"model/holdout_error_member_{m}": error for m, error in enumerate(error_M)}
         return metrics
@@ -130,12 +138,13 @@ class ModelFitter:
         examples = {name: part.examples(training) for name, part in running.items()}
         for name, part in running.items():
             part.fit_normalizers(*examples[name])
-        stopping = {}
-        if self.options.patience is not None and len(held_out) > 0:
-            limits = self.options.patience, self.options.improvement
+        stopping, options = {}, self.options
+        if options.patience is not None and len(held_out) > 0:
+            limits = options.patience, options.improvement, options.min_epochs, options.keep_small_gains
             stopping = {
                 name: EarlyStopping(part.network, part.examples(held_out), *limits)
                 for name, part in running.items()
+                if part.stops_early
             }
         metrics: dict[str, Tensor | float] = {}
         for epoch in range(num_epochs):

@@ -24,15 +24,15 @@ class LearnedOptions(Component):
     """Options of every learned function."""
 
     hidden_sizes: list[int] = option("units of each hidden layer", low=1, high=65536)
-    layer_decays: list[float] | None = option(
-        "weight decay of each layer, the output layer included: factor of half the sum of squared weights, "
-        "added to the loss; null = none",
+    layer_decays: float | list[float] | None = option(
+        "weight decay, one or a list with one per layer, the output layer included: factor of half the sum "
+        "of squared weights, added to the loss; null = none",
         low=0,
     )
 
     def __post_init__(self) -> None:
         num_layers = len(self.hidden_sizes) + 1
-        if self.layer_decays is not None and len(self.layer_decays) != num_layers:
+        if isinstance(self.layer_decays, list) and len(self.layer_decays) != num_layers:
             raise ValueError(
                 f"layer_decays={self.layer_decays}: needs a value for each of {num_layers} layers"
             )
@@ -126,13 +126,17 @@ class LearnedFunction(ABC):
     A learning rate of 0 leaves the network unchanged.
     """
 
+    stops_early = True
+
     def __init__(
         self,
         network: Network,
         optimizer: OptimizerOptions | MemberOptimizerOptions,
-        layer_decays: Sequence[float] | None,
+        layer_decays: float | Sequence[float] | None,
     ) -> None:
         self.network = network
+        if isinstance(layer_decays, int | float):
+            layer_decays = [layer_decays] * len(network.mlp.weights)
         self._layer_decays = layer_decays
         self.optimizer = Optimizer(network.parameters(), optimizer)
         self.is_trained = optimizer.learn_rate not in (0, [0] * network.num_members)

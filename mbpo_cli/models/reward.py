@@ -40,6 +40,17 @@ class LearnedReward(LearnedFunction):
         inputs = self.select(transitions.obs, transitions.action, transitions.next_obs)
         return inputs, transitions.reward[:, None]
 
+    def relative_error(self, transitions: Transitions) -> Tensor:
+        """Return the mean squared error relative to that of the mean reward.
+
+        A hundredth of the rewards' size does not count, so that constant rewards need not be hit exactly.
+        """
+        inputs, reward = self.examples(transitions)
+        mean, _ = self.network.moments(inputs[None])
+        tolerance = (0.01 * reward).square().mean()
+        trivial = (reward - self.network.targets.mean).square().mean()
+        return ((mean[0] - reward).square().mean() + tolerance) / (trivial + tolerance)
+
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
         """Predict rewards, shape (B,)."""
         inputs = self.select(obs, action, next_obs)

@@ -105,6 +105,11 @@ class LearnedTransition(LearnedFunction):
     def _next_obs(self, obs: Tensor, prediction: Tensor) -> Tensor:
         return obs + prediction if self.predict_difference else prediction
 
+    def error_of_no_change(self, transitions: Transitions) -> Tensor:
+        """Return the error of predicting o' = o, in the units of the hold-out errors."""
+        _, target = self.examples(transitions)
+        return self.network.trivial_error(target, 0.0 if self.predict_difference else transitions.obs)
+
     def elect(self, holdout_error_M: Tensor) -> None:
         """Make the members with the smallest hold-out error the elites."""
         self.elites = holdout_error_M.argsort()[: self.num_elites]

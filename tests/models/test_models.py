@@ -375,7 +375,8 @@ def test_early_stopping_restores_the_best_weights_of_each_member(monkeypatch: py
     # Errors of three members after each epoch; an improvement by less than 10 % does not count.
     scripted = [(9, 9, 9), (5, 9, 8.5), (6, 4, 8.4), (4.6, 3.7, 8.2), (7, 7, 8.1), (1, 1, 1)]
     best_epoch = (1, 2, 0)
-    config = make_config(*LEARNED, "model.training.patience=1", "model.training.improvement=0.1")
+    options = ("model.training.patience=1", "model.training.improvement=0.1")
+    config = make_config(*LEARNED, *options, "model.training.keep_small_gains=false")
     model = built(config)
     network = model.transition.network
     seen: list[list[Tensor]] = []
@@ -391,6 +392,36 @@ def test_early_stopping_restores_the_best_weights_of_each_member(monkeypatch: py
         for parameter, then in zip(network.parameters(), seen[epoch], strict=True):
             assert torch.equal(parameter[member], then[member])
     assert model.transition.optimizer.step_counts[0] == 5 * config.model.training.num_mini_batches
+
+
+def test_small_gains_are_kept_but_do_not_prolong_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted = [(9, 9, 9), (8.5, 9.5, 3), (8.4, 8.9, 2.9), (8.3, 9, 2.8), (9, 9, 2.7), (0, 0, 0)]
+    best_epoch = (3, 2, 4)
+    options = ("model.training.patience=2", "model.training.improvement=0.1")
+    config = make_config(*LEARNED, *options, "model.training.keep_small_gains=true")
+    model = built(config)
+    network = model.transition.network
+    seen: list[list[Tensor]] = []
+
+    def errors(inputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append([parameter.detach().clone() for parameter in network.parameters()])
+        return torch.tensor(scripted[min(len(seen), len(scripted)) - 1], dtype=torch.float32)
+
+    monkeypatch.setattr(network, "errors", errors)
+    metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 20)
+    assert metrics["model/transition_epochs"] == 5, "the last gain of 10 % is in the second epoch"
+    for member, epoch in enumerate(best_epoch):
+        for parameter, then in zip(network.parameters(), seen[epoch], strict=True):
+            assert torch.equal(parameter[member], then[member])
+
+
+@pytest.mark.parametrize(("min_epochs", "epochs"), [(1, 3), (3, 3), (7, 7), (50, 20)])
+def test_early_stopping_waits_for_the_smallest_number_of_epochs(min_epochs: int, epochs: int) -> None:
+    rate = "model.transition.optimizer.learn_rate=1e-30"  # nothing improves
+    patience = ("model.training.patience=1", f"model.training.min_epochs={min_epochs}")
+    config = make_config(*LEARNED, rate, *patience)
+    metrics = fitter(config.model.training).fit(built(config), random_transitions(100, SPACE), 20)
+    assert metrics["model/transition_epochs"] == epochs
 
 
 def test_every_learned_function_stops_independently() -> None:
@@ -538,7 +569,11 @@ def test_reward_and_is_done_use_only_the_chosen_inputs(part: str, inputs: str, c
 def test_is_done_is_rounded_or_sampled(g: torch.Generator) -> None:
     space = spaces((3,))
     for deterministic, expected in ((True, 1.0), (False, 0.7)):
-        choices = ("model/is_done=learned", f"model.is_done.use_deterministic_predict={deterministic}")
+        choices = (
+            "model/is_done=learned",
+            "model.is_done.max_false_ends=null",
+            f"model.is_done.use_deterministic_predict={deterministic}",
+        )
         is_done = build_model(make_config(*TINY, *choices), space, torch.device("cpu")).is_done
         assert isinstance(is_done, LearnedIsDone)
         with torch.no_grad():

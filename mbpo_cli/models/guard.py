@@ -1,0 +1,63 @@
+"""A guard that holds generated experience back while the model is not clearly better than knowing nothing.
+
+Knows the errors of a fit, not how they come about.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mbpo_cli.types import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class Guard:
+    """Judges every fit by its errors on hold-out data; two lines in the log say when the judgment changes.
+
+    Attributes:
+        is_closed: Whether the model of the last fit must not be used.
+        num_held_back: Generations that were held back so far.
+    """
+
+    def __init__(self, max_relative_error: float | None = None) -> None:
+        self._limit = max_relative_error
+        self.is_closed = False
+        self.num_held_back = 0
+
+    def judge(self, metrics: Metrics, step: int) -> dict[str, int]:
+        """Judge a fit by its metrics, and return those of the guard; `step` is for the log."""
+        if self._limit is None:
+            return {}
+        reason = self._reason(metrics, self._limit)
+        if reason is not None:
+            self.num_held_back += 1
+        if (reason is not None) != self.is_closed:
+            self.is_closed = reason is not None
+            verdict = f"is not used, because {reason}" if reason else "is good enough, and is used"
+            log.info("step %s: the model %s", f"{step:,}", verdict)
+        return {"rollout/held_back": self.num_held_back}
+
+    def _reason(self, metrics: Metrics, limit: float) -> str | None:
+        """Return in words why the model should not be used, or None if it should."""
+        if "model/relative_error" not in metrics:
+            return "there are too few real transitions to test it"
+        error = float(metrics["model/relative_error"])
+        if not error <= limit:
+            return (
+                f"its error on hold-out data is {error:.2g} of that of 'nothing changes' "
+                f"(mbpo.max_relative_error={limit:g})"
+            )
+        reward_error = float(metrics.get("model/relative_reward_error", 0.0))
+        if not reward_error <= 1:
+            return f"its reward is worse than the mean reward ({reward_error:.2g} of the squared error)"
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the judgment and the count."""
+        return {"is_closed": self.is_closed, "num_held_back": self.num_held_back}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.is_closed, self.num_held_back = state["is_closed"], state["num_held_back"]
