@@ -32,6 +32,7 @@ from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.logs.logger import Logger
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
+from mbpo_cli.models.guard import Guard
 from mbpo_cli.models.known import Comparison
 from mbpo_cli.nn import compilation
 from mbpo_cli.nn.machine import free_memory, has_bfloat16, num_cores
@@ -154,7 +155,7 @@ def num_fit_steps(config: Config) -> int:
     num_fits = (config.trainer.num_env_steps - config.agent.num_warm_start_steps) // mbpo.generate_every
     num_epochs = mbpo.num_epoch_for_training_model
     if training.patience is not None:
-        num_epochs = min(num_epochs, training.patience + 1)
+        num_epochs = min(num_epochs, max(training.patience + 1, training.min_epochs))
     num_batches = training.num_mini_batches
     if num_batches == "all":  # the buffer is half full on average
         rows = min(config.trainer.num_env_steps, config.agent.experience_buffer_length) // 2
@@ -251,6 +252,7 @@ def build_model_based(
         fitter=ModelFitter(config.model.training, config.agent.experience_buffer_length, stream),
         policy=build_rollout_policy(config, agent, spaces),
         buffer=build_buffer(config, "mbpo.model_experience_buffer_length", spaces, device),
+        guard=Guard(config.mbpo.max_relative_error),
         compare=Comparison(model.known, config.model.allow_mismatch),
     )
 

@@ -6,7 +6,7 @@ Knows a model and a policy; does not know where the generated transitions are st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from mbpo_cli.failures import Diverged
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.options import Component, option
-from mbpo_cli.types import Policy, Transitions
+from mbpo_cli.types import ActionSpec, Policy, Transitions
 
 # Rows whose intermediate results fit into a CPU's cache. A GPU takes all rollouts at once.
 ROWS_AT_ONCE_ON_CPU = 4_000
@@ -52,6 +52,18 @@ class ModelRolloutOptions:
         "of real experience by more than this many times the width of that range; null = every prediction "
         "is kept, and one that is not finite ends the run",
         low=0,
+    )
+    max_disagreement: float | None = option(
+        "a rollout ends without its last prediction where the mean predictions of the two best members "
+        "differ by more than this fraction of the change from one real observation to the next, both "
+        "squared; null = no limit",
+        above=0,
+    )
+    random_fraction: float = option(
+        "fraction of the rollouts whose first half has random actions, each held as in the warm start: from "
+        "states that the agent avoids by now, the second half shows how to come back",
+        low=0,
+        high=1,
     )
     noise_options: Component = option(
         "exploration within rollouts (group mbpo/model_rollout_options/noise_options)", matlab="NoiseOptions"
@@ -96,6 +108,12 @@ class MBPOOptions:
         matlab="ModelExperienceBufferLength",
     )
     retained_generations: int | None = option("latest generations to keep; null = all that fit", low=1)
+    max_relative_error: float | None = option(
+        "no experience is generated, and none is in the mini-batches, while the hold-out error of the elite "
+        "transition functions is more than this fraction of the error of 'nothing changes', or the reward "
+        "function's more than that of the mean reward; null = the model is used however bad it is",
+        above=0,
+    )
     model_rollout_options: ModelRolloutOptions = option(
         "how experience is generated", matlab="ModelRolloutOptions"
     )
@@ -146,14 +164,14 @@ class Region(Protocol):
         """Return a mask of the predicted transitions inside, shape (N,)."""
 
 
+EVERYWHERE: Mapping[str, Region] = {}
+
+
 class PlausibleRange:
     """The range of each next observation, reward and termination in real experience, widened on both sides.
 
-    Args:
-        real: Real transitions.
-        max_departure: The margin on either side, in widths of the range.
-        knows_reward: True if rewards are exact. Then every finite one is plausible, because a first success
-            may bring a reward that was never seen.
+    `max_departure` is the margin on either side, in widths of the range. If rewards are exact, every finite
+    one is plausible, because a first success may bring a reward that was never seen.
     """
 
     def __init__(self, real: Transitions, max_departure: float, knows_reward: bool = False) -> None:
@@ -173,17 +191,103 @@ class PlausibleRange:
         return ((outcomes >= self._low) & (outcomes <= self._high)).all(1)
 
 
+class Agreement:
+    """Where the two best members of the ensemble agree.
+
+    Their mean predictions differ by at most `max_disagreement`: a weighted sum of squares, relative to the
+    mean squared change from one real observation to the next.
+    """
+
+    def __init__(self, model: EnvironmentModel, real: Transitions, max_disagreement: float) -> None:
+        self._transition, self._limit = model.transition, max_disagreement
+        change_O = (real.next_obs - real.obs).square().mean(0)
+        self._factors_O = self._transition.network.weights / torch.where(change_O > 0, change_O, 1.0)
+
+    def contains(self, transitions: Transitions) -> Tensor:
+        """Return a mask of the transitions from where the members agree, shape (N,)."""
+        pair = self._transition.elites[:2]
+        obs, action = (rows.expand(len(pair), -1, -1) for rows in (transitions.obs, transitions.action))
+        means_MNO = self._transition.mean(obs, action, pair)
+        return (means_MNO[0] - means_MNO[-1]).square() @ self._factors_O <= self._limit
+
+
 def plausible_range(
     options: ModelRolloutOptions, real: Transitions, knows_reward: bool
 ) -> PlausibleRange | None:
-    """Return where predictions may lie, or None if `max_departure` sets no limit."""
+    """Return where predictions are plausible, or None if `max_departure` sets no limit."""
     if options.max_departure is None:
         return None
     return PlausibleRange(real, options.max_departure, knows_reward)
 
 
+def regions(options: ModelRolloutOptions, model: EnvironmentModel, real: Transitions) -> dict[str, Region]:
+    """Return where predictions may lie, by the word for those that do not."""
+    found: dict[str, Region] = {}
+    if plausible := plausible_range(options, real, model.knows_reward):
+        found["implausible"] = plausible
+    if options.max_disagreement is not None:
+        found["disputed"] = Agreement(model, real, options.max_disagreement)
+    return found
+
+
 def _outcomes(transitions: Transitions) -> Tensor:
     return torch.column_stack((transitions.next_obs, transitions.reward, transitions.terminated))
+
+
+@dataclass
+class Rows:
+    """Rollouts that go on: their observations, numbers and last actions."""
+
+    obs: Tensor
+    number: Tensor
+    action: Tensor | None
+
+    def split(self, size: int) -> Iterator[Rows]:
+        """Yield the rows in chunks."""
+        for start in range(0, len(self.obs), size):
+            part = slice(start, start + size)
+            yield Rows(self.obs[part], self.number[part], None if self.action is None else self.action[part])
+
+
+def joined(chunks: Sequence[Rows]) -> Rows:
+    """Join chunks whose actions are known."""
+    names = ("obs", "number", "action")
+    return Rows(*(torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names))
+
+
+@dataclass
+class Wandering:
+    """Random actions of some rollouts in their first steps.
+
+    Attributes:
+        actions: The space of the actions.
+        num_rollouts: The rollouts with smaller numbers wander.
+        num_steps: Their first steps, with random actions.
+        hold_steps: Steps for which each random action is held.
+    """
+
+    actions: ActionSpec
+    num_rollouts: int
+    num_steps: int
+    hold_steps: int
+
+    def replace(self, action: Tensor, rows: Rows, step: int, generator: torch.Generator) -> Tensor:
+        """Return the actions of a step, in which the rollouts that wander have random ones."""
+        wanders = rows.number < self.num_rollouts
+        if step >= self.num_steps or not bool(wanders.any()):
+            return action
+        random = rows.action
+        if random is None or step % self.hold_steps == 0:
+            random = self.actions.sample_rows(len(action), generator)
+        return torch.where(wanders[:, None], random, action)
+
+
+def wandering(
+    options: ModelRolloutOptions, horizon: int, actions: ActionSpec, hold_steps: int
+) -> Wandering | None:
+    """Return how some rollouts wander in their first half, or None if none does."""
+    count = round(options.random_fraction * options.num_rollout)
+    return Wandering(actions, count, horizon // 2, hold_steps) if count > 0 and horizon > 1 else None
 
 
 def generate(
@@ -193,43 +297,49 @@ def generate(
     horizon: int,
     sink: Callable[[Transitions], None],
     generator: torch.Generator,
-    plausible: Region | None = None,
+    regions: Mapping[str, Region] = EVERYWHERE,
+    wandering: Wandering | None = None,
 ) -> dict[str, int]:
     """Roll the policy out in the model and pass the transitions of every step to `sink`.
 
-    A rollout ends with a predicted termination (Source: the page, step 3.2), and before an implausible
-    prediction; `plausible=None` allows every finite one. `starts` are observations of shape (N, O). `sink`
-    gets the first step of all rollouts, then the second and so on, each in one or more chunks.
+    A rollout ends with a predicted termination (Source: the page, step 3.2), and before a prediction outside
+    of a region. `starts` are observations of shape (N, O); the first rollouts may wander. `sink` gets the
+    first step of all rollouts, then the second and so on, each in one or more chunks.
 
     Returns:
-        The number of generated transitions, and of rollouts that ended before an implausible prediction.
+        The number of generated transitions, and of rollouts that ended at the border of each region.
 
     Raises:
-        Diverged: A prediction is not finite although `plausible` is None, or no prediction is plausible.
+        Diverged: A prediction is not finite and no region of plausible ones is given, or none is plausible.
     """
-    num_generated = num_implausible = 0
+    num_generated, num_outside = 0, {"implausible": 0, **dict.fromkeys(regions, 0)}
     chunk_size = ROWS_AT_ONCE_ON_CPU if starts.device.type == "cpu" else len(starts)
+    rows = Rows(starts, torch.arange(len(starts), device=starts.device), None)
     with torch.inference_mode():
-        for _ in range(horizon):
+        for step in range(horizon):
             survivors = []
-            for obs in torch.split(starts, chunk_size):
-                transitions = model.step(obs, policy(obs, explore=generator), generator)
-                if plausible is None:
+            for chunk in rows.split(chunk_size):
+                action, number = policy(chunk.obs, explore=generator), chunk.number
+                if wandering is not None:
+                    action = wandering.replace(action, chunk, step, generator)
+                transitions = model.step(chunk.obs, action, generator)
+                if "implausible" not in regions:
                     _check_finite(transitions)
-                else:
-                    mask = plausible.contains(transitions)
-                    num_dropped = len(mask) - int(mask.sum())
-                    num_implausible += num_dropped
-                    transitions = transitions[mask] if num_dropped > 0 else transitions
+                for name, region in regions.items():
+                    inside = region.contains(transitions)
+                    transitions, number = transitions[inside], number[inside]
+                    num_outside[name] += len(inside) - len(transitions)
                 sink(transitions)
                 num_generated += len(transitions)
-                survivors.append(transitions.next_obs[transitions.terminated == 0])
-            starts = torch.cat(survivors)
-            if len(starts) == 0:
+                on = transitions.terminated == 0
+                survivors.append(Rows(transitions.next_obs[on], number[on], transitions.action[on]))
+            rows = joined(survivors)
+            if len(rows.obs) == 0:
                 break
-    if num_generated == 0:
-        raise Diverged(f"none of the model's {num_implausible} predictions is plausible")
-    return {"rollout/num_generated": num_generated, "rollout/num_implausible": num_implausible}
+    if num_generated == 0 and num_outside["implausible"] == len(starts):
+        raise Diverged(f"none of the model's {len(starts)} predictions is plausible")
+    counts = {"generated": num_generated, **num_outside}
+    return {f"rollout/num_{name}": count for name, count in counts.items()}
 
 
 def _check_finite(transitions: Transitions) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from mbpo_cli.logs.logger import Logger
 from mbpo_cli.logs.stopwatch import Stopwatch
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
+from mbpo_cli.models.guard import Guard
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import option
 from mbpo_cli.rollouts import MBPOOptions
@@ -79,6 +80,7 @@ class ModelBased:
     fitter: ModelFitter
     policy: RolloutPolicy
     buffer: ReplayBuffer
+    guard: Guard = field(default_factory=Guard)
     compare: Callable[[Transitions, int], None] = lambda real, first_step: None
 
 
@@ -152,7 +154,8 @@ class Trainer:
                     return False
                 if self.model_based is not None and self._generation_is_due():
                     self._fit_model(self.model_based)
-                    self._generate_experience(self.model_based)
+                    if not self.model_based.guard.is_closed:
+                        self._generate_experience(self.model_based)
                 self._num_new_steps, self._is_within_step = self._act_and_store(), True
                 self._complete_step()
         except Stopped:
@@ -176,12 +179,16 @@ class Trainer:
         return bool(self.collector.first.any()) if every == "episode" else self._is_due(every)
 
     def _fit_model(self, mbpo: ModelBased) -> None:
+        """Fit the model, and hold back all generated experience if it is not better than knowing nothing."""
         real, num_epochs = self.real_buffer.contents(), self.mbpo_options.num_epoch_for_training_model
         with self.stopwatch.phase("fit"):
             self._compare(mbpo)
             metrics = mbpo.fitter.fit(mbpo.model, real, num_epochs, self.should_stop)
         self.num_model_trainings += 1
-        self.logger.log(metrics)
+        self.logger.log({**metrics, **mbpo.guard.judge(metrics, self.env_steps)})
+        if mbpo.guard.is_closed:
+            mbpo.buffer.forget_all_but(0)
+            self._generation_sizes = []
 
     def _compare(self, mbpo: ModelBased) -> None:
         """Compare known functions with the real transitions since the last comparison."""
@@ -195,10 +202,13 @@ class Trainer:
         horizon = rollouts.horizon_at(options, self.num_model_trainings, self.env_steps)
         with self.stopwatch.phase("generate"):
             real = self.real_buffer.contents()
-            plausible = rollouts.plausible_range(options, real, mbpo.model.knows_reward)
+            regions = rollouts.regions(options, mbpo.model, real)
             starts = self.real_buffer.sample(options.num_rollout, stream).obs
+            wandering = rollouts.wandering(
+                options, horizon, self.collector.spaces.actions, self.agent_options.warm_start_hold_steps
+            )
             metrics = rollouts.generate(
-                mbpo.model, mbpo.policy, starts, horizon, mbpo.buffer.add, stream, plausible
+                mbpo.model, mbpo.policy, starts, horizon, mbpo.buffer.add, stream, regions, wandering
             )
         mbpo.policy.decay()
         retained = self.mbpo_options.retained_generations
@@ -213,6 +223,7 @@ class Trainer:
             num_steps_left = self.options.num_env_steps - self.env_steps
             transitions, metrics = self.collector.step(self._choose_actions()[:num_steps_left])
             self.real_buffer.add(transitions)
+            self.agent.observe(transitions.obs)
             self.env_steps += len(transitions)
             self._max_reward = max(self._max_reward, float(transitions.reward.abs().max()))
         self.logger.log(metrics)
@@ -238,9 +249,8 @@ class Trainer:
                 batches, mixed = mix(self.real_buffer, generated, size, ratio, num_batches, self._mix_stream)
                 updates = self.agent.update(batches)
             self.logger.collect(mixed)
-            discount = self.agent_options.discount_factor
-            spaces = self.collector.spaces
-            check_updates(updates, self.gradient_steps, batches, spaces, self._max_reward, discount)
+            earlier, spaces = self.gradient_steps, self.collector.spaces
+            check_updates(updates, earlier, batches, spaces, self._max_reward, self.agent_options)
             self.gradient_steps += len(batches)
             for metrics in updates:
                 self.logger.collect(metrics)
@@ -291,7 +301,8 @@ class Trainer:
     def _parts(self) -> dict[str, Any]:
         parts = {"agent": self.agent, "logger": self.logger, "stopwatch": self.stopwatch}
         if self.model_based is not None:
-            parts |= {name: getattr(self.model_based, name) for name in ("model", "fitter", "policy")}
+            names = ("model", "fitter", "policy", "guard")
+            parts |= {name: getattr(self.model_based, name) for name in names}
         return parts
 
     def state_dict(self) -> dict[str, Any]:
@@ -322,7 +333,8 @@ class Trainer:
         for name in STREAMS:
             getattr(self, name).set_state(state[name])
         for name, part in self._parts.items():
-            part.load_state_dict(state[name])
+            if name in state:  # older checkpoints have no guard
+                part.load_state_dict(state[name])
         for name in EVALUATIONS:
             stored = state[name]
             found = Evaluation(tuple(stored["returns"]), tuple(stored["lengths"])) if stored else None

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,10 @@ from mbpo_cli import rollouts
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import Diverged
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.models.transition import LearnedTransition
+from mbpo_cli.models.transition import LearnedTransition, TransitionOptions
 from mbpo_cli.rollouts import ModelRolloutOptions, PlausibleRange, generate, horizon_at
 from mbpo_cli.types import SpaceSpec, Transitions
-from tests.conftest import spaces
+from tests.conftest import discrete, spaces
 
 OPTIONS = make_config().mbpo.model_rollout_options
 
@@ -211,7 +212,7 @@ def test_a_rollout_ends_before_an_implausible_prediction(value: float, g: torch.
     steps: list[Transitions] = []
     starts = torch.tensor([[0.0], [4.0], [5.0]])
     plausible = PlausibleRange(real_experience(0, 10), max_departure=2.5)  # from -25 to 35
-    metrics = generate(model, still, starts, 3, steps.append, g, plausible)
+    metrics = generate(model, still, starts, 3, steps.append, g, {"implausible": plausible})
     assert [step.obs[:, 0].tolist() for step in steps] == [[0, 4], [1], [2]]
     assert metrics == counts(4, 2)
 
@@ -248,7 +249,7 @@ def test_a_model_without_plausible_predictions_has_diverged(g: torch.Generator) 
     model = EnvironmentModel(Explodes({0.0: 1e6}), Constant(0), Constant(0))
     plausible = PlausibleRange(real_experience(0, 10), max_departure=10)
     with pytest.raises(Diverged, match="none of the model's 4 predictions is plausible"):
-        generate(model, still, torch.zeros(4, 1), 3, lambda step: None, g, plausible)
+        generate(model, still, torch.zeros(4, 1), 3, lambda step: None, g, {"implausible": plausible})
 
 
 class Agreement:
@@ -272,7 +273,8 @@ def test_rollouts_may_be_as_long_as_the_ensemble_agrees(g: torch.Generator) -> N
     model = EnvironmentModel(DisagreeAfterTwo(spaces((1,)), 3, [0, 1, 2]), Constant(0), Constant(0))
     steps: list[Transitions] = []
     starts = torch.tensor([[0.0], [1.0], [2.0]])
-    metrics = generate(model, still, starts, 10, steps.append, g, Agreement(model, tolerance=0.5))
+    near = {"implausible": Agreement(model, tolerance=0.5)}
+    metrics = generate(model, still, starts, 10, steps.append, g, near)
     assert [step.obs[:, 0].tolist() for step in steps] == [[0, 1], [1], []]
     assert metrics == counts(3, 3)
 
@@ -292,3 +294,122 @@ def test_many_rollouts_are_split_into_chunks_and_all_reach_the_horizon(
         *range(0, 1000, 100),
         *(1, 101, 2, 102),
     ], "step by step, as the page says"
+
+
+class Splits(LearnedTransition):
+    """Two members that differ by `gap` where the first element is above 2, and else by nothing."""
+
+    def __init__(self, gap: float) -> None:
+        two = ("model.transition.num_networks=2", "model.transition.num_elites=2")
+        options = make_config("env=gym", "env.id=any", *two).model.transition
+        assert isinstance(options, TransitionOptions)
+        super().__init__(options, spaces((2,)), torch.Generator())
+        self.gap = gap
+
+    def predict(self, obs: Tensor, action: Tensor, members: Tensor, generator: torch.Generator) -> Tensor:
+        return obs + 1.0
+
+    def mean(self, obs: Tensor, action: Tensor, members: Tensor) -> Tensor:
+        differ = (obs[..., :1] > 2) * torch.tensor([1.0, 0.0])  # in one of two elements
+        return obs + differ * self.gap * members[:, None, None]
+
+
+def moved(by: list[float]) -> Transitions:
+    """Real transitions in which two elements change by that much."""
+    obs = torch.zeros(10, 2)
+    nothing = torch.zeros(10)
+    return Transitions(obs, torch.zeros(10, 1), nothing, obs + torch.tensor(by), nothing)
+
+
+@pytest.mark.parametrize(
+    ("gap", "change", "limit", "is_cut"),
+    [
+        (1.0, [1.0, 1.0], 0.51, False),  # half a mean square: one element of two
+        (1.0, [1.0, 1.0], 0.49, True),
+        (1.0, [10.0, 1.0], 0.006, False),  # relative to the change of the element
+        (1.0, [10.0, 1.0], 0.004, True),
+        (1.0, [0.0, 1.0], 0.49, True),  # one that never changed counts in its own units
+        (1.0, [1.0, 1.0], None, False),
+    ],
+)
+def test_rollouts_end_where_the_members_disagree(
+    gap: float, change: list[float], limit: float | None, is_cut: bool, g: torch.Generator
+) -> None:
+    model = EnvironmentModel(Splits(gap), Constant(0), Constant(0))
+    options = replace(OPTIONS, max_disagreement=limit, max_departure=None)
+    agreed = rollouts.regions(options, model, moved(change))
+    steps: list[Transitions] = []
+    metrics = generate(model, still, torch.zeros(5, 2), 6, steps.append, g, agreed)
+    # Observations of 0, 1 and 2 are agreed; the step from 3 is not.
+    assert metrics["rollout/num_generated"] == (15 if is_cut else 30)
+    if limit is not None:
+        assert metrics["rollout/num_disputed"] == (5 if is_cut else 0)
+    assert max(float(step.obs.max()) for step in steps if len(step) > 0) == (2.0 if is_cut else 5.0)
+
+
+@pytest.mark.parametrize("gap", [1.0, math.nan])
+def test_a_generation_that_is_disputed_as_a_whole_is_empty_and_no_failure(
+    gap: float, g: torch.Generator
+) -> None:
+    model = EnvironmentModel(Splits(gap), Constant(0), Constant(0))
+    options = replace(OPTIONS, max_disagreement=0.01, max_departure=None)
+    agreed = rollouts.regions(options, model, moved([1.0, 1.0]))
+    metrics = generate(model, still, torch.full((5, 2), 3.0), 6, lambda step: None, g, agreed)
+    assert metrics == {**counts(0, 0), "rollout/num_disputed": 5}
+
+
+class Counts(AddsMemberNumber):
+    """Adds 1 to the first element of an observation, and nothing to the second, its number."""
+
+    def __init__(self) -> None:
+        super().__init__(spaces((2,)), 1, [0])
+
+    def predict(self, obs: Tensor, action: Tensor, members: Tensor, generator: torch.Generator) -> Tensor:
+        return obs + torch.tensor([1.0, 0.0])
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_some_rollouts_wander_in_their_first_half_and_hold_each_action(
+    chunk: int, g: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "ROWS_AT_ONCE_ON_CPU", chunk)
+    model = EnvironmentModel(Counts(), Constant(0), Constant(0))
+    starts = torch.column_stack((torch.zeros(10), torch.arange(10.0)))
+    options = replace(OPTIONS, random_fraction=0.4, num_rollout=10)
+    wandering = rollouts.wandering(options, 13, spaces((2,)).actions, hold_steps=4)
+    steps: list[Transitions] = []
+    generate(model, still, starts, 13, steps.append, g, {"implausible": Skips(2.0, 1.0)}, wandering)
+    rows = torch.cat([torch.column_stack((step.obs, step.action)) for step in steps])
+    by_rollout = {number: rows[rows[:, 1] == number][:, 2].tolist() for number in range(10) if number != 1}
+    assert rows[rows[:, 1] == 1][:, 0].tolist() == [0.0, 1.0], "one ended, and the others kept their places"
+    for number, actions in by_rollout.items():
+        assert len(actions) == 13
+        if number >= 4:
+            assert actions == [0.0] * 13
+        else:
+            assert actions[6:] == [0.0] * 7
+            assert len(set(actions[:4])) == len(set(actions[4:6])) == 1
+            assert actions[0] != actions[4]
+    assert len({by_rollout[number][0] for number in (0, 2, 3)}) == 3
+
+
+class Skips:
+    """Everything but the step from one observation of one rollout."""
+
+    def __init__(self, step: float, number: float) -> None:
+        self.excluded = torch.tensor([step, number])
+
+    def contains(self, transitions: Transitions) -> Tensor:
+        return ~(transitions.obs == self.excluded).all(1)
+
+
+@pytest.mark.parametrize(("fraction", "horizon"), [(0.0, 50), (0.01, 50), (0.5, 1)])
+def test_none_wanders_without_a_fraction_or_a_first_half(fraction: float, horizon: int) -> None:
+    options = replace(OPTIONS, random_fraction=fraction, num_rollout=10)
+    assert rollouts.wandering(options, horizon, spaces((2,)).actions, hold_steps=4) is None
+
+
+def test_random_discrete_actions_are_one_hot(g: torch.Generator) -> None:
+    actions = discrete((2,), num_actions=3).actions.sample_rows(60, g)
+    assert actions.sum(1).tolist() == [1.0] * 60
+    assert actions.sum(0).min() > 0

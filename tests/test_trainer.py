@@ -50,6 +50,8 @@ class Spy:
         self.events.append("perturb")
         return action
 
+    def observe(self, obs: Tensor) -> None: ...
+
     def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
         self.events += ["update"] * len(batches)
         self.batches += batches

@@ -17,6 +17,7 @@ from torch import Tensor
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.evaluation.evaluate import Episode
 from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.models.is_done import precision_and_recall
 from mbpo_cli.nn.optimizers import Optimizer
 from mbpo_cli.types import Agent, Transitions
 
@@ -117,6 +118,8 @@ def examined(
     far = open_loop(model, episodes)
     metrics |= transition_metrics(model.transition.elites, channels, near, far)
     metrics |= outcome_metrics(model, rows, stream)
+    if len(model_buffer) == 0:  # while the model is held back
+        return Findings(metrics, near, far, real.next_obs, None, rows.action)
     generated = model_buffer.sample(min(MAX_ROWS, len(model_buffer)), stream)
     metrics["diagnose/q_generated"] = float(agent.value(generated.obs, generated.action).mean())
     metrics["diagnose/generated_shift"] = shift(real.next_obs, generated.next_obs)
@@ -233,11 +236,8 @@ def outcome_metrics(model: EnvironmentModel, rows: Transitions, stream: torch.Ge
     error = (reward - rows.reward).square().mean().sqrt() / deviation_of(rows.reward[:, None])[0]
     metrics = {"diagnose/reward_error": float(error)}
     predicted = model.is_done.predict(rows.obs, rows.action, rows.next_obs, stream)
-    hits = (predicted * rows.terminated).sum()
-    for name, count in (("precision", predicted.sum()), ("recall", rows.terminated.sum())):
-        if count > 0:
-            metrics[f"diagnose/is_done_{name}"] = float(hits / count)
-    return metrics
+    found = precision_and_recall(predicted, rows.terminated)
+    return metrics | {f"diagnose/is_done_{name}": float(value) for name, value in found.items()}
 
 
 def shift(real_NO: Tensor, generated_NO: Tensor) -> float:

@@ -5,6 +5,7 @@ Knows YAML and JSON; does not know types, torch or the meaning of options.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import stat
@@ -51,6 +52,28 @@ HARMLESS = (
 
 # Values for options that older versions did not have, equivalent to what those versions did.
 VALUES_OF_OLDER_VERSIONS = {"precision": "float32"}
+VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
+    "model": {"allow_mismatch": True, "training": {"min_epochs": 1, "keep_small_gains": False}},
+    "mbpo": {
+        "max_relative_error": None,
+        "model_rollout_options": {"max_disagreement": None, "random_fraction": 0.0},
+    },
+}
+# Of the base agents, by their class; all had two critics, or one.
+VALUES_OF_OLDER_AGENTS = {
+    f"mbpo_cli.agents.{name.lower()}.{name}": {
+        "critics": {
+            "number": number,
+            "num_in_target": number,
+            "layer_norm": False,
+            "dropout": 0.0,
+            "bound_targets": False,
+        },
+        "normalize_observations": False,
+        **({"entropy_weight_options": {"entropy_weight_max": None}} if name == "SAC" else {}),
+    }
+    for name, number in (("SAC", 2), ("TD3", 2), ("DDPG", 1), ("DQN", 1))
+}
 
 # The C loader is ten times as fast, but not available everywhere.
 Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -80,14 +103,29 @@ def stored_config(path: Path) -> dict[str, Any]:
 
 
 def _with_later_options(config: dict[str, Any]) -> dict[str, Any]:
-    """Add the options of known functions, which older versions neither had arguments for nor compared."""
-    env, model = config.get("env"), config.get("model")
+    """Add the options that older versions lack; known functions had no arguments of their own."""
+    for group, values in VALUES_OF_OLDER_GROUPS.items():
+        if isinstance(config.get(group), dict):
+            _add_missing(config[group], values)
+    env, model, agent = config.get("env"), config.get("model"), config.get("agent")
+    if isinstance(agent, dict) and isinstance(agent.get("_target_"), str):
+        _add_missing(agent, VALUES_OF_OLDER_AGENTS.get(agent["_target_"], {}))
     if isinstance(env, dict) and isinstance(model, dict):
-        model.setdefault("allow_mismatch", True)
         for part in model.values():
             if isinstance(part, dict) and "function" in part:
                 part.setdefault("kwargs", env.get("kwargs"))
+            if isinstance(part, dict) and part.get("_target_") == "mbpo_cli.models.is_done.LearnedIsDone":
+                _add_missing(part, {"max_false_ends": None, "early_stopping": True})
     return config
+
+
+def _add_missing(values: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add the keys that are missing; a mapping that is missing as a whole is added only as a whole."""
+    for key, value in more.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+            _add_missing(values[key], value)
+        else:
+            values.setdefault(key, copy.deepcopy(value))
 
 
 def is_own(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from mbpo_cli.storage.records import stored_config
 
@@ -46,7 +47,8 @@ def test_it_resumes(old_run: Path) -> None:
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    return {tag: value for tag, value in row.items() if not tag.startswith("time/")}
+    later = {"model/relative_error", "model/relative_reward_error"}  # 0.1.0 did not log them
+    return {tag: value for tag, value in row.items() if not (tag.startswith("time/") or tag in later)}
 
 
 def test_it_is_evaluated(old_run: Path, tmp_path: Path) -> None:
@@ -80,3 +82,13 @@ def test_its_known_functions_get_the_environments_arguments_and_end_no_run(old_r
     assert model["allow_mismatch"]
     assert model["reward"]["kwargs"] == model["is_done"]["kwargs"] == {"length": 2}
     assert "kwargs" not in model["transition"]
+
+
+def test_its_learned_is_done_function_predicts_ends_as_before(old_run: Path) -> None:
+    path = old_run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"]["is_done"] = {"_target_": "mbpo_cli.models.is_done.LearnedIsDone"}
+    path.write_text(yaml.safe_dump(config))
+    model = stored_config(old_run)["model"]
+    assert model["is_done"]["max_false_ends"] is None
+    assert all("max_false_ends" not in model[part] for part in ("transition", "reward"))
