@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mbpo_cli.config import rules
 from mbpo_cli.config.explain import UNKNOWN, explain
 from mbpo_cli.failures import ConfigError
 
@@ -68,9 +69,11 @@ class Loader(ConfigLoaderImpl):
             with warnings.catch_warnings():
                 # A folder that does not exist.
                 warnings.filterwarnings("error", "provider=.* is not available", UserWarning)
-                return super(Loader, self).load_configuration(
+                config = super(Loader, self).load_configuration(
                     config_name, items, mode, from_shell, validate_sweep_overrides
                 )
+            rules.apply(config)
+            return config
 
         fitting = overrides
         while True:

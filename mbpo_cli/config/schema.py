@@ -23,7 +23,7 @@ Schema = dict[str, Any]
 
 TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", dict: "object", type(None): "null"}
 # Any option may be a reference to another. Editors read YAML 1.2, in which 10_000 is text.
-REFERENCE = {"type": "string", "pattern": r"^(\$\{[\w.]+\}|\d[\d_]*)$"}
+REFERENCE = {"type": "string", "pattern": r"^(\$\{(rule:)?[\w.]+\}|\d[\d_]*)$"}
 NOT_OF_A_RUN = {
     "hydra": {"description": "Hydra's own options", "type": "object"},
     "resume": {"description": "directory of the run to resume", "type": ["string", "null"]},

@@ -78,6 +78,11 @@ class Config:
     checkpoint: CheckpointOptions = option("when checkpoints are written, and how many are kept")
     trainer: TrainerOptions = option("length of training, evaluation and logging (group trainer)")
 
+    def __post_init__(self) -> None:
+        limit = self.mbpo.max_relative_error
+        if limit is not None and self.mbpo.use_model and self.model.training.holdout_ratio == 0:
+            raise ValueError(f"mbpo.max_relative_error={limit:g}: needs model.training.holdout_ratio > 0")
+
 
 def typed(values: Mapping[str, Any]) -> Config:
     """Convert composed and resolved values to the typed configuration.

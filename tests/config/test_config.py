@@ -144,7 +144,11 @@ def test_the_mixed_batch_has_the_size_of_the_agents_unless_set() -> None:
         ("env=gym", "env.id=null: must be printable text (Gymnasium id, such as Pendulum-v1)"),
         ("env.kwargs=5", "env.kwargs=5: must be a mapping such as {key: value} or null"),
         ("model.transition.num_elites=8", "model.transition.num_elites=8: must be at most num_networks"),
-        ("model.training.holdout_ratio=0", "model.transition.num_elites="),
+        ("model.training.holdout_ratio=0 model.training.patience=null", "model.transition.num_elites="),
+        (
+            "model.training.holdout_ratio=0 model.training.patience=null model.transition.num_elites=null",
+            "mbpo.max_relative_error=0.1: needs model.training.holdout_ratio > 0",
+        ),
         ("env.reward_function=null", "model.reward.function=null: not known for this environment"),
         ("env.reward_function=math.nothing", "model.reward.function=math.nothing: module 'math' has no"),
         ("env.reward_function=nothing.at_all", "model.reward.function=nothing.at_all: No module named"),
@@ -159,7 +163,7 @@ def test_the_mixed_batch_has_the_size_of_the_agents_unless_set() -> None:
 )
 def test_wrong_values_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_config(override)
+        make_config(*override.split())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,125 @@
+"""Values that follow from what is known before a run: steps, length of an episode, size of observations.
+
+A file asks for one with `${rule:NAME}`; the configuration gets the value, which `--cfg job` shows.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mbpo_cli.failures import ConfigError
+
+REFERENCE = re.compile(r"\$\{rule:(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules know of an environment; the values are those of one that tells nothing.
+
+    Attributes:
+        episode: Largest number of steps of an episode.
+        obs_size: Elements of an observation.
+        action_size: Elements of an action; 1 if actions are discrete.
+    """
+
+    episode: int = 1_000
+    obs_size: int = 1_000
+    action_size: int = 1_000
+
+    @property
+    def is_small(self) -> bool:
+        """True for control problems, unlike robots of many joints."""
+        return self.obs_size <= 12 and self.action_size <= 2
+
+
+def clip(value: float, low: int, high: int) -> int:
+    """Return the value as a whole number within [low, high]."""
+    return int(min(max(value, low), high))
+
+
+def _horizon(facts: Facts) -> int:
+    return clip(facts.episode / 4, 10, 100) if facts.is_small else 10
+
+
+# A tenth of a run has random actions, and a fortieth passes between two generations.
+BY_STEPS: Mapping[str, Callable[[int], Any]] = {
+    "num_warm_start_steps": lambda steps: clip(steps / 10, 50, 5_000),
+    "generate_every": lambda steps: clip(steps / 40, 50, 250),
+}
+"""From the environment steps of a run to a value."""
+
+# A generation has 20,000 transitions; where the model is not good enough for the horizon, max_disagreement
+# ends rollouts sooner.
+BY_ENV: Mapping[str, Callable[[Facts], Any]] = {
+    "warm_start_hold_steps": lambda facts: clip(facts.episode / 20, 1, 10),
+    "horizon": _horizon,
+    "num_rollout": lambda facts: 20_000 // _horizon(facts),
+    "hidden_sizes": lambda facts: [64, 64] if facts.is_small else [256, 256],
+    "learn_rate": lambda facts: 1e-3 if facts.is_small else 3e-4,
+    "target_smooth_factor": lambda facts: 0.05 if facts.is_small else 0.005,
+    "num_networks": lambda facts: 5 if facts.is_small else 7,
+    "num_elites": lambda facts: 3 if facts.is_small else 5,
+    "model_hidden_sizes": lambda facts: [128] * 3 if facts.is_small else [200] * 4,
+}
+"""From an environment to a value."""
+
+
+def apply(config: DictConfig) -> None:
+    """Replace every `${rule:NAME}` of a configuration by its value.
+
+    The environment is made only if a rule asks for what it tells.
+
+    Raises:
+        ConfigError: There is no such rule.
+    """
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    for key, name in _wanted(values, ""):
+        if name in BY_STEPS:
+            steps = values["trainer"]["num_env_steps"]
+            # What is not a number is reported later.
+            value = BY_STEPS[name](int(steps) if isinstance(steps, int | float) else 100_000)
+        elif name in BY_ENV:
+            env = values["env"]
+            # As text, which can be cached.
+            value = BY_ENV[name](_facts(str(env["id"]), env["module"], repr(env["kwargs"])))
+        else:
+            known = ", ".join((*BY_STEPS, *BY_ENV))
+            raise ConfigError(f"{key}=${{rule:{name}}}: no such rule; available: {known}")
+        OmegaConf.update(config, key, value)
+
+
+def _wanted(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the key and the name of every rule that is asked for."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _wanted(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, str) and (match := REFERENCE.fullmatch(node)):
+        yield path, match[1]
+
+
+@cache
+def _facts(id: str, module: str | None, kwargs: str) -> Facts:
+    """Make an environment for what it tells: nothing if that fails, which the run reports."""
+    import ast
+
+    import gymnasium
+    from gymnasium.spaces.utils import flatdim
+
+    try:
+        if module is not None:
+            import_module(module)
+        with closing(gymnasium.make(id, **(ast.literal_eval(kwargs) or {}))) as env:
+            action_size = math.prod(env.action_space.shape or ())
+            limit = None if env.spec is None else env.spec.max_episode_steps
+            return Facts(limit or Facts.episode, flatdim(env.observation_space), action_size)
+    except Exception:  # of whatever is imported and made
+        return Facts()
