@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-cluster mutants lint format typecheck tensorboard results reproduce bench gpu-check gpu-wheels bench-jobs bench-peers docs wheel clean
+.PHONY: help install train test test-slow test-cluster mutants lint format typecheck tensorboard results seeds reproduce bench gpu-check gpu-wheels bench-jobs bench-peers docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ tensorboard: install ## open TensorBoard on all runs, on this machine only
 
 results: install ## train the runs of docs/results.md that are missing, and draw them (ARGS="--only sac_pendulum")
 	$(BIN)/python scripts/results.py $(ARGS)
+
+seeds: install ## train with many fresh seeds: what share learns, for docs/seeds.md (ARGS="--env pendulum --seeds 50 --jobs 1")
+	$(BIN)/python -m scripts.seeds $(ARGS)
 
 reproduce: install ## train the paper's tasks and draw them over the published curves (ARGS="--tasks hopper --seeds 0 1")
 	$(BIN)/python scripts/reproduce.py $(ARGS)
