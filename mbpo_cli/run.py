@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -70,7 +70,7 @@ def _run(config: Config, directory: RunDirectory) -> float:
         log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
     checkpointer = Checkpointer(config.checkpoint, directory)
     trainer: Trainer | None = None
-    status, error = "failed", None
+    status, error, code = "failed", None, None
     try:
         with ExitStack() as stack, failures.StopOnSignal() as signals:
             deadline = start + 3600 * (config.trainer.max_hours or math.inf)
@@ -95,15 +95,15 @@ def _run(config: Config, directory: RunDirectory) -> float:
         raise
     except (Exception, SystemExit) as caught:  # a user's module may even try to exit the process
         failure = _failure(caught, directory.path)
-        error = failures.one_line(failure)
+        error, code = failures.one_line(failure), failure.exit_code
         log.error("run failed: %s", error, exc_info=failure is not caught or caught.__cause__ is not None)
         if failure is caught:
             raise
         raise failure from caught
     finally:
         seconds = checkpointer.earlier_seconds + time.monotonic() - start
-        returns = list(evaluations(directory.path).values())
-        summary = {"status": status, "error": error, **summarize(config, trainer, seconds, returns)}
+        ended = {"status": status, "error": error, "exit_code": code}
+        summary = {**ended, **summarize(config, trainer, seconds, evaluations(directory.path))}
         try:
             directory.write_summary(summary)
         except OSError as caught:
@@ -223,12 +223,13 @@ def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], st
 
 
 def summarize(
-    config: Config, trainer: Trainer | None, seconds: float, returns: Sequence[float]
+    config: Config, trainer: Trainer | None, seconds: float, curve: Mapping[int, float]
 ) -> dict[str, Any]:
     """Return what a run has done; `trainer` is None if the run failed before it was built."""
     last = trainer.evaluation if trainer is not None else None
     # Without the evaluations of the log, which somebody may have changed, the last one counts.
-    scored = returns[-config.trainer.num_score_evaluations :] or ([last.return_mean] if last else [])
+    returns = list(curve.values()) or ([last.return_mean] if last else [])
+    scored = returns[-config.trainer.num_score_evaluations :]
     best = trainer.best_evaluation if trainer is not None else None
     return {
         "agent": config.agent.name,

@@ -186,6 +186,13 @@ gym.register("tests/DiscretePointMass-v0", "tests.conftest:DiscretePointMassEnv"
 gym.register("tests/DiscreteChannels-v0", "tests.conftest:DiscreteChannelsEnv")
 
 
+PLAIN_CRITICS = (
+    "agent.critics.layer_norm=false",
+    "agent.critics.bound_targets=false",
+    "agent.normalize_observations=false",
+)
+"""Overrides that choose the critics of the agents' papers."""
+
 TINY = (
     "agent.hidden_sizes=[8]",
     "agent.mini_batch_size=16",
@@ -195,14 +202,19 @@ TINY = (
     "model.transition.num_networks=3",
     "model.transition.num_elites=2",
     "model.training.num_mini_batches=2",
+    "model.training.patience=null",
     "mbpo.num_epoch_for_training_model=1",
+    "mbpo.max_relative_error=null",
     "mbpo.model_rollout_options.num_rollout=10",
+    "mbpo.model_rollout_options.max_disagreement=null",
+    "mbpo.model_rollout_options.random_fraction=0",
     "trainer.num_env_steps=20",
     "trainer.evaluate_every_steps=10",
     "trainer.num_eval_episodes=2",
     "trainer.log_every_steps=5",
+    *PLAIN_CRITICS,
 )
-"""Overrides that make a run take a fraction of a second."""
+"""Overrides that make a run take a fraction of a second, with a model that is used however bad it is."""
 
 
 def gym_env(env_id: str) -> tuple[str, ...]:

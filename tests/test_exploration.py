@@ -32,6 +32,8 @@ class HalfAgent:
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         return self.act(obs, generator)
 
+    def observe(self, obs: Tensor) -> None: ...
+
     def update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
         return [{} for _ in batches]
 

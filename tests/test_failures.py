@@ -109,7 +109,8 @@ def test_a_misbehaving_environment_is_named_and_the_run_can_be_resumed(
     assert line.startswith("tests/Misbehaving-v0, step 18 of the episode: ")
     assert words in line
     assert "\n" not in line
-    assert json.loads((tmp_path / "summary.json").read_text())["error"] == line
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["error"], summary["exit_code"]) == (line, 3)
     # Once the environment is fixed, the run resumes.
     monkeypatch.setattr(Misbehaving, "misbehave", staticmethod(lambda: GOOD))
     assert math.isfinite(run(config, tmp_path))

@@ -55,6 +55,7 @@ def test_a_run_writes_all_its_files(train_in: Train) -> None:
     expected = {
         "status": "done",
         "error": None,
+        "exit_code": None,
         "agent": "sac",
         "env": "pendulum",
         "seed": 0,
