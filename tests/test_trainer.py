@@ -115,13 +115,22 @@ class Recorder:
         return {int(row["step"]): row[tag] for row in self.rows if tag in row}
 
 
+ONE_STEP = (
+    "agent.warm_start_hold_steps=1",
+    "mbpo.generate_every=episode",
+    "mbpo.retained_generations=null",
+    "mbpo.model_rollout_options.horizon=1",
+)
+"""Overrides that choose rollouts of one step at the start of each episode, and keep all."""
+
+
 class Loop:
     """A trainer with a spy."""
 
     def __init__(
         self, *overrides: str, env: CountingEnv | None = None, should_stop: Callable[[], bool] = lambda: False
     ) -> None:
-        config = make_config(*TINY, *gym_env("tests/Counting-v0"), *overrides)
+        config = make_config(*TINY, *gym_env("tests/Counting-v0"), *ONE_STEP, *overrides)
         self.spy, self.recorder = Spy(), Recorder()
         self.counting = env or CountingEnv(episode_steps=5)
         more = [CountingEnv(episode_steps=5 + i) for i in range(1, config.env.num_envs)]
