@@ -24,6 +24,7 @@ from benchmarks.sizes import (
     SPACES,
     UPDATE_SPACES,
 )
+from mbpo_cli.agents.sac import SACOptions
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.models.transition import TransitionOptions
 
@@ -158,7 +159,7 @@ def rollouts() -> Callable[[int], None]:
 
 
 def env_step() -> Callable[[int], None]:
-    """Return the products of environment steps of the default run, including fits and rollouts."""
+    """Return the products of environment steps of the default run, with rollouts and the shortest fits."""
     config = make_config()
     agent, model, mbpo = config.agent, config.model.transition, config.mbpo
     training, rollout = config.model.training, mbpo.model_rollout_options
@@ -168,7 +169,8 @@ def env_step() -> Callable[[int], None]:
     assert isinstance(num_mini_batches, int)
     obs, action = 3, 1  # Pendulum
     critic_part, actor_part = update_products("sac", obs, action, agent.hidden_sizes, mbpo.mini_batch_size)
-    one_update = timed(critic_part + actor_part)
+    assert isinstance(agent, SACOptions)
+    of_critics, of_actor = timed(critic_part), timed(actor_part)
     sizes = (obs + action, *model.hidden_sizes, obs)
     one_fit_step = timed(fit_products(model.num_networks, training.mini_batch_size, sizes))
     policy = forward(1, rollout.num_rollout, (obs, *agent.hidden_sizes, 2 * action))
@@ -176,8 +178,11 @@ def env_step() -> Callable[[int], None]:
 
     def work(count: int) -> None:
         generations = count // generate_every
-        one_update(count * agent.num_gradient_steps_per_update)
-        one_fit_step(generations * mbpo.num_epoch_for_training_model * num_mini_batches)
+        num_updates = count * agent.num_gradient_steps_per_update
+        of_critics(num_updates)
+        of_actor(num_updates // agent.policy_update_frequency)
+        num_epochs = training.least_epochs(mbpo.num_epoch_for_training_model)
+        one_fit_step(generations * num_epochs * num_mini_batches)
         one_rollout_step(generations * rollout.horizon)
 
     return work

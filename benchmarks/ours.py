@@ -39,6 +39,20 @@ from mbpo_cli.types import ActionSpec, ContinuousActions, DiscreteActions, Space
 CPU = torch.device("cpu")
 
 
+# The agents as the other libraries have them, so that the work is the same; their DQN is not double.
+PLAIN = (
+    "agent.critics.layer_norm=false",
+    "agent.critics.bound_targets=false",
+    "agent.normalize_observations=false",
+)
+AS_ELSEWHERE = {
+    "sac": ("agent.policy_update_frequency=1",),
+    "td3": (),
+    "ddpg": ("agent.critics.number=1", "agent.critics.num_in_target=1"),
+    "dqn": ("agent.use_double_dqn=false",),
+}
+
+
 def bench_config(*overrides: str) -> Config:
     """Return a configuration with the sizes of `benchmarks.sizes`."""
     torch.set_flush_denormal(True)  # as in a run
@@ -88,9 +102,7 @@ def filled_buffer(count: int, spaces: SpaceSpec) -> ReplayBuffer:
 def update(name: str, *choices: str) -> Callable[[int], None]:
     """Return the work of updating an agent: mixed batches, gradient steps, and collecting metrics."""
     spaces = spaces_of(name)
-    # The other libraries' DQN is not double.
-    plain = ["agent.use_double_dqn=false"] if name == "dqn" else []
-    config = bench_config(f"agent={name}", f"precision={precision(choices)}", *plain)
+    config = bench_config(f"agent={name}", f"precision={precision(choices)}", *PLAIN, *AS_ELSEWHERE[name])
     agent = build_agent(config, spaces, CPU)
     if "compiled" in choices:
         agent.compile(partial(compiled, per_launch=SEVERAL))

@@ -153,9 +153,7 @@ def num_fit_steps(config: Config) -> int:
     if mbpo.generate_every == "episode":
         return 0  # the length of episodes is unknown
     num_fits = (config.trainer.num_env_steps - config.agent.num_warm_start_steps) // mbpo.generate_every
-    num_epochs = mbpo.num_epoch_for_training_model
-    if training.patience is not None:
-        num_epochs = min(num_epochs, max(training.patience + 1, training.min_epochs))
+    num_epochs = training.least_epochs(mbpo.num_epoch_for_training_model)
     num_batches = training.num_mini_batches
     if num_batches == "all":  # the buffer is half full on average
         rows = min(config.trainer.num_env_steps, config.agent.experience_buffer_length) // 2

@@ -21,7 +21,7 @@ from mbpo_cli.run import run
 from tests.conftest import TINY, gym_env, spaces
 
 CPU = torch.device("cpu")
-MBPO = make_config(*TINY).mbpo
+MBPO = make_config(*TINY, "mbpo.retained_generations=null").mbpo
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,8 @@ def test_a_model_buffer_that_is_too_small_is_told(
 
 
 def test_a_run_starts_with_the_line(caplog: pytest.LogCaptureFixture) -> None:
-    config = make_config(*TINY, *gym_env("tests/PointMass-v0"), "mbpo.model_experience_buffer_length=9")
+    small = ("mbpo.model_experience_buffer_length=9", "mbpo.retained_generations=null")
+    config = make_config(*TINY, *gym_env("tests/PointMass-v0"), *small)
     with ExitStack() as stack:
         build.build_trainer(config, Logger(), stack)
     assert "mbpo.model_experience_buffer_length=9: does not hold a generation" in caplog.text

@@ -59,6 +59,12 @@ class ModelTrainingOptions:
         if self.patience is not None and self.holdout_ratio == 0:
             raise ValueError(f"patience={self.patience}: early stopping needs holdout_ratio greater than 0")
 
+    def least_epochs(self, num_epochs: int) -> int:
+        """Return how many of at most `num_epochs` epochs a fit takes at least."""
+        return (
+            num_epochs if self.patience is None else min(num_epochs, max(self.patience + 1, self.min_epochs))
+        )
+
 
 class ModelFitter:
     """Fits models to the contents of the real buffer.
@@ -108,8 +114,7 @@ class ModelFitter:
         if len(held_out) > 0:
             with torch.no_grad():
                 error_M = model.transition.network.errors(*model.transition.examples(data[held_out]))
-            model.transition.elect(error_M)
-            with torch.no_grad():
+                model.transition.elect(error_M)
                 metrics |= model.relative_errors(data[held_out], error_M)
             metrics["model/holdout_error"] = error_M.mean()
             metrics |= {f"model/holdout_error_member_{m}": error for m, error in enumerate(error_M)}

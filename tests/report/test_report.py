@@ -233,7 +233,7 @@ def test_a_configuration_that_exhausts_the_stack_is_refused(tmp_path: Path) -> N
 
 def test_groups_ignore_options_that_do_not_affect_the_result(tmp_path: Path) -> None:
     for seed in range(3):
-        harmless = {"threads": seed, "trainer__num_env_steps": seed}
+        harmless: dict[str, Any] = {"threads": seed, "trainer__num_env_steps": seed}
         write_run(tmp_path / f"{seed}", (1.0,), seed=seed, mbpo__real_ratio=0.2, **harmless)
     write_run(tmp_path / "alone", (1.0,), mbpo__real_ratio=0.2, mbpo__use_model=False)
     write_run(tmp_path / "td3", (1.0,), agent__name="td3")
