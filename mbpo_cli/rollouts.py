@@ -312,7 +312,7 @@ def generate(
     Raises:
         Diverged: A prediction is not finite and no region of plausible ones is given, or none is plausible.
     """
-    num_generated, num_outside = 0, {"implausible": 0, **dict.fromkeys(regions, 0)}
+    counts = {"generated": 0, "implausible": 0, **dict.fromkeys(regions, 0)}
     chunk_size = ROWS_AT_ONCE_ON_CPU if starts.device.type == "cpu" else len(starts)
     rows = Rows(starts, torch.arange(len(starts), device=starts.device), None)
     with torch.inference_mode():
@@ -327,18 +327,18 @@ def generate(
                     _check_finite(transitions)
                 for name, region in regions.items():
                     inside = region.contains(transitions)
-                    transitions, number = transitions[inside], number[inside]
-                    num_outside[name] += len(inside) - len(transitions)
+                    if not bool(inside.all()):  # else there is nothing to copy
+                        transitions, number = transitions[inside], number[inside]
+                        counts[name] += len(inside) - len(transitions)
                 sink(transitions)
-                num_generated += len(transitions)
+                counts["generated"] += len(transitions)
                 on = transitions.terminated == 0
                 survivors.append(Rows(transitions.next_obs[on], number[on], transitions.action[on]))
             rows = joined(survivors)
             if len(rows.obs) == 0:
                 break
-    if num_generated == 0 and num_outside["implausible"] == len(starts):
+    if counts["generated"] == 0 and counts["implausible"] == len(starts):
         raise Diverged(f"none of the model's {len(starts)} predictions is plausible")
-    counts = {"generated": num_generated, **num_outside}
     return {f"rollout/num_{name}": count for name, count in counts.items()}
 
 

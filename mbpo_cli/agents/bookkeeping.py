@@ -6,16 +6,16 @@ It knows nothing of losses. An agent of your own does not need it (see `mbpo_cli
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mbpo_cli.agents.bounds import ReturnBounds
-from mbpo_cli.agents.networks import QNetworks, Scaling
+from mbpo_cli.agents.networks import Scaling
 from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.nn.compilation import one_by_one
+from mbpo_cli.nn.networks import dropout_factors
 from mbpo_cli.types import Accelerate, GradientStep, Metrics, SpaceSpec, Transitions
 
 
@@ -55,18 +55,29 @@ class Bookkeeping:
 
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of one gradient step; subclasses add flags and random numbers."""
-        return {"batch": batch, "with_targets": self.is_due(self.options.target_update_frequency)}
+        with_targets = self.is_due(self.options.target_update_frequency)
+        return {"batch": batch, "draws": self.draw(len(batch)), "with_targets": with_targets}
 
-    def draw(self, critics: QNetworks, num_rows: int) -> Draws:
+    def draw(self, num_rows: int) -> Draws:
         """Draw what is random in an update of the critics on `num_rows` transitions."""
         options, draws = self.options.critics, Draws()
         if options.num_in_target < options.number:
             order = torch.randperm(options.number, generator=self.generator, device=self.generator.device)
             draws = draws._replace(subset=order[: options.num_in_target])
         if options.dropout > 0:
-            factors = partial(critics.mlp.dropout_factors, options.dropout, num_rows, self.generator)
-            draws = draws._replace(target_dropout=factors(), dropout=factors())
+            sizes = self.options.hidden_sizes
+            of_targets, of_values = (
+                dropout_factors(options.dropout, options.number, num_rows, sizes, self.generator)
+                for _ in range(2)
+            )
+            draws = draws._replace(target_dropout=of_targets, dropout=of_values)
         return draws
+
+    def bounded(
+        self, reward_B: Tensor, value_B: Tensor, bonuses: tuple[Tensor | float, Tensor | float] = (0, 0)
+    ) -> Tensor:
+        """Return values within what is possible, if targets are bounded; `bonuses` as in `ReturnBounds`."""
+        return value_B if self.bounds is None else self.bounds.limited(reward_B, value_B, *bonuses)
 
     def is_due(self, frequency: int) -> bool:
         """Return True in every `frequency`-th update."""

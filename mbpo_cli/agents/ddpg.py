@@ -6,7 +6,6 @@ Source: Lillicrap et al. 2016, "Continuous control with deep reinforcement learn
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,10 +70,6 @@ class DDPG(Bookkeeping):
         """Return the actor's weights."""
         return self.actor.state_dict()
 
-    def arguments(self, batch: Transitions) -> dict[str, Any]:
-        """Return the arguments of `_step`."""
-        return super().arguments(batch) | {"draws": self.draw(self.critic, len(batch))}
-
     def _step(self, batch: Transitions, draws: Draws, with_targets: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch, draws) | self._update_actor(batch)
         if with_targets:
@@ -88,8 +83,7 @@ class DDPG(Bookkeeping):
             next_value = smallest(draws.subset)(
                 self.target_critic(batch.next_obs, next_action, draws.target_dropout)
             )
-            if self.bounds is not None:
-                next_value = self.bounds.limited(batch.reward, next_value)
+            next_value = self.bounded(batch.reward, next_value)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
         values = self.critic(batch.obs, batch.action, draws.dropout)
         loss = 0.5 * (values - target).square().mean(1).sum()

@@ -7,7 +7,6 @@ al. 2016, "Deep Reinforcement Learning with Double Q-learning".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,10 +74,6 @@ class DQN(Bookkeeping):
         """Return the critic's weights, which determine the greedy policy."""
         return self.critic.state_dict()
 
-    def arguments(self, batch: Transitions) -> dict[str, Any]:
-        """Return the arguments of `_step`."""
-        return super().arguments(batch) | {"draws": self.draw(self.critic, len(batch))}
-
     def _step(self, batch: Transitions, draws: Draws, with_targets: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch, draws)
         if with_targets:
@@ -94,8 +89,7 @@ class DQN(Bookkeeping):
             if self.options.use_double_dqn:
                 chosen_by_BA = self.critic.for_actor(self.critic.of_all_actions(batch.next_obs))
             next_value = next_values_BA.gather(1, chosen_by_BA.argmax(-1, keepdim=True))[:, 0]
-            if self.bounds is not None:
-                next_value = self.bounds.limited(batch.reward, next_value)
+            next_value = self.bounded(batch.reward, next_value)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
         values = self.critic(batch.obs, batch.action, draws.dropout)
         loss = 0.5 * (values - target).square().mean(1).sum()

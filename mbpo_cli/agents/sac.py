@@ -89,9 +89,7 @@ class SAC(Bookkeeping):
         limit = entropy.entropy_weight_max
         self.max_log_alpha = None if limit is None else math.log(limit)
         self.target_entropy = target_entropy if entropy.target_entropy is None else entropy.target_entropy
-        self.least_entropy = min(
-            self.target_entropy, 0.0
-        )  # a density has no least one, but follows the target
+        self.least_entropy = min(self.target_entropy, 0.0)  # that of a density has no limit, only a target
         self.log_alpha = nn.Parameter(
             torch.full((1,), math.log(entropy.entropy_weight), device=generator.device)
         )
@@ -121,7 +119,6 @@ class SAC(Bookkeeping):
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of `_step`, with noise for the actions at o' and o."""
         return super().arguments(batch) | {
-            "draws": self.draw(self.critics, len(batch)),
             "next_noise": self.actor.noise(len(batch), self.generator),
             "noise": self.actor.noise(len(batch), self.generator),
             "with_actor": self.is_due(self.options.policy_update_frequency),
@@ -148,14 +145,9 @@ class SAC(Bookkeeping):
             next_value, entropy = self.actor.expect(
                 batch.next_obs, self.target_critics, smallest(draws.subset), next_noise, draws.target_dropout
             )
-            next_value = next_value + self.log_alpha.exp() * entropy
-            if self.bounds is not None:
-                next_value = self.bounds.limited(
-                    batch.reward,
-                    next_value,
-                    self.log_alpha.exp() * self.least_entropy,
-                    self.log_alpha.exp() * self.most_entropy,
-                )
+            alpha = self.log_alpha.exp()
+            bonuses = alpha * self.least_entropy, alpha * self.most_entropy
+            next_value = self.bounded(batch.reward, next_value + alpha * entropy, bonuses)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
         values = self.critics(batch.obs, batch.action, draws.dropout)
         loss = 0.5 * (values - target).square().mean(1).sum()

@@ -95,7 +95,6 @@ class TD3(Bookkeeping):
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of `_step`, with standard normal noise for the target actions."""
         return super().arguments(batch) | {
-            "draws": self.draw(self.critics, len(batch)),
             "noise": torch.randn(batch.action.shape, generator=self.generator, device=batch.action.device),
             "with_actor": self.is_due(self.options.policy_update_frequency),
         }
@@ -124,8 +123,7 @@ class TD3(Bookkeeping):
             next_value = smallest(draws.subset)(
                 self.target_critics(batch.next_obs, next_action, draws.target_dropout)
             )
-            if self.bounds is not None:
-                next_value = self.bounds.limited(batch.reward, next_value)
+            next_value = self.bounded(batch.reward, next_value)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
         values = self.critics(batch.obs, batch.action, draws.dropout)
         loss = 0.5 * (values - target).square().mean(1).sum()

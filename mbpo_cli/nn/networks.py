@@ -135,11 +135,11 @@ class BatchedMLP(nn.Module):
                 hidden = self.activation(hidden, inplace=not torch.is_grad_enabled())
         return hidden
 
-    def dropout_factors(self, rate: float, num_rows: int, generator: torch.Generator) -> list[Tensor]:
-        """Draw the factors of each hidden layer's units: 0 with probability `rate`, else 1 / (1 - rate)."""
-        factors = []
-        for weight in self.weights[:-1]:
-            shape = (weight.shape[0], num_rows, weight.shape[2])
-            kept = torch.rand(shape, generator=generator, device=generator.device) >= rate
-            factors.append(kept / (1 - rate))
-        return factors
+
+def dropout_factors(
+    rate: float, num_members: int, num_rows: int, sizes: Sequence[int], generator: torch.Generator
+) -> list[Tensor]:
+    """Draw the factors of each hidden layer's units: 0 with probability `rate`, else 1 / (1 - rate)."""
+    shapes = [(num_members, num_rows, size) for size in sizes]
+    draws = [torch.rand(shape, generator=generator, device=generator.device) for shape in shapes]
+    return [(draw >= rate) / (1 - rate) for draw in draws]

@@ -14,7 +14,7 @@ from mbpo_cli.agents.options import CriticOptions
 from mbpo_cli.build import build_agent
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import ConfigError
-from mbpo_cli.nn.networks import BatchedMLP, uniform
+from mbpo_cli.nn.networks import BatchedMLP, dropout_factors, uniform
 from tests.agents.test_agents import AGENTS, EVERY_AGENT, make, modules
 from tests.conftest import TINY, copies, random_transitions, same, spaces
 
@@ -60,7 +60,7 @@ def test_layer_norm_bounds_how_far_values_go_outside_of_the_data(g: torch.Genera
 
 def test_dropout_leaves_out_the_given_fraction_and_keeps_the_mean(g: torch.Generator) -> None:
     mlp = BatchedMLP(2, (3, 400, 300, 1), functional.relu, uniform, g)
-    first, second = mlp.dropout_factors(0.1, 50, g)
+    first, second = dropout_factors(0.1, 2, 50, [400, 300], g)
     assert (first.shape, second.shape) == ((2, 50, 400), (2, 50, 300))
     for factors in (first, second):
         assert sorted(set(factors.flatten().tolist())) == pytest.approx([0.0, 1 / 0.9])
@@ -87,8 +87,7 @@ def test_the_actor_follows_the_mean_if_targets_ask_some_of_the_critics(g: torch.
 @EVERY_AGENT
 def test_every_subset_of_the_critics_is_asked(name: str) -> None:
     agent = make(name, *EVERYTHING)
-    critics = agent.critics if hasattr(agent, "critics") else agent.critic
-    subsets = {tuple(sorted(agent.draw(critics, 4).subset.tolist())) for _ in range(60)}
+    subsets = {tuple(sorted(agent.draw(4).subset.tolist())) for _ in range(60)}
     assert subsets == {(0, 1), (0, 2), (1, 2)}
 
 

@@ -1,5 +1,6 @@
 import copy
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from mbpo_cli.nn.networks import (
     truncated_normal,
     uniform,
 )
-from mbpo_cli.types import SpaceSpec, Transitions
+from mbpo_cli.types import Metrics, SpaceSpec, Transitions
 from tests.conftest import TINY, random_transitions, spaces
 
 SPACE = spaces((3, 1), action_size=2)
@@ -371,47 +372,50 @@ def test_without_holdout_all_members_predict() -> None:
     assert "model/holdout_error" not in metrics
 
 
-def test_early_stopping_restores_the_best_weights_of_each_member(monkeypatch: pytest.MonkeyPatch) -> None:
+def fitted_with_errors(
+    config: Config, scripted: Sequence[tuple[float, ...]]
+) -> tuple[EnvironmentModel, Metrics, list[list[Tensor]]]:
+    """Fit a model whose members have these hold-out errors after each epoch.
+
+    Also returns the metrics of the fit, and the weights after each epoch.
+    """
+    model = built(config)
+    network = model.transition.network
+    seen: list[list[Tensor]] = []
+
+    def errors(inputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append([parameter.detach().clone() for parameter in network.parameters()])
+        return torch.tensor(scripted[min(len(seen), len(scripted)) - 1], dtype=torch.float32)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "errors", errors)
+        metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 20)
+    return model, metrics, seen
+
+
+def test_early_stopping_restores_the_best_weights_of_each_member() -> None:
     # Errors of three members after each epoch; an improvement by less than 10 % does not count.
     scripted = [(9, 9, 9), (5, 9, 8.5), (6, 4, 8.4), (4.6, 3.7, 8.2), (7, 7, 8.1), (1, 1, 1)]
     best_epoch = (1, 2, 0)
     options = ("model.training.patience=1", "model.training.improvement=0.1")
     config = make_config(*LEARNED, *options, "model.training.keep_small_gains=false")
-    model = built(config)
-    network = model.transition.network
-    seen: list[list[Tensor]] = []
-
-    def errors(inputs: Tensor, targets: Tensor) -> Tensor:
-        seen.append([parameter.detach().clone() for parameter in network.parameters()])
-        return torch.tensor(scripted[min(len(seen), len(scripted)) - 1], dtype=torch.float32)
-
-    monkeypatch.setattr(network, "errors", errors)
-    metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 20)
+    model, metrics, seen = fitted_with_errors(config, scripted)
     assert metrics["model/transition_epochs"] == 5
     for member, epoch in enumerate(best_epoch):
-        for parameter, then in zip(network.parameters(), seen[epoch], strict=True):
+        for parameter, then in zip(model.transition.network.parameters(), seen[epoch], strict=True):
             assert torch.equal(parameter[member], then[member])
     assert model.transition.optimizer.step_counts[0] == 5 * config.model.training.num_mini_batches
 
 
-def test_small_gains_are_kept_but_do_not_prolong_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_gains_are_kept_but_do_not_prolong_a_fit() -> None:
     scripted = [(9, 9, 9), (8.5, 9.5, 3), (8.4, 8.9, 2.9), (8.3, 9, 2.8), (9, 9, 2.7), (0, 0, 0)]
     best_epoch = (3, 2, 4)
     options = ("model.training.patience=2", "model.training.improvement=0.1")
     config = make_config(*LEARNED, *options, "model.training.keep_small_gains=true")
-    model = built(config)
-    network = model.transition.network
-    seen: list[list[Tensor]] = []
-
-    def errors(inputs: Tensor, targets: Tensor) -> Tensor:
-        seen.append([parameter.detach().clone() for parameter in network.parameters()])
-        return torch.tensor(scripted[min(len(seen), len(scripted)) - 1], dtype=torch.float32)
-
-    monkeypatch.setattr(network, "errors", errors)
-    metrics = fitter(config.model.training).fit(model, random_transitions(100, SPACE), 20)
+    model, metrics, seen = fitted_with_errors(config, scripted)
     assert metrics["model/transition_epochs"] == 5, "the last gain of 10 % is in the second epoch"
     for member, epoch in enumerate(best_epoch):
-        for parameter, then in zip(network.parameters(), seen[epoch], strict=True):
+        for parameter, then in zip(model.transition.network.parameters(), seen[epoch], strict=True):
             assert torch.equal(parameter[member], then[member])
 
 
