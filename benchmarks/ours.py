@@ -44,11 +44,16 @@ PLAIN = (
     "agent.critics.layer_norm=false",
     "agent.critics.bound_targets=false",
     "agent.normalize_observations=false",
+    "agent.policy_smooth_factor=1",
 )
 AS_ELSEWHERE = {
     "sac": ("agent.policy_update_frequency=1",),
-    "td3": (),
-    "ddpg": ("agent.critics.number=1", "agent.critics.num_in_target=1"),
+    "td3": ("agent.actor_output_limit=null",),
+    "ddpg": (
+        "agent.actor_output_limit=null",
+        "agent.critics.number=1",
+        "agent.critics.num_in_target=1",
+    ),
     "dqn": ("agent.use_double_dqn=false",),
 }
 

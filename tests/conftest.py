@@ -186,12 +186,13 @@ gym.register("tests/DiscretePointMass-v0", "tests.conftest:DiscretePointMassEnv"
 gym.register("tests/DiscreteChannels-v0", "tests.conftest:DiscreteChannelsEnv")
 
 
-PLAIN_CRITICS = (
+PLAIN_NETWORKS = (
     "agent.critics.layer_norm=false",
     "agent.critics.bound_targets=false",
     "agent.normalize_observations=false",
+    "agent.policy_smooth_factor=1",
 )
-"""Overrides that choose the critics of the agents' papers."""
+"""Overrides that choose the networks of the agents' papers."""
 
 TINY = (
     "agent.hidden_sizes=[8]",
@@ -212,7 +213,7 @@ TINY = (
     "trainer.evaluate_every_steps=10",
     "trainer.num_eval_episodes=2",
     "trainer.log_every_steps=5",
-    *PLAIN_CRITICS,
+    *PLAIN_NETWORKS,
 )
 """Overrides that make a run take a fraction of a second, with a model that is used however bad it is."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mbpo_cli.agents.bounds import ReturnBounds
-from mbpo_cli.agents.networks import Scaling
+from mbpo_cli.agents.networks import Network, Scaling, smooth_update, target_of
 from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.nn.compilation import one_by_one
 from mbpo_cli.nn.networks import dropout_factors
@@ -79,6 +79,15 @@ class Bookkeeping:
         """Return values within what is possible, if targets are bounded; `bonuses` as in `ReturnBounds`."""
         return value_B if self.bounds is None else self.bounds.limited(reward_B, value_B, *bonuses)
 
+    def policy_of(self, network: Network) -> Network:
+        """Return the network of the greedy policy: an average of a trained one, or that itself."""
+        return network if self.options.policy_smooth_factor == 1 else target_of(network)
+
+    def average(self, policy: nn.Module, trained: nn.Module) -> None:
+        """Move the network of the greedy policy towards the trained one, after an update of that."""
+        if policy is not trained:
+            smooth_update(policy, trained, self.options.policy_smooth_factor)
+
     def is_due(self, frequency: int) -> bool:
         """Return True in every `frequency`-th update."""
         return self.num_updates % frequency == 0
@@ -108,12 +117,13 @@ class Bookkeeping:
 
     @property
     def _parts(self) -> dict[str, Any]:
-        """Networks, optimizers, noise, learned tensors and random streams."""
-        return {
-            name: part
-            for name, part in vars(self).items()
+        """Networks, optimizers, noise, learned tensors and random streams, each once, by its first name."""
+        parts = {
+            id(part): (name, part)
+            for name, part in reversed(vars(self).items())
             if isinstance(part, (Tensor, torch.Generator)) or hasattr(part, "state_dict")
         }
+        return dict(reversed(parts.values()))
 
 
 def _state(part: Any) -> Any:

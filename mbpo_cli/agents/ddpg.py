@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mbpo_cli.agents.bookkeeping import Bookkeeping, Draws
 from mbpo_cli.agents.networks import Critics, DeterministicActor, smallest, smooth_update, target_of
-from mbpo_cli.agents.options import TargetNetworkOptions
+from mbpo_cli.agents.options import DeterministicActorOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
@@ -20,7 +20,7 @@ from mbpo_cli.types import ContinuousActions, SpaceSpec, Transitions
 
 
 @dataclass
-class DDPGOptions(TargetNetworkOptions):
+class DDPGOptions(DeterministicActorOptions):
     """Options of DDPG: MATLAB's rlDDPGAgentOptions."""
 
     actor_optimizer: OptimizerOptions = option("actor training", matlab="ActorOptimizerOptions")
@@ -45,6 +45,7 @@ class DDPG(Bookkeeping):
         self.exploration = exploration
         self.actor = DeterministicActor(spaces, options.hidden_sizes, generator, self.scaling)
         self.critic = Critics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
+        self.policy = self.policy_of(self.actor)
         self.target_actor = target_of(self.actor)
         self.target_critic = target_of(self.critic)
         self.actor_optimizer = Optimizer(self.actor.parameters(), options.actor_optimizer)
@@ -52,13 +53,13 @@ class DDPG(Bookkeeping):
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        """Return the actor's actions, shape (B, A); with `explore`, they are noisy."""
-        action: Tensor = self.actor(obs)
-        return action if explore is None else self.exploration(action, explore)
+        """Return greedy actions, shape (B, A); with `explore`, the trained actor's with noise."""
+        return self.policy(obs) if explore is None else self.exploration(self.actor(obs), explore)
 
+    @torch.no_grad()
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         """Return the actions of the next real steps, and advance the noise."""
-        return self.exploration.advance(self.act(obs), generator, first)
+        return self.exploration.advance(self.actor(obs), generator, first)
 
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -67,8 +68,8 @@ class DDPG(Bookkeeping):
         return values
 
     def policy_state(self) -> dict[str, Tensor]:
-        """Return the actor's weights."""
-        return self.actor.state_dict()
+        """Return the weights of the greedy actor."""
+        return self.policy.state_dict()
 
     def _step(self, batch: Transitions, draws: Draws, with_targets: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch, draws) | self._update_actor(batch)
@@ -91,6 +92,11 @@ class DDPG(Bookkeeping):
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
 
     def _update_actor(self, batch: Transitions) -> dict[str, Tensor]:
-        loss = -self.critic.for_actor(self.critic(batch.obs, self.actor(batch.obs))).mean()
+        loss = self.actor.loss(
+            batch.obs,
+            lambda action: self.critic.for_actor(self.critic(batch.obs, action)),
+            self.options.actor_output_limit,
+        )
         self.actor_optimizer.minimize(loss)
+        self.average(self.policy, self.actor)
         return {"agent/actor_loss": loss.detach()}

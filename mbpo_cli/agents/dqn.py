@@ -50,19 +50,25 @@ class DQN(Bookkeeping):
         self.exploration = exploration
         self.num_actions = spaces.action_size
         self.critic = DiscreteCritics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
+        self.policy = self.policy_of(self.critic)
         self.target_critic = target_of(self.critic)
         self.critic_optimizer = Optimizer(self.critic.parameters(), options.critic_optimizer)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         """Return the best actions, one-hot, shape (B, A); with `explore`, some are random."""
-        values = self.critic.for_actor(self.critic.of_all_actions(obs))
-        action = DiscreteActions(self.num_actions).one_hot(values.argmax(-1))
-        return action if explore is None else self.exploration(action, explore)
+        if explore is None:
+            return self._best(self.policy, obs)
+        return self.exploration(self._best(self.critic, obs), explore)
 
+    def _best(self, critic: DiscreteCritics, obs: Tensor) -> Tensor:
+        values = critic.for_actor(critic.of_all_actions(obs))
+        return DiscreteActions(self.num_actions).one_hot(values.argmax(-1))
+
+    @torch.no_grad()
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         """Return the actions of the next real steps, and decay exploration."""
-        return self.exploration.advance(self.act(obs), generator, first)
+        return self.exploration.advance(self._best(self.critic, obs), generator, first)
 
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -71,8 +77,8 @@ class DQN(Bookkeeping):
         return values
 
     def policy_state(self) -> dict[str, Tensor]:
-        """Return the critic's weights, which determine the greedy policy."""
-        return self.critic.state_dict()
+        """Return the weights of the critic that determines the greedy policy."""
+        return self.policy.state_dict()
 
     def _step(self, batch: Transitions, draws: Draws, with_targets: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch, draws)
@@ -94,4 +100,5 @@ class DQN(Bookkeeping):
         values = self.critic(batch.obs, batch.action, draws.dropout)
         loss = 0.5 * (values - target).square().mean(1).sum()
         self.critic_optimizer.minimize(loss)
+        self.average(self.policy, self.critic)
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}

@@ -190,6 +190,19 @@ class DeterministicActor(Actor):
         """Return actions, shape (B, A)."""
         return self.outputs(obs_BO).tanh()
 
+    def loss(self, obs_BO: Tensor, value: Callable[[Tensor], Tensor], limit: float | None) -> Tensor:
+        """Return the scalar that an actor minimizes: minus the mean `value` (B,) of its actions.
+
+        Tanh has no gradient for outputs far beyond the limits of actions, where an actor would stay for good.
+        Beyond `limit` they are pulled back, in proportion to the size of the values.
+        """
+        output_BA = self.outputs(obs_BO)
+        value_B = value(output_BA.tanh())
+        if limit is None:
+            return -value_B.mean()
+        excess = (output_BA.abs() - limit).relu().square().mean()
+        return value_B.detach().abs().mean() * excess - value_B.mean()
+
 
 class SquashedGaussianActor(Actor):
     """A Gaussian policy squashed to [-1, 1] by tanh."""

@@ -75,3 +75,20 @@ class TargetNetworkOptions(AgentOptions):
     target_update_frequency: int = option(
         "updates per update of the target networks", low=1, matlab="TargetUpdateFrequency"
     )
+    policy_smooth_factor: float = option(
+        "fraction by which the greedy policy, which is evaluated and saved, moves towards the trained one at "
+        "each update of that; 1 = it is the trained one",
+        above=0,
+        high=1,
+    )
+
+
+@dataclass
+class DeterministicActorOptions(TargetNetworkOptions):
+    """Options of agents with a deterministic actor."""
+
+    actor_output_limit: float | None = option(
+        "size of the actor's outputs, before tanh squashes them, above which they are pulled back, so that "
+        "actions do not get stuck at their limits; null = none",
+        above=0,
+    )

@@ -84,6 +84,7 @@ class SAC(Bookkeeping):
             # uniform; with two actions that does not balance a pole.
             target_entropy = 0.3 * math.log(spaces.action_size)
             self.most_entropy = math.log(spaces.action_size)
+        self.policy = self.policy_of(self.actor)
         self.target_critics = target_of(self.critics)
         entropy = options.entropy_weight_options
         limit = entropy.entropy_weight_max
@@ -100,7 +101,7 @@ class SAC(Bookkeeping):
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
         """Return the policy's mode, shape (B, A); with `explore`, actions drawn from it."""
-        return self.actor.greedy(obs) if explore is None else self.actor.sample(obs, explore)
+        return self.policy.greedy(obs) if explore is None else self.actor.sample(obs, explore)
 
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         """Return the actions of the next real steps, drawn from the policy."""
@@ -113,8 +114,8 @@ class SAC(Bookkeeping):
         return values
 
     def policy_state(self) -> dict[str, Tensor]:
-        """Return the actor's weights."""
-        return self.actor.state_dict()
+        """Return the weights of the greedy actor."""
+        return self.policy.state_dict()
 
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of `_step`, with noise for the actions at o' and o."""
@@ -159,6 +160,7 @@ class SAC(Bookkeeping):
         value, entropy_B = self.actor.expect(batch.obs, self.critics, self.critics.for_actor, noise)
         loss = -(value + alpha * entropy_B).mean()
         self.actor_optimizer.minimize(loss)
+        self.average(self.policy, self.actor)
         entropy = entropy_B.detach().mean()
         self.alpha_optimizer.minimize((self.log_alpha.exp() * (entropy - self.target_entropy)).sum())
         if self.max_log_alpha is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mbpo_cli.agents.bookkeeping import Bookkeeping, Draws
 from mbpo_cli.agents.networks import Critics, DeterministicActor, smallest, smooth_update, target_of
-from mbpo_cli.agents.options import TargetNetworkOptions
+from mbpo_cli.agents.options import DeterministicActorOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
@@ -33,7 +33,7 @@ class TargetPolicySmoothOptions:
 
 
 @dataclass
-class TD3Options(TargetNetworkOptions):
+class TD3Options(DeterministicActorOptions):
     """Options of TD3: MATLAB's rlTD3AgentOptions."""
 
     actor_optimizer: OptimizerOptions = option("actor training", matlab="ActorOptimizerOptions")
@@ -67,6 +67,7 @@ class TD3(Bookkeeping):
         self.exploration = exploration
         self.actor = DeterministicActor(spaces, options.hidden_sizes, generator, self.scaling)
         self.critics = Critics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
+        self.policy = self.policy_of(self.actor)
         self.target_actor = target_of(self.actor)
         self.target_critics = target_of(self.critics)
         self.actor_optimizer = Optimizer(self.actor.parameters(), options.actor_optimizer)
@@ -74,13 +75,13 @@ class TD3(Bookkeeping):
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        """Return the actor's actions, shape (B, A); with `explore`, they are noisy."""
-        action: Tensor = self.actor(obs)
-        return action if explore is None else self.exploration(action, explore)
+        """Return greedy actions, shape (B, A); with `explore`, the trained actor's with noise."""
+        return self.policy(obs) if explore is None else self.exploration(self.actor(obs), explore)
 
+    @torch.no_grad()
     def explore(self, obs: Tensor, generator: torch.Generator, first: Tensor) -> Tensor:
         """Return the actions of the next real steps, and advance the noise."""
-        return self.exploration.advance(self.act(obs), generator, first)
+        return self.exploration.advance(self.actor(obs), generator, first)
 
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
@@ -89,8 +90,8 @@ class TD3(Bookkeeping):
         return values
 
     def policy_state(self) -> dict[str, Tensor]:
-        """Return the actor's weights."""
-        return self.actor.state_dict()
+        """Return the weights of the greedy actor."""
+        return self.policy.state_dict()
 
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of `_step`, with standard normal noise for the target actions."""
@@ -131,6 +132,9 @@ class TD3(Bookkeeping):
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
 
     def _update_actor(self, batch: Transitions) -> dict[str, Tensor]:
-        loss = -self.critics.first(batch.obs, self.actor(batch.obs)).mean()
+        loss = self.actor.loss(
+            batch.obs, lambda action: self.critics.first(batch.obs, action), self.options.actor_output_limit
+        )
         self.actor_optimizer.minimize(loss)
+        self.average(self.policy, self.actor)
         return {"agent/actor_loss": loss.detach()}

@@ -70,6 +70,8 @@ VALUES_OF_OLDER_AGENTS = {
             "bound_targets": False,
         },
         "normalize_observations": False,
+        "policy_smooth_factor": 1.0,
+        **({"actor_output_limit": None} if name in ("TD3", "DDPG") else {}),
         **({"entropy_weight_options": {"entropy_weight_max": None}} if name == "SAC" else {}),
     }
     for name, number in (("SAC", 2), ("TD3", 2), ("DDPG", 1), ("DQN", 1))

@@ -194,6 +194,38 @@ def test_units_of_observations_do_not_matter_to_agents_that_scale_them(name: str
     torch.testing.assert_close(values[0], values[1], rtol=0.02, atol=0.02)
 
 
+@EVERY_AGENT
+def test_the_greedy_policy_is_an_average_of_the_trained_one(name: str) -> None:
+    agent: Any = make(name, "agent.policy_smooth_factor=0.25")
+    trained = agent.critic if name == "dqn" else agent.actor
+    average = copies(trained)
+    for seed in range(4):
+        agent.update([random_transitions(16, AGENTS[name], seed)])
+        if name in ("ddpg", "dqn") or seed % 2 == 1:  # the others update their actor every other time
+            average = [old.lerp(new, 0.25) for old, new in zip(average, trained.parameters(), strict=True)]
+    for weight, expected in zip(agent.policy.parameters(), average, strict=True):
+        torch.testing.assert_close(weight, expected)
+    assert not same(trained, copies(agent.policy))
+    assert agent.policy_state().keys() == agent.policy.state_dict().keys()
+    assert make(name).state_dict().keys() == agent.state_dict().keys() - {"policy"}, "without an average"
+
+
+@pytest.mark.parametrize("name", ["td3", "ddpg"])
+def test_an_actor_whose_actions_are_stuck_at_their_limits_comes_back(name: str) -> None:
+    """Where tanh is flat, critics alone do not move it."""
+    sizes = {}
+    for limit in ("2.0", "null"):
+        agent: Any = make(name, f"agent.actor_output_limit={limit}", "agent.actor_optimizer.learn_rate=0.05")
+        with torch.no_grad():
+            agent.actor.mlp.biases[-1].fill_(12.0)
+        for seed in range(200):
+            agent.update([random_transitions(16, AGENTS[name], seed)])
+        outputs = agent.actor.outputs(random_transitions(16, AGENTS[name]).obs)
+        sizes[limit] = outputs.detach().abs().mean().item()
+    assert sizes["2.0"] < 3
+    assert sizes["null"] > 8
+
+
 def test_more_critics_in_the_target_than_there_are_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match=r"agent.critics.num_in_target=3: must be at most number=2"):
         make_config(*TINY, "agent.critics.number=2", "agent.critics.num_in_target=3")

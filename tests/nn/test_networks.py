@@ -10,7 +10,7 @@ from torch import nn
 from mbpo_cli.build import build_agent, build_model
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.nn.networks import uniform
-from tests.conftest import PLAIN_CRITICS, TINY, discrete, spaces
+from tests.conftest import PLAIN_NETWORKS, TINY, discrete, spaces
 
 OBS, ACTION, HIDDEN, MEMBERS = 4, 2, 8, 3
 
@@ -63,7 +63,7 @@ def test_agents_have_the_networks_of_their_papers(
     name: str, is_discrete: bool, critics: int, actor_outputs: int, targets: set[str]
 ) -> None:
     space = discrete((3, 1), ACTION) if is_discrete else spaces((3, 1), ACTION)
-    config = make_config(*PLAIN_CRITICS, f"agent={name}", f"agent.hidden_sizes=[{HIDDEN},{HIDDEN}]")
+    config = make_config(*PLAIN_NETWORKS, f"agent={name}", f"agent.hidden_sizes=[{HIDDEN},{HIDDEN}]")
     agent = build_agent(config, space, torch.device("cpu"))
     inputs, outputs = (OBS, ACTION) if is_discrete else (OBS + ACTION, 1)
     expected = {"critic": critics * count(inputs, HIDDEN, HIDDEN, outputs)}
