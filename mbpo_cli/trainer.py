@@ -34,6 +34,7 @@ from mbpo_cli.logs.stopwatch import Stopwatch
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.models.guard import Guard
+from mbpo_cli.models.regions import regions
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import option
 from mbpo_cli.rollouts import MBPOOptions
@@ -202,13 +203,20 @@ class Trainer:
         horizon = rollouts.horizon_at(options, self.num_model_trainings, self.env_steps)
         with self.stopwatch.phase("generate"):
             real = self.real_buffer.contents()
-            regions = rollouts.regions(options, mbpo.model, real)
+            limits = options.max_departure, options.max_disagreement
             starts = self.real_buffer.sample(options.num_rollout, stream).obs
             wandering = rollouts.wandering(
                 options, horizon, self.collector.spaces.actions, self.agent_options.warm_start_hold_steps
             )
             metrics = rollouts.generate(
-                mbpo.model, mbpo.policy, starts, horizon, mbpo.buffer.add, stream, regions, wandering
+                mbpo.model,
+                mbpo.policy,
+                starts,
+                horizon,
+                mbpo.buffer.add,
+                stream,
+                regions(mbpo.model, real, *limits),
+                wandering,
             )
         mbpo.policy.decay()
         retained = self.mbpo_options.retained_generations

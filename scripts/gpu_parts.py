@@ -248,10 +248,10 @@ def _step_times(
         model.compile(compiled, 256)
     batches = mix(buffer, buffer, 256, 0.05, 20, stream)[0]
     part = model.learned["transition"]
-    rows = [values.view(7, 256, -1) for values in part.examples(buffer.sample(7 * 256, stream))]
+    inputs, targets = (values.view(7, 256, -1) for values in part.examples(buffer.sample(7 * 256, stream)))
     return {
         f"update, {kind}, ms": _milliseconds(partial(agent.update, batches), stream.device, repeats) / 20,
-        f"fit step, {kind}, ms": _milliseconds(partial(part.learn, *rows), stream.device, repeats),
+        f"fit step, {kind}, ms": _milliseconds(partial(part.learn, inputs, targets), stream.device, repeats),
     }
 
 

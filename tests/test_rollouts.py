@@ -10,8 +10,9 @@ from mbpo_cli import rollouts
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import Diverged
 from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.models.regions import PlausibleRange, regions
 from mbpo_cli.models.transition import LearnedTransition, TransitionOptions
-from mbpo_cli.rollouts import ModelRolloutOptions, PlausibleRange, generate, horizon_at
+from mbpo_cli.rollouts import ModelRolloutOptions, generate, horizon_at
 from mbpo_cli.types import SpaceSpec, Transitions
 from tests.conftest import discrete, spaces
 
@@ -309,9 +310,12 @@ class Splits(LearnedTransition):
     def predict(self, obs: Tensor, action: Tensor, members: Tensor, generator: torch.Generator) -> Tensor:
         return obs + 1.0
 
-    def mean(self, obs: Tensor, action: Tensor, members: Tensor) -> Tensor:
-        differ = (obs[..., :1] > 2) * torch.tensor([1.0, 0.0])  # in one of two elements
-        return obs + differ * self.gap * members[:, None, None]
+    def moments_of_groups(
+        self, obs_MGO: Tensor, action_MGA: Tensor, members: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        assert members is not None
+        differ = (obs_MGO[..., :1] > 2) * torch.tensor([1.0, 0.0])  # in one of two elements
+        return obs_MGO + differ * self.gap * members[:, None, None], None
 
 
 def moved(by: list[float]) -> Transitions:
@@ -336,8 +340,7 @@ def test_rollouts_end_where_the_members_disagree(
     gap: float, change: list[float], limit: float | None, is_cut: bool, g: torch.Generator
 ) -> None:
     model = EnvironmentModel(Splits(gap), Constant(0), Constant(0))
-    options = replace(OPTIONS, max_disagreement=limit, max_departure=None)
-    agreed = rollouts.regions(options, model, moved(change))
+    agreed = regions(model, moved(change), None, limit)
     steps: list[Transitions] = []
     metrics = generate(model, still, torch.zeros(5, 2), 6, steps.append, g, agreed)
     # Observations of 0, 1 and 2 are agreed; the step from 3 is not.
@@ -352,8 +355,7 @@ def test_a_generation_that_is_disputed_as_a_whole_is_empty_and_no_failure(
     gap: float, g: torch.Generator
 ) -> None:
     model = EnvironmentModel(Splits(gap), Constant(0), Constant(0))
-    options = replace(OPTIONS, max_disagreement=0.01, max_departure=None)
-    agreed = rollouts.regions(options, model, moved([1.0, 1.0]))
+    agreed = regions(model, moved([1.0, 1.0]), None, 0.01)
     metrics = generate(model, still, torch.full((5, 2), 3.0), 6, lambda step: None, g, agreed)
     assert metrics == {**counts(0, 0), "rollout/num_disputed": 5}
 

@@ -214,7 +214,8 @@ def open_loop(
     predicted = [obs_ESO]
     for step in range(num_steps):
         action_ESA = action_SKA[:, step].expand(len(elites), -1, -1)
-        obs_ESO = _bounded(model.transition.mean(obs_ESO, action_ESA, elites))
+        mean_ESO, _ = model.transition.moments_of_groups(obs_ESO, action_ESA, elites)
+        obs_ESO = _bounded(mean_ESO)
         predicted.append(obs_ESO)
     predicted_ESKO = torch.stack(predicted, dim=2)
     scale_O = deviation_of(torch.cat([episode.obs for episode in episodes]))

@@ -1,11 +1,25 @@
-"""Early stopping of a fit on the hold-out error, with the best weights of every member."""
+"""Early stopping of a fit on the hold-out set, with the best weights: of every member, or of the ensemble."""
 
 from __future__ import annotations
+
+import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mbpo_cli.models.function import Network
+from mbpo_cli.models.regression import Regression
+
+
+class Stopping(Protocol):
+    """Decides after each epoch of a fit whether it should stop."""
+
+    def is_over(self) -> bool:
+        """Evaluate the network after an epoch; return True if the fit should stop."""
+
+    def restore_best(self) -> None:
+        """Restore the best weights; the optimizer keeps its state."""
 
 
 class EarlyStopping:
@@ -55,3 +69,51 @@ class EarlyStopping:
         """Restore the best weights of every member; the optimizer keeps its state."""
         for best, parameter in zip(self._best, self._parameters, strict=True):
             parameter.copy_(best)
+
+
+class SignificantStopping:
+    """Tracks the scores of an ensemble on hold-out rows during one fit.
+
+    After each epoch, a one-sided paired test compares them with those of the best weights. If they are lower
+    with a p-value below `significance`, the weights of all members become the best. The fit stops after more
+    than `patience` epochs in a row whose p-value is 0.5 or more. Source: Kubo et al. 2025, public code.
+    """
+
+    def __init__(
+        self, network: Regression, examples: tuple[Tensor, Tensor], patience: int, significance: float
+    ) -> None:
+        self._network, self._examples = network, examples
+        self._patience, self._significance = patience, significance
+        self._parameters = list(network.parameters())
+        self._num_bad_epochs = 0
+        self._keep()
+
+    @torch.no_grad()
+    def is_over(self) -> bool:
+        """Evaluate the ensemble after an epoch; return True if the fit should stop."""
+        p_value = probability_of_no_gain(self._best_scores_N - self._network.scores(*self._examples))
+        if p_value < self._significance:
+            self._keep()
+        self._num_bad_epochs = 0 if p_value < 0.5 else self._num_bad_epochs + 1
+        return self._num_bad_epochs > self._patience
+
+    @torch.no_grad()
+    def _keep(self) -> None:
+        self._best = [parameter.detach().clone() for parameter in self._parameters]
+        self._best_scores_N = self._network.scores(*self._examples)
+
+    @torch.no_grad()
+    def restore_best(self) -> None:
+        """Restore the best weights of the ensemble; the optimizer keeps its state."""
+        for best, parameter in zip(self._best, self._parameters, strict=True):
+            parameter.copy_(best)
+
+
+def probability_of_no_gain(gains_N: Tensor) -> float:
+    """Return the p-value of a one-sided z-test of whether the mean of `gains_N` is above 0."""
+    count = len(gains_N)
+    deviation = float(gains_N.double().std()) if count > 1 else math.nan
+    mean = float(gains_N.double().mean())
+    if not deviation > 0:  # equal gains, or a single row
+        return 0.0 if mean > 0 else 1.0
+    return 0.5 * math.erfc(mean / deviation * math.sqrt(count / 2))

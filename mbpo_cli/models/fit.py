@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.failures import Diverged, Stopped
-from mbpo_cli.models.early_stopping import EarlyStopping
+from mbpo_cli.models.bootstrap import Bootstrap
+from mbpo_cli.models.early_stopping import EarlyStopping, SignificantStopping, Stopping
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.function import LearnedFunction
+from mbpo_cli.models.regression import Regression
 from mbpo_cli.nn.compilation import interruptible
 from mbpo_cli.options import option
 from mbpo_cli.types import Metrics, Transitions
@@ -55,6 +57,19 @@ class ModelTrainingOptions:
         "counts as smaller, as in MBPO's code"
     )
 
+    significance: float | None = option(
+        "early stopping of transition and reward functions by a paired test on the hold-out set: weights are "
+        "better if the ensemble's errors are lower with a p-value below this, epochs are in vain if that is "
+        "0.5 or more; null = by the error of each member",
+        above=0,
+        high=0.5,
+    )
+    restart_optimizer: bool = option("begin each fit with a new optimizer; false = it keeps its state")
+    bootstrap: bool = option(
+        "weight each transition in the loss of each transition function by a number that is drawn once from "
+        "an exponential distribution, so that members differ where data are few"
+    )
+
     def __post_init__(self) -> None:
         if self.patience is not None and self.holdout_ratio == 0:
             raise ValueError(f"patience={self.patience}: early stopping needs holdout_ratio greater than 0")
@@ -69,7 +84,8 @@ class ModelTrainingOptions:
 class ModelFitter:
     """Fits models to the contents of the real buffer.
 
-    Every member of an ensemble is trained on all training data, each in its own order (no bootstrap).
+    Every member of an ensemble is trained on all training data, each in its own order, and maybe with weights
+    of its own.
 
     Every buffer slot draws a random number once, and the slots with the smallest numbers are held out. As the
     buffer grows, `holdout_max` may move a slot from the hold-out set to the training data, but never back: a
@@ -80,6 +96,7 @@ class ModelFitter:
         self.options = options
         self.generator = generator
         self._number_of_slot = torch.rand(capacity, generator=generator, device=generator.device)
+        self._bootstrap = Bootstrap(generator) if options.bootstrap else None
 
     def fit(
         self,
@@ -105,7 +122,7 @@ class ModelFitter:
         model_before, fitter_before = copy.deepcopy((model.state_dict(), self.state_dict()))
         try:
             with interruptible(should_stop):
-                metrics = self._train(model, data[training], data[held_out], num_epochs, should_stop)
+                metrics = self._train(model, data, (training, held_out), num_epochs, should_stop)
         except Stopped:
             model.load_state_dict(model_before)
             self.load_state_dict(fitter_before)
@@ -133,44 +150,66 @@ class ModelFitter:
     def _train(
         self,
         model: EnvironmentModel,
-        training: Transitions,
-        held_out: Transitions,
+        data: Transitions,
+        split: tuple[Tensor, Tensor],
         num_epochs: int,
         should_stop: Callable[[], bool],
     ) -> dict[str, Tensor | float]:
         """Train every learned function until its last epoch or its early stopping."""
-        running = model.learned
-        examples = {name: part.examples(training) for name, part in running.items()}
+        running, (training, held_out) = model.learned, split
+        examples = {name: part.examples(data[training]) for name, part in running.items()}
+        importance = {}
+        if self._bootstrap is not None and "transition" in running:
+            weights_NM = self._bootstrap.weights(len(data), model.transition.network.num_members)
+            importance["transition"] = weights_NM[training].T
         for name, part in running.items():
             part.fit_normalizers(*examples[name])
-        stopping, options = {}, self.options
-        if options.patience is not None and len(held_out) > 0:
-            limits = options.patience, options.improvement, options.min_epochs, options.keep_small_gains
-            stopping = {
-                name: EarlyStopping(part.network, part.examples(held_out), *limits)
-                for name, part in running.items()
-                if part.stops_early
-            }
+            if self.options.restart_optimizer:
+                part.restart()
+        stopping = {}
+        if len(held_out) > 0:
+            stopping = {name: self._stopping(part, data[held_out]) for name, part in running.items()}
         metrics: dict[str, Tensor | float] = {}
         for epoch in range(num_epochs):
             for name, part in list(running.items()):
-                metrics[f"model/{name}_loss"] = self._train_epoch(part, *examples[name], should_stop).mean()
+                losses_M = self._train_epoch(part, *examples[name], importance.get(name), should_stop)
+                metrics[f"model/{name}_loss"] = losses_M.mean()
                 metrics[f"model/{name}_epochs"] = epoch + 1
-                if name in stopping and stopping[name].is_over():
+                stop = stopping.get(name)
+                if stop is not None and stop.is_over():
                     del running[name]
         for each in stopping.values():
-            each.restore_best()
+            if each is not None:
+                each.restore_best()
         return metrics
 
+    def _stopping(self, part: LearnedFunction, held_out: Transitions) -> Stopping | None:
+        """Return what ends the fit of a function early, or None."""
+        options = self.options
+        if options.patience is None or not part.stops_early:
+            return None
+        examples = part.examples(held_out)
+        if options.significance is not None and isinstance(part.network, Regression):
+            return SignificantStopping(part.network, examples, options.patience, options.significance)
+        limits = options.patience, options.improvement, options.min_epochs, options.keep_small_gains
+        return EarlyStopping(part.network, examples, *limits)
+
     def _train_epoch(
-        self, part: LearnedFunction, inputs_NI: Tensor, targets_ND: Tensor, should_stop: Callable[[], bool]
+        self,
+        part: LearnedFunction,
+        inputs_NI: Tensor,
+        targets_ND: Tensor,
+        importance_MN: Tensor | None,
+        should_stop: Callable[[], bool],
     ) -> Tensor:
         """Train one function for an epoch and return each member's mean loss, shape (M,)."""
         losses = []
         for index_MB in self.mini_batches(len(inputs_NI), part.network.num_members):
             if should_stop():
                 raise Stopped
-            losses.append(part.learn(inputs_NI[index_MB], targets_ND[index_MB]))
+            importance_MB = None if importance_MN is None else importance_MN.gather(1, index_MB)
+            batch = inputs_NI[index_MB], targets_ND[index_MB]
+            losses.append(part.learn(*batch, self.generator, importance_MB))
         loss_M = torch.stack(losses).mean(0)
         if not bool(torch.isfinite(loss_M).all()):  # once per epoch, because it synchronizes a GPU
             raise Diverged(f"a loss of the model is not finite: {loss_M.tolist()}")

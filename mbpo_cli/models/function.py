@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mbpo_cli.nn.compilation import one_by_one
-from mbpo_cli.nn.networks import BatchedMLP, truncated_normal
+from mbpo_cli.nn.networks import BatchedMLP, dropout_factors, truncated_normal
 from mbpo_cli.nn.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
 from mbpo_cli.options import Component, option
 from mbpo_cli.types import Accelerate, GradientSteps, SpaceSpec, Transitions
@@ -29,6 +29,13 @@ class LearnedOptions(Component):
         "of squared weights, added to the loss; null = none",
         low=0,
     )
+
+    decoupled_decay: bool = option(
+        "true = weights shrink by learning rate times decay in each step, as in AdamW; false = the decay is "
+        "part of the loss, as in MBPO's code"
+    )
+    layer_norm: bool = option("normalize the hidden layers")
+    dropout: float = option("fraction of hidden units left out at random in training", low=0, high=0.9)
 
     def __post_init__(self) -> None:
         num_layers = len(self.hidden_sizes) + 1
@@ -101,19 +108,30 @@ class Normalizer(nn.Module):
 class Network(nn.Module, ABC):
     """An ensemble of networks of normalized inputs, with their loss; `sizes` are those of their layers."""
 
-    def __init__(self, num_members: int, sizes: Sequence[int], generator: torch.Generator) -> None:
+    def __init__(
+        self, num_members: int, sizes: Sequence[int], generator: torch.Generator, layer_norm: bool = False
+    ) -> None:
         super().__init__()
         self.num_members = num_members
         self.inputs = Normalizer(sizes[0], generator.device)
-        self.mlp = BatchedMLP(num_members, sizes, functional.silu, truncated_normal, generator)
+        self.mlp = BatchedMLP(num_members, sizes, functional.silu, truncated_normal, generator, layer_norm)
 
     def fit_normalizers(self, inputs_NI: Tensor, targets_ND: Tensor) -> None:
         """Compute the normalization of the inputs from the training data."""
         self.inputs.fit(inputs_NI)
 
     @abstractmethod
-    def losses(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each member's loss as the page defines it, shape (M,), and the scalar to minimize."""
+    def losses(
+        self,
+        inputs_MBI: Tensor,
+        targets_MBD: Tensor,
+        dropout: Sequence[Tensor] | None = None,
+        importance_MB: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return each member's loss as the page defines it, shape (M,), and the scalar to minimize.
+
+        `dropout` are factors of the hidden units, `importance_MB` those of the rows.
+        """
 
     @abstractmethod
     def errors(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
@@ -131,15 +149,18 @@ class LearnedFunction(ABC):
     def __init__(
         self,
         network: Network,
+        options: LearnedOptions,
         optimizer: OptimizerOptions | MemberOptimizerOptions,
-        layer_decays: float | Sequence[float] | None,
     ) -> None:
         self.network = network
-        if isinstance(layer_decays, int | float):
-            layer_decays = [layer_decays] * len(network.mlp.weights)
-        self._layer_decays = layer_decays
+        decays = options.layer_decays
+        if isinstance(decays, int | float):
+            decays = [decays] * len(network.mlp.weights)
+        self._layer_decays, self._decays_apart = decays, options.decoupled_decay
+        self._hidden_sizes, self._dropout = options.hidden_sizes, options.dropout
         self.optimizer = Optimizer(network.parameters(), optimizer)
         self.is_trained = optimizer.learn_rate not in (0, [0] * network.num_members)
+        self._rate_M = torch.tensor(optimizer.learn_rate, device=self.optimizer.device).reshape(-1, 1, 1)
         self._steps_by_size: dict[int, GradientSteps] = {}
 
     @abstractmethod
@@ -150,10 +171,24 @@ class LearnedFunction(ABC):
         """Compute the normalization of the network from the training data."""
         self.network.fit_normalizers(inputs_NI, targets_ND)
 
-    def learn(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> Tensor:
-        """Take one gradient step and return each member's loss before it, shape (M,)."""
+    def learn(
+        self,
+        inputs_MBI: Tensor,
+        targets_MBD: Tensor,
+        generator: torch.Generator | None = None,
+        importance_MB: Tensor | None = None,
+    ) -> Tensor:
+        """Take one gradient step and return each member's loss before it, shape (M,).
+
+        With dropout, `generator` draws the hidden units that are left out. `importance_MB` weights the rows.
+        """
         steps = self._steps_by_size.get(inputs_MBI.shape[1], one_by_one(self._step))
-        return steps([{"inputs_MBI": inputs_MBI, "targets_MBD": targets_MBD}])[0]["loss"]
+        dropout = None
+        if self._dropout > 0 and generator is not None:
+            members, rows, _ = inputs_MBI.shape
+            dropout = dropout_factors(self._dropout, members, rows, self._hidden_sizes, generator)
+        batch = {"inputs_MBI": inputs_MBI, "targets_MBD": targets_MBD}
+        return steps([batch | {"dropout": dropout, "importance_MB": importance_MB}])[0]["loss"]
 
     def compile(self, accelerate: Accelerate, mini_batch_size: int) -> None:
         """Accelerate the gradient steps on mini-batches of one size.
@@ -162,12 +197,26 @@ class LearnedFunction(ABC):
         """
         self._steps_by_size[mini_batch_size] = accelerate(self._step)
 
-    def _step(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> dict[str, Tensor]:
-        loss_M, objective = self.network.losses(inputs_MBI, targets_MBD)
-        if self._layer_decays is not None:
+    def _step(
+        self,
+        inputs_MBI: Tensor,
+        targets_MBD: Tensor,
+        dropout: Sequence[Tensor] | None,
+        importance_MB: Tensor | None,
+    ) -> dict[str, Tensor]:
+        loss_M, objective = self.network.losses(inputs_MBI, targets_MBD, dropout, importance_MB)
+        if self._layer_decays is not None and not self._decays_apart:
             objective = objective + self.network.mlp.decay(self._layer_decays)
         self.optimizer.minimize(objective)
+        if self._layer_decays is not None and self._decays_apart:
+            with torch.no_grad():
+                for weight, decay in zip(self.network.mlp.weights, self._layer_decays, strict=True):
+                    weight.mul_(1 - self._rate_M * decay)
         return {"loss": loss_M.detach()}
+
+    def restart(self) -> None:
+        """Let the optimizer begin anew."""
+        self.optimizer.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the network, with its normalization, and of the optimizer."""

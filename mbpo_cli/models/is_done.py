@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +42,23 @@ class LearnedIsDoneOptions(OutcomeOptions):
 class Classifier(Network):
     """A network whose output is the logit of being done."""
 
-    def logits(self, inputs_MBI: Tensor) -> Tensor:
+    def logits(self, inputs_MBI: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """Return logits, shape (M, B)."""
-        logits: Tensor = self.mlp(self.inputs(inputs_MBI))
+        logits: Tensor = self.mlp(self.inputs(inputs_MBI), dropout=dropout)
         return logits[..., 0]
 
-    def losses(self, inputs_MBI: Tensor, targets_MBD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weighted cross-entropy, shape (M,), and its sum, which is minimized."""
-        loss_M = is_done_loss(self.logits(inputs_MBI), targets_MBD[..., 0])
+    def losses(
+        self,
+        inputs_MBI: Tensor,
+        targets_MBD: Tensor,
+        dropout: Sequence[Tensor] | None = None,
+        importance_MB: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weighted cross-entropy, shape (M,), and its sum, which is minimized.
+
+        All rows have the same importance, as ends are rare.
+        """
+        loss_M = is_done_loss(self.logits(inputs_MBI, dropout), targets_MBD[..., 0])
         return loss_M, loss_M.sum()
 
     def errors(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
@@ -63,8 +73,9 @@ class LearnedIsDone(LearnedFunction):
     network: Classifier
 
     def __init__(self, options: LearnedIsDoneOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
-        network = Classifier(1, (options.input_size(spaces), *options.hidden_sizes, 1), generator)
-        super().__init__(network, options.optimizer, options.layer_decays)
+        sizes = (options.input_size(spaces), *options.hidden_sizes, 1)
+        network = Classifier(1, sizes, generator, options.layer_norm)
+        super().__init__(network, options, options.optimizer)
         self.select = options.select
         self.use_deterministic_predict = options.use_deterministic_predict
         self.max_false_ends = options.max_false_ends
@@ -78,10 +89,14 @@ class LearnedIsDone(LearnedFunction):
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
         """Return 1.0 where o' is predicted to be terminal, else 0.0; shape (B,)."""
-        logit = self.logits(self.select(obs, action, next_obs))
         if self.use_deterministic_predict:
-            return (logit >= 0).to(obs.dtype)
+            return self.most_likely(obs, action, next_obs)
+        logit = self.logits(self.select(obs, action, next_obs))
         return torch.bernoulli(logit.sigmoid(), generator=generator)
+
+    def most_likely(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """Return 1.0 where the end is the more likely outcome, else 0.0; shape (B,)."""
+        return (self.logits(self.select(obs, action, next_obs)) >= 0).to(obs.dtype)
 
     def logits(self, inputs_BI: Tensor) -> Tensor:
         """Return the logits of being done, relative to the threshold; shape (B,)."""

@@ -21,17 +21,28 @@ def channel_weights(channels: Sequence[int]) -> Tensor:
     return torch.cat([torch.full((size,), 1 / (len(channels) * size)) for size in channels])
 
 
-def half_mean_loss(prediction_MBD: Tensor, target_MBD: Tensor, weights_D: Tensor) -> Tensor:
-    """Return each member's 1/(2B) sum_b ||Y_b - T_b||^2, elements weighted; shape (M,)."""
-    return 0.5 * (prediction_MBD - target_MBD).square().mean(1) @ weights_D
+def half_mean_loss(
+    prediction_MBD: Tensor, target_MBD: Tensor, weights_D: Tensor, importance_MB: Tensor | None = None
+) -> Tensor:
+    """Return each member's 1/(2B) sum_b ||Y_b - T_b||^2, elements and maybe rows weighted; shape (M,)."""
+    return 0.5 * _mean((prediction_MBD - target_MBD).square(), importance_MB) @ weights_D
 
 
 def gaussian_loss(
-    mean_MBD: Tensor, log_variance_MBD: Tensor, target_MBD: Tensor, weights_D: Tensor
+    mean_MBD: Tensor,
+    log_variance_MBD: Tensor,
+    target_MBD: Tensor,
+    weights_D: Tensor,
+    importance_MB: Tensor | None = None,
 ) -> Tensor:
-    """Return each member's mean negative log-likelihood, elements weighted; shape (M,)."""
+    """Return each member's mean negative log-likelihood, elements and maybe rows weighted; shape (M,)."""
     squared_error = (target_MBD - mean_MBD).square() * torch.exp(-log_variance_MBD)
-    return 0.5 * (squared_error + log_variance_MBD + math.log(2 * math.pi)).mean(1) @ weights_D
+    likelihood = squared_error + log_variance_MBD + math.log(2 * math.pi)
+    return 0.5 * _mean(likelihood, importance_MB) @ weights_D
+
+
+def _mean(values_MBD: Tensor, importance_MB: Tensor | None) -> Tensor:
+    return (values_MBD if importance_MB is None else importance_MB[..., None] * values_MBD).mean(1)
 
 
 def is_done_loss(logit_MB: Tensor, target_MB: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ class LearnedRewardOptions(OutcomeOptions):
     """Options of a learned reward function."""
 
     distribution: Distribution = option(
-        "deterministic: half-mean loss; gaussian: maximum likelihood with learned variance",
+        "deterministic: half-mean loss; gaussian: maximum likelihood with a variance that is learned, "
+        "constant_noise: with one that does not depend on the inputs",
         matlab=("rlContinuousDeterministicRewardFunction", "rlContinuousGaussianRewardFunction"),
     )
 
@@ -31,8 +32,10 @@ class LearnedReward(LearnedFunction):
 
     def __init__(self, options: LearnedRewardOptions, spaces: SpaceSpec, generator: torch.Generator) -> None:
         input_size = options.input_size(spaces)
-        network = Regression(options.distribution, 1, input_size, options.hidden_sizes, (1,), generator)
-        super().__init__(network, options.optimizer, options.layer_decays)
+        network = Regression(
+            options.distribution, 1, input_size, options.hidden_sizes, (1,), generator, options.layer_norm
+        )
+        super().__init__(network, options, options.optimizer)
         self.select = options.select
 
     def examples(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
@@ -55,3 +58,8 @@ class LearnedReward(LearnedFunction):
         """Predict rewards, shape (B,)."""
         inputs = self.select(obs, action, next_obs)
         return self.network.sample(inputs[None], generator)[0, :, 0]
+
+    def most_likely(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """Return mean rewards, shape (B,)."""
+        mean, _ = self.network.moments(self.select(obs, action, next_obs)[None])
+        return mean[0, :, 0]

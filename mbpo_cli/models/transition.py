@@ -24,7 +24,8 @@ class TransitionOptions(LearnedOptions):
 
     optimizer: MemberOptimizerOptions = option("how they are trained", matlab="TransitionOptimizerOptions")
     distribution: Distribution = option(
-        "deterministic: half-mean loss; gaussian: maximum likelihood with learned variance",
+        "deterministic: half-mean loss; gaussian: maximum likelihood with a variance that is learned, "
+        "constant_noise: with one that does not depend on the inputs",
         matlab=("rlContinuousDeterministicTransitionFunction", "rlContinuousGaussianTransitionFunction"),
     )
     num_networks: int = option("N_M, members of the ensemble", low=1, high=1000)
@@ -60,8 +61,9 @@ class LearnedTransition(LearnedFunction):
             options.hidden_sizes,
             spaces.channels,
             generator,
+            options.layer_norm,
         )
-        super().__init__(network, options.optimizer, options.layer_decays)
+        super().__init__(network, options, options.optimizer)
         self.predict_difference = options.predict_difference
         self.obs_size = spaces.obs_size
         self.num_elites = options.num_elites or options.num_networks
@@ -87,10 +89,15 @@ class LearnedTransition(LearnedFunction):
         prediction = self.network.sample(torch.cat((obs_MGO, action_MGA), -1), generator, members)
         return self._next_obs(obs_MGO, prediction)
 
-    def mean(self, obs_MGO: Tensor, action_MGA: Tensor, members: Tensor) -> Tensor:
-        """Return the mean of the next observation, shape (M, G, O), row block m by member `members[m]`."""
-        mean, _ = self.network.moments(torch.cat((obs_MGO, action_MGA), -1), members)
-        return self._next_obs(obs_MGO, mean)
+    def moments_of_groups(
+        self, obs_MGO: Tensor, action_MGA: Tensor, members: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return mean and log-variance of the next observation, both (M, G, O); None if deterministic.
+
+        Row block m is predicted by member `members[m]`, by default m.
+        """
+        mean, log_variance = self.network.moments(torch.cat((obs_MGO, action_MGA), -1), members)
+        return self._next_obs(obs_MGO, mean), log_variance
 
     def moments(self, obs_BO: Tensor, action_BA: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the next observation's mean and standard deviation by member, shape (M, B, O).

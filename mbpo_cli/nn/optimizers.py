@@ -61,7 +61,7 @@ class Optimizer:
         self, parameters: Iterable[nn.Parameter], options: OptimizerOptions | MemberOptimizerOptions
     ) -> None:
         self.parameters = list(parameters)
-        device = self.parameters[0].device
+        self.device = device = self.parameters[0].device
         threshold, rate, l2 = options.gradient_threshold, options.learn_rate, options.l2_regularization
         self._threshold_M = None if threshold is None else torch.tensor(threshold, device=device)
         # Adam takes one rate and one factor; differences between members are applied around it.
@@ -142,6 +142,12 @@ class Optimizer:
         self._step(gradients)
         for parameter, old in zip(self.parameters, before, strict=True):
             parameter.copy_(torch.lerp(old, parameter, _per_member(share_M, parameter)))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Forget all gradients so far."""
+        for tensor in (*self.first_moments, *self.second_moments, self._count):
+            tensor.zero_()
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """Return Adam's moments and step counts."""

@@ -53,12 +53,22 @@ HARMLESS = (
 # Values for options that older versions did not have, equivalent to what those versions did.
 VALUES_OF_OLDER_VERSIONS = {"precision": "float32"}
 VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
-    "model": {"allow_mismatch": True, "training": {"min_epochs": 1, "keep_small_gains": False}},
+    "model": {
+        "allow_mismatch": True,
+        "training": {
+            "min_epochs": 1,
+            "keep_small_gains": False,
+            "significance": None,
+            "restart_optimizer": False,
+            "bootstrap": False,
+        },
+    },
     "mbpo": {
         "max_relative_error": None,
         "model_rollout_options": {"max_disagreement": None, "random_fraction": 0.0},
     },
 }
+VALUES_OF_OLDER_FUNCTIONS = {"decoupled_decay": False, "layer_norm": False, "dropout": 0.0}
 # Of the base agents, by their class; all had two critics, or one.
 VALUES_OF_OLDER_AGENTS = {
     f"mbpo_cli.agents.{name.lower()}.{name}": {
@@ -116,6 +126,8 @@ def _with_later_options(config: dict[str, Any]) -> dict[str, Any]:
         for part in model.values():
             if isinstance(part, dict) and "function" in part:
                 part.setdefault("kwargs", env.get("kwargs"))
+            if isinstance(part, dict) and "layer_decays" in part:
+                _add_missing(part, VALUES_OF_OLDER_FUNCTIONS)
             if isinstance(part, dict) and part.get("_target_") == "mbpo_cli.models.is_done.LearnedIsDone":
                 _add_missing(part, {"max_false_ends": None, "early_stopping": True})
     return config

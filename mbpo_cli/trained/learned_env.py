@@ -23,8 +23,8 @@ from mbpo_cli.build import build_env
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.models.regions import PlausibleRange, plausible_range
 from mbpo_cli.nn.seeding import torch_seed
-from mbpo_cli.rollouts import PlausibleRange, plausible_range
 from mbpo_cli.trained.load import Trained, load
 from mbpo_cli.types import SpaceSpec, Transitions
 
@@ -133,7 +133,7 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             num_envs,
             member=member,
             max_steps=env.max_steps if max_steps is None else max_steps,
-            plausible=plausible_range(options, experience, model.knows_reward),
+            plausible=plausible_range(model, experience, options.max_departure),
             autoreset_mode=autoreset_mode,
         )
 

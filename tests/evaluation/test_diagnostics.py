@@ -38,8 +38,8 @@ class Line:
         mean = obs_BO + (1 + self.misses)[:, None, None] * action_BA
         return mean, None if self.deviation is None else torch.full_like(mean, self.deviation)
 
-    def mean(self, obs_MGO: Tensor, action_MGA: Tensor, members: Tensor) -> Tensor:
-        return obs_MGO + (1 + self.misses[members])[:, None, None] * action_MGA
+    def moments_of_groups(self, obs_MGO: Tensor, action_MGA: Tensor, members: Tensor) -> tuple[Tensor, None]:
+        return obs_MGO + (1 + self.misses[members])[:, None, None] * action_MGA, None
 
 
 def model_of(transition: Line, **functions: Any) -> Any:

@@ -5,8 +5,8 @@ import torch
 
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.models.function import Normalizer
+from mbpo_cli.models.regions import PlausibleRange
 from mbpo_cli.models.transition import LearnedTransition
-from mbpo_cli.rollouts import PlausibleRange
 from mbpo_cli.types import Transitions
 from tests.conftest import spaces
 

@@ -9,7 +9,7 @@ from mbpo_cli import build
 from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.build import build_agent, build_model, build_rollout_policy
 from mbpo_cli.config.compose import make_config
-from mbpo_cli.rollouts import PlausibleRange
+from mbpo_cli.models.regions import PlausibleRange
 from mbpo_cli.types import SpaceSpec
 from tests.conftest import TINY, discrete, random_transitions, spaces
 

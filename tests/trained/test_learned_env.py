@@ -16,7 +16,7 @@ from torch import Tensor
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.rollouts import PlausibleRange
+from mbpo_cli.models.regions import PlausibleRange
 from mbpo_cli.run import run
 from mbpo_cli.trained.learned_env import LearnedVectorEnv, first_observations
 from mbpo_cli.trained.load import load
