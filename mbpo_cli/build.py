@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import torch
@@ -34,6 +34,7 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.models.guard import Guard
 from mbpo_cli.models.known import Comparison
+from mbpo_cli.models.world import LearnedWorld
 from mbpo_cli.nn import compilation
 from mbpo_cli.nn.machine import free_memory, has_bfloat16, num_cores
 from mbpo_cli.nn.networks import hidden_products_in
@@ -41,7 +42,7 @@ from mbpo_cli.nn.seeding import episode_seed, generator
 from mbpo_cli.options import Component, resolve
 from mbpo_cli.rollouts import lost_experience
 from mbpo_cli.trainer import ModelBased, Trainer, TrainerOptions
-from mbpo_cli.types import Accelerate, Agent, SpaceSpec
+from mbpo_cli.types import Accelerate, Agent, ImaginingAgent, SpaceSpec
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,12 @@ def num_threads(config: Config, in_sweep: bool) -> int:
 def num_updates(config: Config) -> int:
     """Return the number of gradient steps that the agent will take."""
     steps = config.trainer.num_env_steps - config.agent.num_warm_start_steps
-    return steps * config.agent.num_gradient_steps_per_update
+    return steps * config.agent.num_gradient_steps_per_update + config.mbpo.first_updates
+
+
+def agent_compiles(config: Config, device: torch.device) -> bool:
+    """Return True if the agent's gradient step should be compiled; steps in the model make it longer."""
+    return compiles(config, device, num_updates(config) * (1 + config.mbpo.training_horizon))
 
 
 def num_fit_steps(config: Config) -> int:
@@ -152,7 +158,8 @@ def num_fit_steps(config: Config) -> int:
     training, mbpo = config.model.training, config.mbpo
     if mbpo.generate_every == "episode":
         return 0  # the length of episodes is unknown
-    num_fits = (config.trainer.num_env_steps - config.agent.num_warm_start_steps) // mbpo.generate_every
+    every = mbpo.fit_every or mbpo.generate_every
+    num_fits = (config.trainer.num_env_steps - config.agent.num_warm_start_steps) // every
     num_epochs = training.least_epochs(mbpo.num_epoch_for_training_model)
     num_batches = training.num_mini_batches
     if num_batches == "all":  # the buffer is half full on average
@@ -245,6 +252,10 @@ def build_model_based(
     if compiles(config, device, num_fit_steps(config)):
         model.compile(accelerator(config, "model"), config.model.training.mini_batch_size)
     stream = generator(config.seed, "model", "fit", device=device)
+    world = None
+    if config.mbpo.training_horizon > 0:
+        world = LearnedWorld(model, config.mbpo.training_horizon)
+        cast(ImaginingAgent, agent).enter(world)
     return ModelBased(
         model=model,
         fitter=ModelFitter(config.model.training, config.agent.experience_buffer_length, stream),
@@ -252,6 +263,7 @@ def build_model_based(
         buffer=build_buffer(config, "mbpo.model_experience_buffer_length", spaces, device),
         guard=Guard(config.mbpo.max_relative_error),
         compare=Comparison(model.known, config.model.allow_mismatch),
+        world=world,
     )
 
 
@@ -310,7 +322,8 @@ def build_trainer(
         keeps_episodes=config.trainer.diagnostics,
     )
     agent = build_agent(config, spaces, device)
-    is_compiled = compiles(config, device, num_updates(config))
+    model_based = build_model_based(config, agent, spaces, device)
+    is_compiled = agent_compiles(config, device)
     if is_compiled:
         agent.compile(accelerator(config, "agent", updates_per_launch(config)))
     return Trainer(
@@ -321,7 +334,7 @@ def build_trainer(
         device=device,
         agent=agent,
         real_buffer=build_buffer(config, "agent.experience_buffer_length", spaces, device),
-        model_based=build_model_based(config, agent, spaces, device),
+        model_based=model_based,
         collector=Collector(envs, partial(episode_seed, config.seed, "environment")),
         evaluate=evaluator,
         logger=logger,

@@ -90,6 +90,19 @@ class MBPOOptions:
         "k = every k environment steps, as in the paper",
         low=1,
     )
+    fit_every: int | None = option(
+        "environment steps between two fits of the model; null = it is fitted before each generation", low=1
+    )
+    first_updates: int = option(
+        "gradient steps as soon as there is a model that can be used, before the next environment step", low=0
+    )
+    training_horizon: int = option(
+        "T, steps that each update takes in the model from the observations of its mini-batch: critics learn "
+        "the rewards on the way, the actor follows the gradient through them; 0 = updates learn from the "
+        "transitions of the mini-batch",
+        low=0,
+        high=100,
+    )
     num_epoch_for_training_model: int = option(
         "epochs of model training before each generation", low=1, matlab="NumEpochForTrainingModel"
     )
@@ -118,6 +131,10 @@ class MBPOOptions:
     model_rollout_options: ModelRolloutOptions = option(
         "how experience is generated", matlab="ModelRolloutOptions"
     )
+
+    def __post_init__(self) -> None:
+        if self.generate_every == "episode" and (self.first_updates > 0 or self.fit_every is not None):
+            raise ValueError("generate_every=episode: must be a number with fit_every and first_updates")
 
 
 def horizon_at(options: ModelRolloutOptions, num_model_trainings: int, num_env_steps: int) -> int:

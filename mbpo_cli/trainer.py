@@ -13,10 +13,10 @@ section Training Algorithm.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -35,10 +35,12 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.models.guard import Guard
 from mbpo_cli.models.regions import regions
+from mbpo_cli.models.world import LearnedWorld
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import option
 from mbpo_cli.rollouts import MBPOOptions
-from mbpo_cli.types import Agent, Policy, Transitions
+from mbpo_cli.storage import trainer_state
+from mbpo_cli.types import Agent, ImaginingAgent, Metrics, Policy, Transitions
 
 
 @dataclass
@@ -58,24 +60,16 @@ class TrainerOptions:
 
 
 PHASES = ("env", "fit", "generate", "update", "evaluate", "diagnose", "checkpoint")
-# The trainer's attributes in a checkpoint.
-COUNTERS = (
-    "env_steps",
-    "gradient_steps",
-    "num_model_trainings",
-    "best_step",
-    "_max_reward",
-    "_generation_sizes",
-)
-STREAMS = ("_warm_start_stream", "_exploration_stream", "_rollout_stream", "_mix_stream")
 # A resumed run compares again what its earlier part has compared.
 MAX_COMPARED = 10_000
-EVALUATIONS = ("evaluation", "best_evaluation")
 
 
 @dataclass
 class ModelBased:
-    """What MBPO adds to its base agent; `compare` gets new real transitions and the step of the first."""
+    """What MBPO adds to its base agent.
+
+    `compare` gets new real transitions and the step of the first. Updates go through the `world`, if any.
+    """
 
     model: EnvironmentModel
     fitter: ModelFitter
@@ -83,6 +77,7 @@ class ModelBased:
     buffer: ReplayBuffer
     guard: Guard = field(default_factory=Guard)
     compare: Callable[[Transitions, int], None] = lambda real, first_step: None
+    world: LearnedWorld | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -135,6 +130,7 @@ class Trainer:
         self._max_reward = 0.0
         self._generation_sizes: list[int] = []
         self._num_compared = 0
+        self._num_first_updates: int | None = None  # that are left; None before there is a model
         # While updates, evaluation or log of a step are missing; a resumed run makes up for them.
         self._is_within_step = False
         self._num_new_steps = 0
@@ -153,10 +149,10 @@ class Trainer:
                     self.before_step(self)
                 if self.should_stop():
                     return False
-                if self.model_based is not None and self._generation_is_due():
-                    self._fit_model(self.model_based)
-                    if not self.model_based.guard.is_closed:
-                        self._generate_experience(self.model_based)
+                if self.model_based is not None:
+                    if not self._num_first_updates and self._generation_is_due():
+                        self._renew(self.model_based)
+                    self._take_first_updates(self.model_based)
                 self._num_new_steps, self._is_within_step = self._act_and_store(), True
                 self._complete_step()
         except Stopped:
@@ -166,7 +162,7 @@ class Trainer:
     def _complete_step(self) -> None:
         """Update the agent, evaluate and log; a stop within an update undoes it."""
         if self._num_new_steps > 0 and self.env_steps > self.agent_options.num_warm_start_steps:
-            self._update_agent(self._num_new_steps)
+            self._update_agent(self._num_new_steps * self.agent_options.num_gradient_steps_per_update)
         self._num_new_steps = 0
         if self._is_due(self.options.evaluate_every_steps):
             self._evaluate()
@@ -179,6 +175,26 @@ class Trainer:
         every = self.mbpo_options.generate_every
         return bool(self.collector.first.any()) if every == "episode" else self._is_due(every)
 
+    def _renew(self, mbpo: ModelBased) -> None:
+        """Fit the model, if that is due, and replace the generated experience."""
+        every = self.mbpo_options.fit_every
+        if self.num_model_trainings == 0 or every is None or self._is_due(every):
+            self._fit_model(mbpo)
+        if not mbpo.guard.is_closed:
+            self._generate_experience(mbpo)
+
+    def _take_first_updates(self, mbpo: ModelBased) -> None:
+        """Make up for the gradient steps that the warm start did without, with new rollouts at intervals."""
+        while self._num_first_updates:
+            if self.should_stop():
+                raise Stopped
+            every = self.mbpo_options.generate_every
+            assert isinstance(every, int)
+            size = min(every * self.agent_options.num_gradient_steps_per_update, self._num_first_updates)
+            self._update_agent(size)
+            self._num_first_updates -= size
+            self._generate_experience(mbpo)
+
     def _fit_model(self, mbpo: ModelBased) -> None:
         """Fit the model, and hold back all generated experience if it is not better than knowing nothing."""
         real, num_epochs = self.real_buffer.contents(), self.mbpo_options.num_epoch_for_training_model
@@ -187,9 +203,13 @@ class Trainer:
             metrics = mbpo.fitter.fit(mbpo.model, real, num_epochs, self.should_stop)
         self.num_model_trainings += 1
         self.logger.log({**metrics, **mbpo.guard.judge(metrics, self.env_steps)})
+        if mbpo.world is not None:
+            mbpo.world.refresh()
         if mbpo.guard.is_closed:
             mbpo.buffer.forget_all_but(0)
             self._generation_sizes = []
+        elif self._num_first_updates is None:
+            self._num_first_updates = self.mbpo_options.first_updates
 
     def _compare(self, mbpo: ModelBased) -> None:
         """Compare known functions with the real transitions since the last comparison."""
@@ -247,21 +267,27 @@ class Trainer:
                 self._held_actions[row] = self.collector.spaces.actions.sample(self._warm_start_stream)
         return self._held_actions.clone()
 
-    def _update_agent(self, num_steps: int) -> None:
-        """Take the gradient steps of `num_steps` environment steps on real and generated experience."""
+    def _update_agent(self, num_updates: int) -> None:
+        """Take gradient steps on real and generated experience, or through the model from there."""
         size, ratio = self.mbpo_options.mini_batch_size, self.mbpo_options.real_ratio
-        num_batches = num_steps * self.agent_options.num_gradient_steps_per_update
         generated = self.buffers.get("generated")
         with self.stopwatch.phase("update"):
             with self.undoing_if_stopped(self.agent, self._mix_stream):
-                batches, mixed = mix(self.real_buffer, generated, size, ratio, num_batches, self._mix_stream)
-                updates = self.agent.update(batches)
+                stream = self._mix_stream
+                batches, mixed = mix(self.real_buffer, generated, size, ratio, num_updates, stream)
+                updates = self._update(batches)
             self.logger.collect(mixed)
             earlier, spaces = self.gradient_steps, self.collector.spaces
             check_updates(updates, earlier, batches, spaces, self._max_reward, self.agent_options)
             self.gradient_steps += len(batches)
             for metrics in updates:
                 self.logger.collect(metrics)
+
+    def _update(self, batches: Sequence[Transitions]) -> Sequence[Metrics]:
+        mbpo = self.model_based
+        if mbpo is None or mbpo.world is None or len(mbpo.buffer) == 0:
+            return self.agent.update(batches)
+        return cast(ImaginingAgent, self.agent).update_in_world([batch.obs for batch in batches])
 
     def _evaluate(self) -> None:
         with self.stopwatch.phase("evaluate"):
@@ -305,50 +331,19 @@ class Trainer:
         real = {"real": self.real_buffer}
         return real if self.model_based is None else {**real, "generated": self.model_based.buffer}
 
-    @property
-    def _parts(self) -> dict[str, Any]:
-        parts = {"agent": self.agent, "logger": self.logger, "stopwatch": self.stopwatch}
-        if self.model_based is not None:
-            names = ("model", "fitter", "policy", "guard")
-            parts |= {name: getattr(self.model_based, name) for name in names}
-        return parts
+    @staticmethod
+    def evaluation_of(returns: Sequence[float], lengths: Sequence[int]) -> Evaluation:
+        """Return an evaluation from its stored returns and lengths."""
+        return Evaluation(tuple(returns), tuple(lengths))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all state, except for the contents of the replay buffers."""
-        evaluations = {name: getattr(self, name) for name in EVALUATIONS}
-        within_step = {"num_new_steps": self._num_new_steps, "metrics": self.logger.unwritten}
-        return {
-            **{name: getattr(self, name) for name in COUNTERS},
-            **{name: getattr(self, name).get_state() for name in STREAMS},
-            **{name: part.state_dict() for name, part in self._parts.items()},
-            **{name: None if found is None else asdict(found) for name, found in evaluations.items()},
-            "collector": self.collector.state_dict(),
-            "held_actions": self._held_actions,
-            **({"within_step": within_step} if self._is_within_step else {}),
-        }
+        return trainer_state.state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Restore what `state_dict` returned.
-
-        Returns:
-            True if the environments are exactly where they were.
+        """Restore what `state_dict` returned; return True if the environments are exactly where they were.
 
         Raises:
             Stopped: `should_stop` returned True before they were there.
         """
-        for name in COUNTERS:
-            setattr(self, name, state[name])
-        for name in STREAMS:
-            getattr(self, name).set_state(state[name])
-        for name, part in self._parts.items():
-            if name in state:  # older checkpoints have no guard
-                part.load_state_dict(state[name])
-        for name in EVALUATIONS:
-            stored = state[name]
-            found = Evaluation(tuple(stored["returns"]), tuple(stored["lengths"])) if stored else None
-            setattr(self, name, found)
-        self._held_actions = state["held_actions"].clone()
-        if "within_step" in state:
-            self._is_within_step, self._num_new_steps = True, state["within_step"]["num_new_steps"]
-            self.logger.log(state["within_step"]["metrics"])
-        return self.collector.load_state_dict(state["collector"], self.should_stop)
+        return trainer_state.restore(self, state)

@@ -169,6 +169,22 @@ class Policy(Protocol):
         """
 
 
+class World(Protocol):
+    """A model of the environment whose steps are differentiable in observation and action."""
+
+    num_steps: int
+    """T, the steps of one update."""
+
+    def draw(self, num_rows: int, generator: torch.Generator) -> Any:
+        """Draw what is random in the T steps from B = `num_rows` observations: tensors, in a tuple."""
+
+    def step(self, obs: Tensor, action: Tensor, draws: Any, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return next observations (B, O), rewards (B,), and 1.0 where an episode ends, else 0.0 (B,).
+
+        `number` counts the steps of the update from 0. Gradients flow through the first two results.
+        """
+
+
 class Agent(Protocol):
     """An off-policy base agent: chooses actions and takes a gradient step per mini-batch.
 
@@ -209,3 +225,13 @@ class Agent(Protocol):
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the weights of the greedy policy."""
+
+
+class ImaginingAgent(Agent, Protocol):
+    """An agent that also learns from values and gradients through a model of the world."""
+
+    def enter(self, world: World) -> None:
+        """Prepare for updates in this world."""
+
+    def update_in_world(self, starts: Sequence[Tensor]) -> Sequence[Metrics]:
+        """Take one gradient step per batch of start observations (B, O), and return the metrics of each."""

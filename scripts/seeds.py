@@ -71,6 +71,25 @@ ROWS = (
     ),
 )
 
+# Options that came after some rows were measured, with the values by which they change nothing.
+LATER_OPTIONS = {
+    "agent.activation": "relu",
+    "agent.initial_weights": "uniform",
+    "agent.critics.bound_quantile": 0.0,
+    "agent.critics.scale_outputs": False,
+    **{
+        f"model.{part}.{name}": value
+        for part in ("transition", "reward", "is_done")
+        for name, value in (("decoupled_decay", False), ("layer_norm", False), ("dropout", 0.0))
+    },
+    "model.training.significance": None,
+    "model.training.restart_optimizer": False,
+    "model.training.bootstrap": False,
+    "mbpo.fit_every": None,
+    "mbpo.first_updates": 0,
+    "mbpo.training_horizon": 0,
+}
+
 
 @dataclass(frozen=True)
 class Places:
@@ -146,7 +165,9 @@ def digest(row: Row, variant: str) -> str:
     affecting = {
         key: value
         for key, value in config.items()
-        if matters(key, config) and (key in SCORED or not key.startswith(HARMLESS))
+        if matters(key, config)
+        and (key in SCORED or not key.startswith(HARMLESS))
+        and not (key in LATER_OPTIONS and LATER_OPTIONS[key] == value)
     }
     return hashlib.sha256(repr(sorted(affecting.items())).encode()).hexdigest()[:8]
 

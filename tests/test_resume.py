@@ -47,6 +47,21 @@ KINDS = {
         "model/reward=gaussian",
         "model.transition.layer_decays=[1e-4,1e-3]",
     ),
+    "through_the_model": (
+        "algorithm=double_horizon",
+        "mbpo.fit_every=10",
+        "mbpo.first_updates=23",
+        "mbpo.training_horizon=2",
+        "mbpo.real_ratio=0.1",
+        "agent.num_gradient_steps_per_update=2",
+        "model/transition=constant_noise",
+        "model.transition.dropout=0.1",
+        "model.transition.layer_decays=1e-3",
+        "model.transition.decoupled_decay=true",
+        "model.training.bootstrap=true",
+        "model.training.significance=0.1",
+        "model.training.restart_optimizer=true",
+    ),
 }
 BRIEF = (
     "mbpo.generate_every=5",
@@ -320,7 +335,7 @@ def at(tree: Any, path: tuple[Any, ...]) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sac", "dqn"])
+@pytest.mark.parametrize("kind", ["sac", "dqn", "through_the_model"])
 def test_every_item_of_the_state_affects_the_rest_of_the_run(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +347,7 @@ def test_every_item_of_the_state_affects_the_rest_of_the_run(
             "mbpo.model_rollout_options.noise_options.standard_deviation_decay_rate=0.1",
         ),
         "dqn": (*KINDS["dqn"], "agent.target_update_frequency=3", "agent.exploration.epsilon_decay=0.05"),
+        "through_the_model": KINDS["through_the_model"],
     }[kind]
     config = make_config(
         *TINY,

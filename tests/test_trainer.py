@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -201,6 +202,55 @@ def test_the_model_is_fitted_and_used_every_k_steps() -> None:
     events = Loop("mbpo.generate_every=4", "trainer.num_env_steps=13", *QUIET).run()
     step = ["act", "update"]
     assert events == [*step * 3, "fit 8", *GENERATE, *step * 4, "fit 12", *GENERATE, *step, "evaluate"]
+
+
+def test_the_model_is_fitted_less_often_than_it_is_used() -> None:
+    options = ("mbpo.generate_every=2", "mbpo.fit_every=4", "trainer.num_env_steps=13", *QUIET)
+    events = Loop(*options).run()
+    step = ["act", "update"] * 2
+    used = [*GENERATE, *step]
+    assert events == [
+        *(*["act", "update"], "fit 6", *used, "fit 8", *used, *used, "fit 12", *GENERATE),
+        *("act", "update", "evaluate"),
+    ]
+
+
+def test_first_updates_follow_the_first_fit_with_a_new_generation_for_every_few() -> None:
+    options = ("mbpo.generate_every=4", "mbpo.first_updates=10", "trainer.num_env_steps=9", *QUIET)
+    events = Loop(*options).run()
+    first = [*["update"] * 4, *GENERATE]
+    assert events == [
+        *["act", "update"] * 3,
+        *("fit 8", *GENERATE, *first, *first, *["update"] * 2, *GENERATE),
+        *("act", "update", "evaluate"),
+    ]
+
+
+def test_first_updates_that_were_stopped_are_continued_without_another_fit() -> None:
+    options = ("mbpo.generate_every=4", "mbpo.first_updates=10", "trainer.num_env_steps=9", *QUIET)
+    whole = Loop(*options).run()
+    stops = iter([False] * 10 + [True])
+    loop = Loop(*options, should_stop=lambda: next(stops, False))
+    assert not loop.trainer.train()
+    assert loop.spy.events.count("update") == 3 + 4, "stopped after the first of three blocks"
+    assert loop.trainer.train()
+    assert loop.spy.events == whole
+
+
+def test_agents_learn_in_the_world_once_there_is_generated_experience() -> None:
+    loop = Loop("mbpo.generate_every=4", "trainer.num_env_steps=9", *QUIET)
+    starts: list[Tensor] = []
+
+    def update_in_world(batch: Sequence[Tensor]) -> Sequence[Metrics]:
+        starts.extend(batch)
+        return [{} for _ in batch]
+
+    assert loop.model_based is not None
+    loop.model_based.world = cast(Any, SimpleNamespace(refresh=lambda: loop.spy.events.append("refresh")))
+    loop.spy.update_in_world = update_in_world  # type: ignore[attr-defined]
+    events = loop.run()
+    assert events == [*["act", "update"] * 3, "fit 8", "refresh", *GENERATE, "act", "evaluate"]
+    assert [start.shape for start in starts] == [(16, 2)]
 
 
 def test_the_first_fit_waits_for_an_episode_that_starts_after_the_warm_start() -> None:

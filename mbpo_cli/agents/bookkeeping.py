@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from mbpo_cli.agents.bounds import ReturnBounds
-from mbpo_cli.agents.networks import Network, Scaling, smooth_update, target_of
+from mbpo_cli.agents.networks import (
+    ACTIVATIONS,
+    INITIALIZERS,
+    Network,
+    Scaling,
+    Shared,
+    smooth_update,
+    target_of,
+)
 from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.nn.compilation import one_by_one
 from mbpo_cli.nn.networks import dropout_factors
@@ -45,8 +53,11 @@ class Bookkeeping:
             self.generator = generator
         self.scaling = Scaling(spaces.obs_size, generator.device) if options.normalize_observations else None
         self.bounds: ReturnBounds | None = None
-        if options.critics.bound_targets:
-            self.bounds = ReturnBounds(options.discount_factor, generator.device)
+        critics = options.critics
+        if critics.bound_targets or critics.scale_outputs:
+            self.bounds = ReturnBounds(options.discount_factor, critics.bound_quantile, generator.device)
+        initialize, activation = INITIALIZERS[options.initial_weights], ACTIVATIONS[options.activation]
+        self.shared = Shared(activation, initialize, self.scaling, self.bounds)
 
     def observe(self, obs: Tensor) -> None:
         """Count real observations, shape (B, O), in the scaling of the networks' inputs."""
@@ -77,7 +88,10 @@ class Bookkeeping:
         self, reward_B: Tensor, value_B: Tensor, bonuses: tuple[Tensor | float, Tensor | float] = (0, 0)
     ) -> Tensor:
         """Return values within what is possible, if targets are bounded; `bonuses` as in `ReturnBounds`."""
-        return value_B if self.bounds is None else self.bounds.limited(reward_B, value_B, *bonuses)
+        if self.bounds is None:
+            return value_B
+        self.bounds.see(reward_B)
+        return self.bounds.limited(value_B, *bonuses) if self.options.critics.bound_targets else value_B
 
     def policy_of(self, network: Network) -> Network:
         """Return the network of the greedy policy: an average of a trained one, or that itself."""

@@ -6,12 +6,14 @@ Source: Lillicrap et al. 2016, "Continuous control with deep reinforcement learn
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mbpo_cli.agents.bookkeeping import Bookkeeping, Draws
-from mbpo_cli.agents.networks import Critics, DeterministicActor, smallest, smooth_update, target_of
+from mbpo_cli.agents.bookkeeping import Draws
+from mbpo_cli.agents.imagination import Imagining
+from mbpo_cli.agents.networks import Critics, DeterministicActor, pull, smallest, smooth_update, target_of
 from mbpo_cli.agents.options import DeterministicActorOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
@@ -28,7 +30,7 @@ class DDPGOptions(DeterministicActorOptions):
     exploration: Component = option("exploration noise (group agent/exploration)", matlab="NoiseOptions")
 
 
-class DDPG(Bookkeeping):
+class DDPG(Imagining):
     """Deep deterministic policy gradient on actions in [-1, 1].
 
     `generator` draws the initial weights, on its device.
@@ -37,19 +39,22 @@ class DDPG(Bookkeeping):
     Options = DDPGOptions
     actions = ContinuousActions
     options: DDPGOptions
+    actor: DeterministicActor
+    critics: Critics
 
     def __init__(
         self, options: DDPGOptions, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
     ) -> None:
         super().__init__(options, spaces, generator)
+        self.generator = generator
         self.exploration = exploration
-        self.actor = DeterministicActor(spaces, options.hidden_sizes, generator, self.scaling)
-        self.critic = Critics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
+        self.actor = DeterministicActor(spaces, options.hidden_sizes, generator, self.shared)
+        self.critics = Critics(options.critics, spaces, options.hidden_sizes, generator, self.shared)
         self.policy = self.policy_of(self.actor)
         self.target_actor = target_of(self.actor)
-        self.target_critic = target_of(self.critic)
+        self.target_critics = target_of(self.critics)
         self.actor_optimizer = Optimizer(self.actor.parameters(), options.actor_optimizer)
-        self.critic_optimizer = Optimizer(self.critic.parameters(), options.critic_optimizer)
+        self.critic_optimizer = Optimizer(self.critics.parameters(), options.critic_optimizer)
 
     @torch.no_grad()
     def act(self, obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
@@ -64,29 +69,48 @@ class DDPG(Bookkeeping):
     @torch.no_grad()
     def value(self, obs: Tensor, action: Tensor) -> Tensor:
         """Return the Q-values of actions, shape (B,)."""
-        values: Tensor = self.critic(obs, action).mean(0)
+        values: Tensor = self.critics(obs, action).mean(0)
         return values
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the weights of the greedy actor."""
-        return self.policy.state_dict()
+        state: dict[str, Tensor] = self.policy.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the result of `state_dict`, or that of version 0.1, which drew nothing after the start."""
+        later = {"critic": "critics", "target_critic": "target_critics"}
+        renamed = {later.get(name, name): value for name, value in state.items()}
+        super().load_state_dict({"generator": self.generator.get_state()} | renamed)
 
     def _step(self, batch: Transitions, draws: Draws, with_targets: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch, draws) | self._update_actor(batch)
         if with_targets:
-            smooth_update(self.target_critic, self.critic, self.options.target_smooth_factor)
-            smooth_update(self.target_actor, self.actor, self.options.target_smooth_factor)
+            self._move_targets()
         return metrics
+
+    def _move_targets(self) -> None:
+        smooth_update(self.target_critics, self.critics, self.options.target_smooth_factor)
+        smooth_update(self.target_actor, self.actor, self.options.target_smooth_factor)
+
+    def choose(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actor's actions (B, A), without noise and with bonuses of 0."""
+        return self.actor(obs), obs.new_zeros(len(obs))
+
+    def restraint(self, obs: Tensor, value: Tensor) -> Tensor | float:
+        """Return the loss that keeps the actor's outputs within their limit."""
+        limit = self.options.actor_output_limit
+        return 0.0 if limit is None else pull(self.actor.outputs(obs), value, limit)
 
     def _update_critic(self, batch: Transitions, draws: Draws) -> dict[str, Tensor]:
         with torch.no_grad():
             next_action = self.target_actor(batch.next_obs)
             next_value = smallest(draws.subset)(
-                self.target_critic(batch.next_obs, next_action, draws.target_dropout)
+                self.target_critics(batch.next_obs, next_action, draws.target_dropout)
             )
             next_value = self.bounded(batch.reward, next_value)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
-        values = self.critic(batch.obs, batch.action, draws.dropout)
+        values = self.critics(batch.obs, batch.action, draws.dropout)
         loss = 0.5 * (values - target).square().mean(1).sum()
         self.critic_optimizer.minimize(loss)
         return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
@@ -94,7 +118,7 @@ class DDPG(Bookkeeping):
     def _update_actor(self, batch: Transitions) -> dict[str, Tensor]:
         loss = self.actor.loss(
             batch.obs,
-            lambda action: self.critic.for_actor(self.critic(batch.obs, action)),
+            lambda action: self.critics.for_actor(self.critics(batch.obs, action)),
             self.options.actor_output_limit,
         )
         self.actor_optimizer.minimize(loss)

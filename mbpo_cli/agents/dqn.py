@@ -49,7 +49,7 @@ class DQN(Bookkeeping):
         super().__init__(options, spaces, generator)
         self.exploration = exploration
         self.num_actions = spaces.action_size
-        self.critic = DiscreteCritics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
+        self.critic = DiscreteCritics(options.critics, spaces, options.hidden_sizes, generator, self.shared)
         self.policy = self.policy_of(self.critic)
         self.target_critic = target_of(self.critic)
         self.critic_optimizer = Optimizer(self.critic.parameters(), options.critic_optimizer)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mbpo_cli.agents.bounds import ReturnBounds
 from mbpo_cli.agents.options import CriticOptions
-from mbpo_cli.nn.networks import BatchedMLP, uniform
+from mbpo_cli.nn.networks import Activation, BatchedMLP, Initializer, orthogonal, uniform
 from mbpo_cli.types import DiscreteActions, SpaceSpec
 
 # Observations whose deviation relative to their mean is smaller are only centered, as it is rounding errors.
@@ -20,6 +21,10 @@ SMALLEST_DEVIATION = 1e-6
 MOST_DEVIATIONS = 10.0
 
 Network = TypeVar("Network", bound=nn.Module)
+
+ACTIVATIONS: dict[str, Activation] = {"relu": functional.relu, "silu": functional.silu}
+INITIALIZERS: dict[str, Initializer] = {"uniform": uniform, "orthogonal": orthogonal}
+
 
 Combine = Callable[[Tensor], Tensor]
 """From the values of all critics, shape (M, B, ...), to one value, shape (B, ...)."""
@@ -70,34 +75,57 @@ class Scaling(nn.Module):
         return ((obs - self.shift) * self.factor).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 
 
+class Shared(NamedTuple):
+    """What the networks of an agent share.
+
+    Attributes:
+        activation: Of the hidden layers.
+        initialize: Draws the initial weights.
+        scaling: Of the observations.
+        bounds: Of the returns, which give the scale of the critics' outputs.
+    """
+
+    activation: Activation = functional.relu
+    initialize: Initializer = uniform
+    scaling: Scaling | None = None
+    bounds: ReturnBounds | None = None
+
+
+PLAIN = Shared()
+
+
 def scaled(obs: Tensor, scaling: Scaling | None) -> Tensor:
     """Return observations as networks get them."""
     return obs if scaling is None else scaling(obs)
 
 
 def target_of(network: Network) -> Network:
-    """Return a copy of a network, which shares its scaling."""
-    shared = network.scaling
-    return copy.deepcopy(network, {id(shared): shared})
+    """Return a copy of a network, which shares its scaling and its bounds."""
+    shared: Any = network.shared
+    return copy.deepcopy(network, {id(part): part for part in shared})
 
 
 class QNetworks(nn.Module):
     """Base of critics: networks evaluated together, whose values a target or an actor combines.
 
-    `scaling` is applied to observations; several networks may share it.
+    Several networks may share scaling and bounds.
     """
 
     def __init__(
-        self,
-        options: CriticOptions,
-        sizes: Sequence[int],
-        generator: torch.Generator,
-        scaling: Scaling | None,
+        self, options: CriticOptions, sizes: Sequence[int], generator: torch.Generator, shared: Shared
     ) -> None:
         super().__init__()
         self.options = options
-        self.scaling = scaling
-        self.mlp = BatchedMLP(options.number, sizes, functional.relu, uniform, generator, options.layer_norm)
+        self.shared = shared
+        self.scaling = shared.scaling
+        self.mlp = BatchedMLP(
+            options.number, sizes, shared.activation, shared.initialize, generator, options.layer_norm
+        )
+
+    def values_of(self, outputs: Tensor) -> Tensor:
+        """Return values from the outputs of the networks, which may be in units of the range of returns."""
+        bounds = self.shared.bounds if self.options.scale_outputs else None
+        return outputs if bounds is None else bounds.scaled(outputs)
 
     def for_actor(self, values: Tensor) -> Tensor:
         """Return what an actor maximizes, shape (B, ...) from (M, B, ...).
@@ -117,22 +145,22 @@ class Critics(QNetworks):
         spaces: SpaceSpec,
         hidden_sizes: Sequence[int],
         generator: torch.Generator,
-        scaling: Scaling | None = None,
+        shared: Shared = PLAIN,
     ) -> None:
         sizes = (spaces.obs_size + spaces.action_size, *hidden_sizes, 1)
-        super().__init__(options, sizes, generator, scaling)
+        super().__init__(options, sizes, generator, shared)
 
     def forward(self, obs_BO: Tensor, action_BA: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """Return each critic's values, shape (M, B)."""
         inputs = torch.cat((scaled(obs_BO, self.scaling), action_BA), dim=-1)
         values: Tensor = self.mlp(inputs.expand(self.options.number, -1, -1), dropout=dropout)
-        return values[..., 0]
+        return self.values_of(values[..., 0])
 
     def first(self, obs_BO: Tensor, action_BA: Tensor) -> Tensor:
         """Return the first critic's values, shape (B,), without evaluating the others."""
         inputs = torch.cat((scaled(obs_BO, self.scaling), action_BA), dim=-1)
         values: Tensor = self.mlp(inputs[None], slice(1))
-        return values[0, :, 0]
+        return self.values_of(values[0, :, 0])
 
 
 class DiscreteCritics(QNetworks):
@@ -144,15 +172,15 @@ class DiscreteCritics(QNetworks):
         spaces: SpaceSpec,
         hidden_sizes: Sequence[int],
         generator: torch.Generator,
-        scaling: Scaling | None = None,
+        shared: Shared = PLAIN,
     ) -> None:
-        super().__init__(options, (spaces.obs_size, *hidden_sizes, spaces.action_size), generator, scaling)
+        super().__init__(options, (spaces.obs_size, *hidden_sizes, spaces.action_size), generator, shared)
 
     def of_all_actions(self, obs_BO: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """Return each critic's values of all actions, shape (M, B, A)."""
         inputs = scaled(obs_BO, self.scaling).expand(self.options.number, -1, -1)
         values: Tensor = self.mlp(inputs, dropout=dropout)
-        return values
+        return self.values_of(values)
 
     def forward(self, obs_BO: Tensor, action_BA: Tensor, dropout: Sequence[Tensor] | None = None) -> Tensor:
         """Return each critic's values of one-hot actions, shape (M, B)."""
@@ -169,13 +197,14 @@ class Actor(nn.Module):
         spaces: SpaceSpec,
         hidden_sizes: Sequence[int],
         generator: torch.Generator,
-        scaling: Scaling | None = None,
+        shared: Shared = PLAIN,
     ) -> None:
         super().__init__()
         self.action_size = spaces.action_size
-        self.scaling = scaling
+        self.shared = shared
+        self.scaling = shared.scaling
         sizes = (spaces.obs_size, *hidden_sizes, self.outputs_per_element * spaces.action_size)
-        self.mlp = BatchedMLP(1, sizes, functional.relu, uniform, generator)
+        self.mlp = BatchedMLP(1, sizes, shared.activation, shared.initialize, generator)
 
     def outputs(self, obs_BO: Tensor) -> Tensor:
         """Return the outputs of the network, shape (B, outputs)."""
@@ -191,17 +220,19 @@ class DeterministicActor(Actor):
         return self.outputs(obs_BO).tanh()
 
     def loss(self, obs_BO: Tensor, value: Callable[[Tensor], Tensor], limit: float | None) -> Tensor:
-        """Return the scalar that an actor minimizes: minus the mean `value` (B,) of its actions.
-
-        Tanh has no gradient for outputs far beyond the limits of actions, where an actor would stay for good.
-        Beyond `limit` they are pulled back, in proportion to the size of the values.
-        """
+        """Return the scalar to minimize: minus the mean `value` (B,) of actions, and `pull` to a limit."""
         output_BA = self.outputs(obs_BO)
         value_B = value(output_BA.tanh())
-        if limit is None:
-            return -value_B.mean()
-        excess = (output_BA.abs() - limit).relu().square().mean()
-        return value_B.detach().abs().mean() * excess - value_B.mean()
+        return -value_B.mean() if limit is None else pull(output_BA, value_B, limit) - value_B.mean()
+
+
+def pull(output_BA: Tensor, value_B: Tensor, limit: float) -> Tensor:
+    """Return a loss that pulls an actor's outputs back to `limit`, in proportion to the size of the values.
+
+    Tanh has no gradient for outputs far beyond the limits of actions, where an actor would stay for good.
+    """
+    excess = (output_BA.abs() - limit).relu().square().mean()
+    return value_B.detach().abs().mean() * excess
 
 
 class SquashedGaussianActor(Actor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mbpo_cli.options import Component, option
 
@@ -20,6 +21,15 @@ class CriticOptions:
     layer_norm: bool = option("normalize the hidden layers, which limits how critics extrapolate")
     dropout: float = option("fraction of hidden units left out at random in training", low=0, high=0.9)
     bound_targets: bool = option("limit targets to returns that are possible with the rewards seen so far")
+    bound_quantile: float = option(
+        "0 = possible are all rewards between the smallest and the largest; otherwise those between moving "
+        "averages of this quantile and of 1 minus it",
+        low=0,
+        high=0.4,
+    )
+    scale_outputs: bool = option(
+        "outputs in units of half the range of the possible returns, from its middle"
+    )
 
     @property
     def are_random(self) -> bool:
@@ -65,6 +75,11 @@ class TargetNetworkOptions(AgentOptions):
     critics: CriticOptions = option("the critics, and what keeps their values from running away")
     normalize_observations: bool = option(
         "scale the inputs of actor and critics by mean and deviation of all real observations so far"
+    )
+    activation: Literal["relu", "silu"] = option("activation of the hidden layers, actor and critics")
+    initial_weights: Literal["uniform", "orthogonal"] = option(
+        "how initial weights are drawn, actor and critics: uniform = also biases, as torch does; orthogonal "
+        "= biases are 0"
     )
     target_smooth_factor: float = option(
         "fraction by which target networks move towards their networks; 1 = copy",

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbpo_cli.agents.bookkeeping import Bookkeeping, Draws
+from mbpo_cli.agents.bookkeeping import Draws
+from mbpo_cli.agents.imagination import Imagining, Path
 from mbpo_cli.agents.networks import (
     CategoricalActor,
     Critics,
@@ -56,7 +57,7 @@ class SACOptions(TargetNetworkOptions):
     )
 
 
-class SAC(Bookkeeping):
+class SAC(Imagining):
     """Soft actor-critic: a squashed Gaussian policy, or a categorical one if actions are discrete.
 
     `generator` draws the initial weights, on its device, and the actions in updates.
@@ -71,14 +72,14 @@ class SAC(Bookkeeping):
         self.actor: SquashedGaussianActor | CategoricalActor
         self.critics: Critics | DiscreteCritics
         if isinstance(spaces.actions, ContinuousActions):
-            self.actor = SquashedGaussianActor(spaces, options.hidden_sizes, generator, self.scaling)
-            self.critics = Critics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
+            self.actor = SquashedGaussianActor(spaces, options.hidden_sizes, generator, self.shared)
+            self.critics = Critics(options.critics, spaces, options.hidden_sizes, generator, self.shared)
             target_entropy = -float(spaces.action_size)
             self.most_entropy = spaces.action_size * math.log(2)
         else:
-            self.actor = CategoricalActor(spaces, options.hidden_sizes, generator, self.scaling)
+            self.actor = CategoricalActor(spaces, options.hidden_sizes, generator, self.shared)
             self.critics = DiscreteCritics(
-                options.critics, spaces, options.hidden_sizes, generator, self.scaling
+                options.critics, spaces, options.hidden_sizes, generator, self.shared
             )
             # Christodoulou 2019 uses 0.98 of the largest possible entropy, which keeps the policy nearly
             # uniform; with two actions that does not balance a pole.
@@ -115,7 +116,8 @@ class SAC(Bookkeeping):
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the weights of the greedy actor."""
-        return self.policy.state_dict()
+        state: dict[str, Tensor] = self.policy.state_dict()
+        return state
 
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of `_step`, with noise for the actions at o' and o."""
@@ -138,7 +140,7 @@ class SAC(Bookkeeping):
         if with_actor:
             metrics |= self._update_actor(batch, noise)
         if with_targets:
-            smooth_update(self.target_critics, self.critics, self.options.target_smooth_factor)
+            self._move_targets()
         return metrics
 
     def _update_critics(self, batch: Transitions, draws: Draws, next_noise: Tensor) -> dict[str, Tensor]:
@@ -146,9 +148,8 @@ class SAC(Bookkeeping):
             next_value, entropy = self.actor.expect(
                 batch.next_obs, self.target_critics, smallest(draws.subset), next_noise, draws.target_dropout
             )
-            alpha = self.log_alpha.exp()
-            bonuses = alpha * self.least_entropy, alpha * self.most_entropy
-            next_value = self.bounded(batch.reward, next_value + alpha * entropy, bonuses)
+            next_value = next_value + self.log_alpha.exp() * entropy
+            next_value = self.bounded(batch.reward, next_value, self.bonus_range())
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
         values = self.critics(batch.obs, batch.action, draws.dropout)
         loss = 0.5 * (values - target).square().mean(1).sum()
@@ -162,8 +163,29 @@ class SAC(Bookkeeping):
         self.actor_optimizer.minimize(loss)
         self.average(self.policy, self.actor)
         entropy = entropy_B.detach().mean()
+        return {"agent/actor_loss": loss.detach()} | self._update_alpha(entropy, alpha)
+
+    def _update_alpha(self, entropy: Tensor, alpha: Tensor) -> dict[str, Tensor]:
         self.alpha_optimizer.minimize((self.log_alpha.exp() * (entropy - self.target_entropy)).sum())
         if self.max_log_alpha is not None:
             with torch.no_grad():
                 self.log_alpha.clamp_(max=self.max_log_alpha)
-        return {"agent/actor_loss": loss.detach(), "agent/entropy": entropy, "agent/entropy_weight": alpha[0]}
+        return {"agent/entropy": entropy, "agent/entropy_weight": alpha[0]}
+
+    def choose(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions (B, A); their bonuses (B,) are the negative log densities times the entropy weight."""
+        assert isinstance(self.actor, SquashedGaussianActor)
+        action, log_density = self.actor.act_with_log_density(obs, noise)
+        return action, -self.log_alpha.detach().exp() * log_density
+
+    def bonus_range(self) -> tuple[Tensor, Tensor]:
+        """Return the range of the bonuses."""
+        alpha = self.log_alpha.detach().exp()
+        return alpha * self.least_entropy, alpha * self.most_entropy
+
+    def _after_actor(self, path: Path) -> dict[str, Tensor]:
+        alpha = self.log_alpha.detach().exp()
+        return self._update_alpha((path.bonus.detach() / alpha).mean(), alpha)
+
+    def _move_targets(self) -> None:
+        smooth_update(self.target_critics, self.critics, self.options.target_smooth_factor)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mbpo_cli.agents.bookkeeping import Bookkeeping, Draws
-from mbpo_cli.agents.networks import Critics, DeterministicActor, smallest, smooth_update, target_of
+from mbpo_cli.agents.bookkeeping import Draws
+from mbpo_cli.agents.imagination import Imagining
+from mbpo_cli.agents.networks import Critics, DeterministicActor, pull, smallest, smooth_update, target_of
 from mbpo_cli.agents.options import DeterministicActorOptions
 from mbpo_cli.exploration import Noise
 from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
@@ -49,7 +50,7 @@ class TD3Options(DeterministicActorOptions):
     )
 
 
-class TD3(Bookkeeping):
+class TD3(Imagining):
     """Twin delayed DDPG on actions in [-1, 1].
 
     `generator` draws the initial weights, on its device, and the noise on target actions.
@@ -58,6 +59,8 @@ class TD3(Bookkeeping):
     Options = TD3Options
     actions = ContinuousActions
     options: TD3Options
+    actor: DeterministicActor
+    critics: Critics
 
     def __init__(
         self, options: TD3Options, spaces: SpaceSpec, generator: torch.Generator, exploration: Noise
@@ -65,8 +68,8 @@ class TD3(Bookkeeping):
         super().__init__(options, spaces, generator)
         self.generator = generator
         self.exploration = exploration
-        self.actor = DeterministicActor(spaces, options.hidden_sizes, generator, self.scaling)
-        self.critics = Critics(options.critics, spaces, options.hidden_sizes, generator, self.scaling)
+        self.actor = DeterministicActor(spaces, options.hidden_sizes, generator, self.shared)
+        self.critics = Critics(options.critics, spaces, options.hidden_sizes, generator, self.shared)
         self.policy = self.policy_of(self.actor)
         self.target_actor = target_of(self.actor)
         self.target_critics = target_of(self.critics)
@@ -91,7 +94,8 @@ class TD3(Bookkeeping):
 
     def policy_state(self) -> dict[str, Tensor]:
         """Return the weights of the greedy actor."""
-        return self.policy.state_dict()
+        state: dict[str, Tensor] = self.policy.state_dict()
+        return state
 
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of `_step`, with standard normal noise for the target actions."""
@@ -112,9 +116,21 @@ class TD3(Bookkeeping):
         if with_actor:
             metrics |= self._update_actor(batch)
         if with_targets:
-            smooth_update(self.target_critics, self.critics, self.options.target_smooth_factor)
-            smooth_update(self.target_actor, self.actor, self.options.target_smooth_factor)
+            self._move_targets()
         return metrics
+
+    def _move_targets(self) -> None:
+        smooth_update(self.target_critics, self.critics, self.options.target_smooth_factor)
+        smooth_update(self.target_actor, self.actor, self.options.target_smooth_factor)
+
+    def choose(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actor's actions (B, A), without noise and with bonuses of 0."""
+        return self.actor(obs), obs.new_zeros(len(obs))
+
+    def restraint(self, obs: Tensor, value: Tensor) -> Tensor | float:
+        """Return the loss that keeps the actor's outputs within their limit."""
+        limit = self.options.actor_output_limit
+        return 0.0 if limit is None else pull(self.actor.outputs(obs), value, limit)
 
     def _update_critics(self, batch: Transitions, draws: Draws, noise: Tensor) -> dict[str, Tensor]:
         smoothing = self.options.target_policy_smooth_options

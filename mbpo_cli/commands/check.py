@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 
 import torch
@@ -21,6 +22,8 @@ from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import resolve
 from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec
 
+log = logging.getLogger(__name__)
+
 # For error messages: a kind of actions, and the agents, their noise and the rollout noise that suit it.
 SUITABLE = {
     ContinuousActions: ("a Box of actions", "sac, td3 or ddpg", "gaussian or ornstein_uhlenbeck", "gaussian"),
@@ -34,7 +37,7 @@ def check(config: Config, is_new: bool = True) -> None:
     Only for a new run, episodes must have a limit; older versions accepted others, too.
     """
     device = build.build_device(config)
-    build.compiles(config, device, build.num_updates(config))
+    build.agent_compiles(config, device)
     with closing(build.build_env(config)) as env:
         _check_actions(config, env.spaces)
         if is_new:
@@ -43,6 +46,8 @@ def check(config: Config, is_new: bool = True) -> None:
         _check_memory(config, env.spaces)
     if build.uses_model(config):
         _check_known_functions(config, env.spaces)
+        if config.mbpo.training_horizon > 0:
+            _check_gradients(config, env.spaces)
 
 
 def _check_memory(config: Config, spaces: SpaceSpec) -> None:
@@ -84,6 +89,36 @@ def _check_known_functions(config: Config, spaces: SpaceSpec) -> None:
             raise ConfigError(f"{key}: does not fit {config.env.id}: {reason}") from error
         if shape != (2,):
             raise ConfigError(f"{key}: returns shape {shape} for a batch of 2, but must return (2,)")
+
+
+def _check_gradients(config: Config, spaces: SpaceSpec) -> None:
+    """Check that gradients can flow through actions and rewards."""
+    key, remedy = f"mbpo.training_horizon={config.mbpo.training_horizon}", "or algorithm=mbpo"
+    can_imagine = hasattr(resolve(config.agent._target_), "update_in_world")
+    if not (can_imagine and isinstance(spaces.actions, ContinuousActions)):
+        raise ConfigError(
+            f"{key}: agent={config.agent.name} with {SUITABLE[type(spaces.actions)][0]} has no gradient "
+            f"through the model; use sac, td3 or ddpg with continuous actions, {remedy}"
+        )
+    options = config.model.reward
+    if not isinstance(options, KnownOptions):
+        return
+    stream = generator(config.seed, "check")
+    reward = build.build_component(options, spaces, stream)
+    obs, next_obs = torch.rand(2, 64, spaces.obs_size, generator=stream)
+    action = spaces.actions.sample_rows(64, stream)
+    try:
+        result = reward.most_likely(*(each.requires_grad_() for each in (obs, action, next_obs)))
+    except RuntimeError as error:  # of torch, such as for a conversion to NumPy
+        raise ConfigError(
+            f"model.reward.function={options.function}: not differentiable, as {key} needs it: "
+            f"{one_line(str(error))}; use operations of torch, or model/reward=deterministic, {remedy}"
+        ) from error
+    if not result.requires_grad and result.std() > 0:
+        log.warning(
+            "model.reward.function=%s has no gradient: the actor learns from the critics' alone",
+            options.function,
+        )
 
 
 def _check_actions(config: Config, spaces: SpaceSpec) -> None:

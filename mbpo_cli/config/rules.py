@@ -54,6 +54,7 @@ def _horizon(facts: Facts) -> int:
 BY_STEPS: Mapping[str, Callable[[int], Any]] = {
     "num_warm_start_steps": lambda steps: clip(steps / 10, 50, 5_000),
     "generate_every": lambda steps: clip(steps / 40, 50, 250),
+    "fit_every": lambda steps: clip(steps / 40, 50, 1_000),
 }
 """From the environment steps of a run to a value."""
 
@@ -69,6 +70,11 @@ BY_ENV: Mapping[str, Callable[[Facts], Any]] = {
     "num_networks": lambda facts: 5 if facts.is_small else 7,
     "num_elites": lambda facts: 3 if facts.is_small else 5,
     "model_hidden_sizes": lambda facts: [128] * 3 if facts.is_small else [200] * 4,
+    # Of algorithm=double_horizon.
+    "discount_factor": lambda facts: 1 - 1 / clip(facts.episode / 5, 30, 200),
+    "imagining_hidden_sizes": lambda facts: [64, 64] if facts.is_small else [256] * 3,
+    "imagining_model_hidden_sizes": lambda facts: [128] * 3 if facts.is_small else [256] * 3,
+    "imagining_updates": lambda facts: 5 if facts.is_small else 1,
 }
 """From an environment to a value."""
 

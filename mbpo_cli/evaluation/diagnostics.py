@@ -118,6 +118,8 @@ def examined(
     far = open_loop(model, episodes)
     metrics |= transition_metrics(model.transition.elites, channels, near, far)
     metrics |= outcome_metrics(model, rows, stream)
+    if hasattr(agent, "world"):
+        metrics |= world_metrics(agent, episodes, discount_factor, stream)
     if len(model_buffer) == 0:  # while the model is held back
         return Findings(metrics, near, far, real.next_obs, None, rows.action)
     generated = model_buffer.sample(min(MAX_ROWS, len(model_buffer)), stream)
@@ -156,18 +158,34 @@ def critic_metrics(agent: Agent, episodes: Sequence[Episode], discount_factor: f
     After a time limit the critics themselves estimate the rest of the return. SAC's critics also count
     future entropy, which appears here as a positive bias.
     """
-    biases, returns = [], []
+    value = torch.cat([agent.value(episode.obs[:-1], episode.action) for episode in episodes])
+    returns = greedy_returns(agent, episodes, discount_factor)
+    return {
+        "diagnose/q_bias": float((value - returns).mean()),
+        "diagnose/discounted_return": float(returns.mean()),
+    }
+
+
+def greedy_returns(agent: Agent, episodes: Sequence[Episode], discount_factor: float) -> Tensor:
+    """Return the discounted return from each observation of the episodes but the last ones, shape (N,)."""
+    found = []
     for episode in episodes:
-        value = agent.value(episode.obs[:-1], episode.action)
         last = episode.obs[-1:]
         rest = 0.0 if episode.terminated else float(agent.value(last, agent.act(last)))
-        to_go = returns_to_go(episode.reward, discount_factor, rest)
-        biases.append(value - to_go)
-        returns.append(to_go)
-    return {
-        "diagnose/q_bias": float(torch.cat(biases).mean()),
-        "diagnose/discounted_return": float(torch.cat(returns).mean()),
-    }
+        found.append(returns_to_go(episode.reward, discount_factor, rest))
+    return torch.cat(found)
+
+
+def world_metrics(
+    agent: Any, episodes: Sequence[Episode], discount_factor: float, stream: torch.Generator
+) -> dict[str, float]:
+    """Return what an agent that learns in the model sees of these episodes there."""
+    returns = greedy_returns(agent, episodes, discount_factor)
+    obs = torch.cat([episode.obs[:-1] for episode in episodes])
+    rows = torch.linspace(0, len(obs) - 1, min(MAX_ROWS, len(obs))).long()
+    with torch.inference_mode(False):  # there are gradients
+        found: dict[str, float] = agent.examine_in_world(obs[rows].clone(), returns[rows].clone(), stream)
+    return found
 
 
 def joined(episodes: Sequence[Episode]) -> Transitions:

@@ -53,12 +53,23 @@ def truncated_normal(weight: Tensor, fan_in: int, generator: torch.Generator) ->
     return nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator=generator)
 
 
+def orthogonal(weight: Tensor, fan_in: int, generator: torch.Generator) -> Tensor:
+    """Fill each member's matrix with orthogonal rows or columns of unit length.
+
+    Source: Saxe et al. 2014, "Exact Solutions to the Nonlinear Dynamics of Learning in Deep Linear Networks".
+    """
+    with torch.no_grad():
+        for matrix in weight:
+            nn.init.orthogonal_(matrix, generator=generator)
+    return weight
+
+
 class BatchedMLP(nn.Module):
     """Members of equal shape, evaluated together as batched matrix products.
 
     Args:
         sizes: Sizes of the layers, input first, output last.
-        initialize: `uniform` initializes biases like the weights, `truncated_normal` at zero.
+        initialize: `uniform` initializes biases like the weights, the others at zero.
         generator: Random stream of the initial weights; parameters are on its device.
         layer_norm: Normalize the output of each hidden layer over its units, before the activation, with a
             learned gain and offset. Source: Ba et al. 2016, "Layer Normalization".

@@ -144,13 +144,13 @@ def test_actor_loss_is_minus_the_first_critics_value_and_does_not_change_critics
 def test_ddpg_critic_loss_by_hand() -> None:
     agent, batch = make("ddpg", *ONE_CRITIC["ddpg"]), random_transitions(16, BOX)
     assert isinstance(agent, DDPG)
-    for module in (agent.actor, agent.critic):  # makes targets differ from networks
+    for module in (agent.actor, agent.critics):  # makes targets differ from networks
         for parameter in module.parameters():
             parameter.data += 0.1
     with torch.no_grad():
-        next_value = agent.target_critic(batch.next_obs, agent.target_actor(batch.next_obs))[0]
+        next_value = agent.target_critics(batch.next_obs, agent.target_actor(batch.next_obs))[0]
         target = batch.reward + 0.99 * (1 - batch.terminated) * next_value
-        by_hand = 0.5 * (agent.critic(batch.obs, batch.action)[0] - target).square().mean()
+        by_hand = 0.5 * (agent.critics(batch.obs, batch.action)[0] - target).square().mean()
     torch.testing.assert_close(agent.update([batch])[0]["agent/critic_loss"], by_hand)
 
 

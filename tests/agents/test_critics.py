@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from mbpo_cli.agents.bounds import ReturnBounds
-from mbpo_cli.agents.networks import Critics, DeterministicActor, Scaling, smallest, target_of
+from mbpo_cli.agents.networks import Critics, DeterministicActor, Scaling, Shared, smallest, target_of
 from mbpo_cli.agents.options import CriticOptions
 from mbpo_cli.build import build_agent
 from mbpo_cli.config.compose import make_config
@@ -27,7 +28,9 @@ EVERYTHING = (
     "agent.critics.bound_targets=true",
     "agent.normalize_observations=true",
 )
-OFF = CriticOptions(2, 2, layer_norm=False, dropout=0.0, bound_targets=False)
+OFF = CriticOptions(
+    2, 2, layer_norm=False, dropout=0.0, bound_targets=False, bound_quantile=0.0, scale_outputs=False
+)
 
 
 def test_layer_norm_is_that_of_each_member_before_the_activation(g: torch.Generator) -> None:
@@ -50,7 +53,9 @@ def test_layer_norm_is_that_of_each_member_before_the_activation(g: torch.Genera
 
 
 def test_layer_norm_bounds_how_far_values_go_outside_of_the_data(g: torch.Generator) -> None:
-    options = CriticOptions(2, 2, layer_norm=True, dropout=0.0, bound_targets=False)
+    options = CriticOptions(
+        2, 2, layer_norm=True, dropout=0.0, bound_targets=False, bound_quantile=0.0, scale_outputs=False
+    )
     near, far = torch.randn(50, 3, generator=g), 1e4 * torch.randn(50, 3, generator=g)
     action = torch.zeros(50, 2)
     bounded, free = (Critics(each, SPACE, [16, 16], g) for each in (options, OFF))
@@ -78,8 +83,12 @@ def test_the_target_is_the_smallest_value_of_the_chosen_critics() -> None:
 
 def test_the_actor_follows_the_mean_if_targets_ask_some_of_the_critics(g: torch.Generator) -> None:
     values = torch.tensor([[1.0, 5.0], [2.0, 4.0], [3.0, 3.0]])
-    some = CriticOptions(3, 2, layer_norm=False, dropout=0.0, bound_targets=False)
-    every = CriticOptions(3, 3, layer_norm=False, dropout=0.0, bound_targets=False)
+    some = CriticOptions(
+        3, 2, layer_norm=False, dropout=0.0, bound_targets=False, bound_quantile=0.0, scale_outputs=False
+    )
+    every = CriticOptions(
+        3, 3, layer_norm=False, dropout=0.0, bound_targets=False, bound_quantile=0.0, scale_outputs=False
+    )
     assert Critics(some, SPACE, [4], g).for_actor(values).tolist() == [2.0, 4.0]
     assert Critics(every, SPACE, [4], g).for_actor(values).tolist() == [1.0, 3.0]
 
@@ -104,20 +113,44 @@ def test_every_subset_of_the_critics_is_asked(name: str) -> None:
 def test_values_are_limited_to_returns_that_rewards_and_discount_allow(
     discount: float, rewards: list[float], least: float, most: float
 ) -> None:
-    bounds = ReturnBounds(discount, torch.device("cpu"))
+    bounds = ReturnBounds(discount, 0.0, torch.device("cpu"))
     values = torch.tensor([-1e6, 1e6])
-    limited = bounds.limited(torch.tensor(rewards), values)
+    bounds.see(torch.tensor(rewards))
+    limited = bounds.limited(values)
     assert limited.tolist() == pytest.approx([max(least, -1e6), min(most, 1e6)])
-    # Rewards that were seen before count.
-    again = bounds.limited(torch.tensor([0.0]), values).tolist()
+    bounds.see(torch.tensor([0.0]))  # rewards that were seen before count
+    again = bounds.limited(values).tolist()
     assert again[0] <= limited[0]
     assert again[1] >= limited[1]
 
 
+def test_bounds_can_be_moving_averages_of_quantiles() -> None:
+    bounds = ReturnBounds(0.0, 0.1, torch.device("cpu"))
+    bounds.see(torch.arange(11.0))
+    assert [float(bounds.low), float(bounds.high)] == pytest.approx([1.0, 9.0])
+    bounds.see(torch.arange(11.0) + 1_000)
+    assert [float(bounds.low), float(bounds.high)] == pytest.approx([1.3, 9.3], abs=1e-4), "a rate of 3e-4"
+
+
+def test_scaled_outputs_span_the_possible_returns(g: torch.Generator) -> None:
+    bounds, options = ReturnBounds(0.9, 0.0, torch.device("cpu")), replace(OFF, scale_outputs=True)
+    shared = Shared(bounds=bounds)
+    critics = Critics(options, SPACE, [4], g, shared)
+    plain = Critics(OFF, SPACE, [4], g, shared)
+    plain.load_state_dict(critics.state_dict())
+    obs, action = torch.randn(5, 3, generator=g), torch.zeros(5, 2)
+    torch.testing.assert_close(critics(obs, action), plain(obs, action))  # before any reward
+    bounds.see(torch.tensor([-1.0, 3.0]))  # returns from -10 to 30
+    torch.testing.assert_close(critics(obs, action), 10 + 20 * plain(obs, action))
+    bounds.load_state_dict({"low": torch.tensor(1.0), "high": torch.tensor(1.0)})  # returns from 1 to 10
+    torch.testing.assert_close(critics(obs, action), 5.5 + 4.5 * plain(obs, action))
+    assert target_of(critics).shared.bounds is bounds
+
+
 def test_the_entropy_bonus_widens_the_bounds() -> None:
-    bounds = ReturnBounds(0.9, torch.device("cpu"))
-    values = torch.tensor([-1e6, 1e6])
-    limited = bounds.limited(torch.tensor([-1.0, 1.0]), values, torch.tensor(-0.5), torch.tensor(0.25))
+    bounds = ReturnBounds(0.9, 0.0, torch.device("cpu"))
+    bounds.see(torch.tensor([-1.0, 1.0]))
+    limited = bounds.limited(torch.tensor([-1e6, 1e6]), torch.tensor(-0.5), torch.tensor(0.25))
     assert limited.tolist() == pytest.approx([-15.0, 12.5])
 
 
@@ -149,7 +182,7 @@ def test_scaling_has_the_mean_and_the_deviation_of_all_observations(g: torch.Gen
 
 def test_networks_and_their_targets_share_the_scaling_and_nothing_else(g: torch.Generator) -> None:
     scaling = Scaling(3, torch.device("cpu"))
-    actor = DeterministicActor(SPACE, [4], g, scaling)
+    actor = DeterministicActor(SPACE, [4], g, Shared(scaling=scaling))
     target = target_of(actor)
     before = copies(target)
     scaling.count_in(torch.randn(9, 3, generator=g))

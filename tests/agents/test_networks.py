@@ -26,7 +26,15 @@ def test_the_deviation_of_a_squashed_gaussian_is_limited(g: torch.Generator) -> 
 
 @pytest.mark.parametrize("num_critics", [1, 2, 3])
 def test_the_first_critic_is_the_first_of_all(num_critics: int, g: torch.Generator) -> None:
-    options = CriticOptions(num_critics, num_critics, layer_norm=True, dropout=0.0, bound_targets=False)
+    options = CriticOptions(
+        num_critics,
+        num_critics,
+        layer_norm=True,
+        dropout=0.0,
+        bound_targets=False,
+        bound_quantile=0.0,
+        scale_outputs=False,
+    )
     critics = Critics(options, spaces((3,), action_size=2), [8, 8], g)
     obs, action = torch.randn(5, 3, generator=g), torch.randn(5, 2, generator=g)
     every = critics(obs, action)

@@ -262,6 +262,24 @@ def test_a_broken_or_hostile_configuration_gives_a_one_line_error(text: str, tmp
             "noise_options=EpsilonGreedy: not for a Box of actions, which Pendulum-v1 has; use gaussian",
         ),
         ("agent=dqn", "agent=dqn: not for a Box of actions, which Pendulum-v1 has; use sac, td3 or ddpg"),
+        (
+            "algorithm=double_horizon  env=cartpole  agent=sac",
+            "mbpo.training_horizon=5: agent=sac with Discrete actions has no gradient through the model; "
+            "use sac, td3 or ddpg with continuous actions, or algorithm=mbpo",
+        ),
+        (
+            "mbpo.training_horizon=2  env=cartpole  agent=dqn",
+            "mbpo.training_horizon=2: agent=dqn with Discrete",
+        ),
+        (
+            "algorithm=double_horizon  env.reward_function=tests.conftest.numpy_reward",
+            "model.reward.function=tests.conftest.numpy_reward: not differentiable, as "
+            "mbpo.training_horizon=5 needs it: Can't call numpy() on Tensor that requires grad",
+        ),
+        (
+            "mbpo.generate_every=episode  mbpo.first_updates=5",
+            "mbpo.generate_every=episode: must be a number",
+        ),
         ("env=gym  env.id=Pendulum-v1  agent.lrr=1", "agent.lrr=1: no such option;"),
         ("env=gym  env.id=nothing/Here-v0", "env.id=nothing/Here-v0: Namespace nothing not found"),
         (

@@ -32,6 +32,7 @@ GROUPS = (
     "mbpo",
     "mbpo/model_rollout_options/noise_options",
     "trainer",
+    "algorithm",
     "experiment",
     "hparams_search",
 )

@@ -10,7 +10,7 @@ from torch import nn
 
 from mbpo_cli.build import build_agent, build_model
 from mbpo_cli.config.compose import make_config
-from mbpo_cli.nn.networks import uniform
+from mbpo_cli.nn.networks import orthogonal, uniform
 from tests.conftest import PLAIN_NETWORKS, TINY, discrete, spaces
 
 OBS, ACTION, HIDDEN, MEMBERS = 4, 2, 8, 3
@@ -77,3 +77,14 @@ def test_agents_have_the_networks_of_their_papers(
     }
     assert agent.policy is getattr(agent, "critic" if name == "dqn" else "actor"), "no average"
     assert found == expected | {f"target_{part}": expected[part] for part in targets}
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 5)])
+def test_orthogonal_weights_have_orthogonal_rows_or_columns_of_length_1(
+    shape: tuple[int, ...], g: torch.Generator
+) -> None:
+    first, second = orthogonal(torch.empty(shape), shape[1], g)
+    for matrix in (first, second):
+        product = matrix.T @ matrix if shape[1] > shape[2] else matrix @ matrix.T
+        torch.testing.assert_close(product, torch.eye(min(shape[1:])), rtol=0.0, atol=1e-5)
+    assert not torch.equal(first, second)

@@ -1,0 +1,192 @@
+"""Agents that learn through a differentiable model: values expanded by it, and gradients through it.
+
+From start states, the policy is unrolled T steps in the model. Critics learn the rewards of these steps and
+the value of the last state; the actor follows the gradient of the same sum, through model, rewards and
+critics.
+
+    o_0 --policy--> a_0 --world--> r_0, o_1 --policy--> a_1 --world--> ... o_T --policy--> a_T --> Q(o_T, a_T)
+
+Sources: Heess et al. 2015, "Learning Continuous Control Policies by Stochastic Value Gradients"; Feinberg et
+al. 2018, "Model-Based Value Expansion"; Kubo et al. 2025, "Double Horizon Model-Based Policy Optimization".
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mbpo_cli.agents.bookkeeping import Bookkeeping, Draws
+from mbpo_cli.agents.networks import Critics, DiscreteCritics, smallest
+from mbpo_cli.nn.compilation import one_by_one
+from mbpo_cli.nn.optimizers import Optimizer
+from mbpo_cli.types import Accelerate, GradientSteps, Metrics, World
+
+Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From observations (B, O) and noise (B, A) to actions (B, A) and their bonuses, such as entropies, (B,)."""
+
+
+class Path(NamedTuple):
+    """What T steps in a model bring.
+
+    Attributes:
+        actions: The actions of all steps and of the last observation, T + 1 tensors of shape (B, A).
+        bonus: The bonuses of the first actions, shape (B,).
+        gained: Discounted rewards of all steps and bonuses of all later actions, the last one's included,
+            shape (B,).
+        rewards: The rewards of the steps, shape (T, B); after an end, that of the first step.
+        weight: What the value of the last action counts: the discount, or 0 after an end; shape (B,).
+        last_obs: The observations after the last step, shape (B, O).
+    """
+
+    actions: Sequence[Tensor]
+    bonus: Tensor
+    gained: Tensor
+    rewards: Tensor
+    weight: Tensor
+    last_obs: Tensor
+
+
+def unroll(
+    world: World, choose: Choose, obs: Tensor, noise_TBA: Tensor, draws: Any, discount_factor: float
+) -> Path:
+    """Follow a policy from observations (B, O), differentiable in all that the policy depends on.
+
+    The reward of a step that ends an episode counts, what comes after it does not. `noise_TBA` has the noise
+    of the actions of all steps and of the last observation; `draws` are the world's.
+    """
+    action, first_bonus = choose(obs, noise_TBA[0])
+    actions = [action]
+    weight = torch.ones_like(first_bonus)
+    gained = torch.zeros_like(first_bonus)
+    rewards: list[Tensor] = []
+    for step in range(world.num_steps):
+        next_obs, reward, terminated = world.step(obs, actions[-1], draws, step)
+        # After an end, rows stay where they are: elsewhere they might become infinite.
+        obs = torch.where(weight[:, None] > 0, next_obs, obs)
+        gained = gained + weight * reward
+        rewards.append(torch.where(weight > 0, reward, rewards[0] if rewards else reward).detach())
+        weight = discount_factor * weight * (1 - terminated)
+        action, bonus = choose(obs, noise_TBA[step + 1])
+        gained = gained + weight * bonus
+        actions.append(action)
+    return Path(actions, first_bonus, gained, torch.stack(rewards), weight, obs)
+
+
+class Imagining(Bookkeeping):
+    """Base of actor-critic agents whose gradient steps can also go through a model."""
+
+    world: World
+    actor: Any  # the trained policy, a subclass of `Actor`
+    policy: Any  # the greedy policy
+    critics: Critics | DiscreteCritics
+    target_critics: Critics | DiscreteCritics
+    actor_optimizer: Optimizer
+    critic_optimizer: Optimizer
+    generator: torch.Generator
+
+    @abstractmethod
+    def choose(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the policy's actions and their bonuses, as in `Choose`."""
+
+    @abstractmethod
+    def _move_targets(self) -> None:
+        """Move the target networks towards the networks."""
+
+    def enter(self, world: World) -> None:
+        """Prepare for `update_in_world`."""
+        self.world = world
+        self._steps_in_world: GradientSteps = one_by_one(self._step_in_world)
+
+    def compile(self, accelerate: Accelerate) -> None:
+        """Replace the gradient steps by accelerated ones: those in the world, if there is one."""
+        if hasattr(self, "world"):  # then there are others only while the model is held back
+            self._steps_in_world = accelerate(self._step_in_world)
+        else:
+            super().compile(accelerate)
+
+    def update_in_world(self, starts: Sequence[Tensor]) -> Sequence[Metrics]:
+        """Take one gradient step per batch of start observations (B, O), and return the metrics of each."""
+        arguments = []
+        for obs in starts:
+            self.num_updates += 1
+            shape = (self.world.num_steps + 1, len(obs), self.actor.action_size)
+            arguments.append(
+                {
+                    "obs": obs,
+                    "draws": self.draw(len(obs)),
+                    "noise": torch.randn(shape, generator=self.generator, device=obs.device),
+                    "world_draws": self.world.draw(len(obs), self.generator),
+                    "with_targets": self.is_due(self.options.target_update_frequency),
+                }
+            )
+        return self._steps_in_world(arguments)
+
+    def _step_in_world(
+        self, obs: Tensor, draws: Draws, noise: Tensor, world_draws: Any, with_targets: bool
+    ) -> dict[str, Tensor]:
+        path = unroll(self.world, self.choose, obs, noise, world_draws, self.options.discount_factor)
+        metrics = self._learn_values(obs, path, draws) | self._climb(obs, path)
+        if with_targets:
+            self._move_targets()
+        return metrics
+
+    def _learn_values(self, obs: Tensor, path: Path, draws: Draws) -> dict[str, Tensor]:
+        """Move the critics' values of the first actions towards what the path brings."""
+        with torch.no_grad():
+            values = self.target_critics(path.last_obs, path.actions[-1], draws.target_dropout)
+            value = self.bounded(path.rewards, smallest(draws.subset)(values), self.bonus_range())
+            target = path.gained + path.weight * value
+        values = self.critics(obs, path.actions[0].detach(), draws.dropout)
+        loss = 0.5 * (values - target).square().mean(1).sum()
+        self.critic_optimizer.minimize(loss)
+        ended = (path.weight == 0).float().mean()
+        metrics = {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
+        return metrics | {"agent/ended_share": ended}
+
+    def _climb(self, obs: Tensor, path: Path) -> dict[str, Tensor]:
+        """Move the actor along the gradient of what the path brings, by the critics' present values."""
+        value = path.bonus + path.gained + path.weight * self._last_value(path)
+        loss = self.restraint(obs, value) - value.mean()
+        self.actor_optimizer.minimize(loss)
+        self.average(self.policy, self.actor)
+        return {"agent/actor_loss": loss.detach()} | self._after_actor(path)
+
+    def _last_value(self, path: Path) -> Tensor:
+        return self.critics.for_actor(self.critics(path.last_obs, path.actions[-1]))
+
+    def examine_in_world(self, obs: Tensor, to_go: Tensor, generator: torch.Generator) -> dict[str, float]:
+        """Return how far the expanded values of real observations (B, O) are from what followed them.
+
+        `to_go` are the discounted returns from there, shape (B,). For each step, the norm of the gradient of
+        the mean value by its actions is returned, too; it explodes or vanishes in a bad model.
+        """
+        noise = torch.randn(
+            self.world.num_steps + 1, len(obs), self.actor.action_size, generator=generator, device=obs.device
+        )
+        draws = self.world.draw(len(obs), generator)
+        path = unroll(self.world, self.choose, obs, noise, draws, self.options.discount_factor)
+        value = path.gained + path.weight * self._last_value(path)
+        gradients = torch.autograd.grad(value.mean(), path.actions)
+        return {
+            "diagnose/expanded_value_bias": (value.detach() - to_go).mean().item(),
+            **{
+                f"diagnose/action_gradient_{step}": gradient.norm().item()
+                for step, gradient in enumerate(gradients)
+            },
+        }
+
+    def _after_actor(self, path: Path) -> dict[str, Tensor]:
+        """Train what belongs to the actor, and return metrics."""
+        return {}
+
+    def restraint(self, obs: Tensor, value: Tensor) -> Tensor | float:
+        """Return a further loss of an actor whose actions have the given values."""
+        return 0.0
+
+    def bonus_range(self) -> tuple[Tensor | float, Tensor | float]:
+        """Return the range of the bonuses, for the bounds of targets."""
+        return 0.0, 0.0
