@@ -80,6 +80,19 @@ MEASURES = {
     "td3_update": _update("td3", "TD3 update, same sizes"),
     "ddpg_update": _update("ddpg", "DDPG update, same sizes"),
     "dqn_update": _update("dqn", "DQN update, observation 4, 2 actions"),
+    **{
+        f"unrolled_update_{steps}": Measure(
+            f"SAC update through {steps} steps in the model, batch 256, three layers of 256 each, 8 members, "
+            "5 critics",
+            {
+                **{
+                    ", ".join((OURS, *way)): ("ours", "unrolled_update", str(steps), *way) for way in ALL_WAYS
+                },
+                LIMIT: ("floor", "unrolled_update", str(steps)),
+            },
+        )
+        for steps in (5, 9)
+    },
     "fit_step": _against_mbrl(
         "fit_step", "ensemble fit step: 7 networks of 4 layers of 200, batch 256 each", ALL_WAYS
     ),

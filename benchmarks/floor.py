@@ -22,6 +22,9 @@ from benchmarks.sizes import (
     NUM_TRANSITIONS,
     POLICY_HIDDEN,
     SPACES,
+    UNROLLED_CRITICS,
+    UNROLLED_ENSEMBLE,
+    UNROLLED_HIDDEN,
     UPDATE_SPACES,
 )
 from mbpo_cli.agents.sac import SACOptions
@@ -125,6 +128,31 @@ def update(name: str) -> Callable[[int], None]:
     return work
 
 
+def unrolled_products(num_steps: int) -> list[Product]:
+    """Return the products of one update of SAC through that many steps in the model."""
+    obs, action = SPACES
+    actor = (1, BATCH, (obs, *UNROLLED_HIDDEN, 2 * action))
+    critics = (UNROLLED_CRITICS, BATCH, (obs + action, *UNROLLED_HIDDEN, 1))
+    model = (UNROLLED_ENSEMBLE, BATCH // UNROLLED_ENSEMBLE, (obs + action, *UNROLLED_HIDDEN, obs))
+    reward = (1, BATCH, (2 * obs + action, *UNROLLED_HIDDEN, 1))
+    return (
+        num_steps * (forward(*model) + forward(*reward))
+        + (num_steps + 1) * (forward(*actor) + backward(*actor))
+        # The first observations need no gradient, the others do.
+        + num_steps * input_gradients(1, BATCH, actor[2][:2], from_layer=0)
+        + num_steps * (input_gradients(*model, from_layer=0) + input_gradients(*reward, from_layer=0))
+        + 2 * forward(*critics)
+        + backward(*critics)
+        + forward(*critics)
+        + input_gradients(*critics, from_layer=0)
+    )
+
+
+def unrolled_update(num_steps: str) -> Callable[[int], None]:
+    """Return the products of one update through the model."""
+    return timed(unrolled_products(int(num_steps)))
+
+
 def fit_products(members: int, batch: int, sizes: Sequence[int]) -> list[Product]:
     """Return the products of one gradient step of networks on a mini-batch."""
     return forward(members, batch, sizes) + backward(members, batch, sizes)
@@ -190,6 +218,7 @@ def env_step() -> Callable[[int], None]:
 
 MEASURES = {
     **{f"{name}_update": partial(update, name) for name in UPDATE_SPACES},
+    "unrolled_update": unrolled_update,
     "fit_step": fit_step,
     "fit_epoch": fit_epoch,
     "rollouts": rollouts,

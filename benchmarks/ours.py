@@ -20,10 +20,12 @@ from benchmarks.sizes import (
     NUM_TRAINING,
     NUM_TRANSITIONS,
     POLICY_HIDDEN,
+    UNROLLED_HIDDEN,
     UPDATE_SPACES,
     UPDATES_PER_CALL,
 )
 from mbpo_cli import rollouts as mbpo_rollouts
+from mbpo_cli.agents.imagination import Imagining
 from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.build import build_agent, build_model, build_trainer
 from mbpo_cli.config.compose import make_config
@@ -31,6 +33,7 @@ from mbpo_cli.config.typed import Config
 from mbpo_cli.logs.logger import Logger
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.models.regression import Regression
+from mbpo_cli.models.world import LearnedWorld
 from mbpo_cli.nn.compilation import SEVERAL, compiled, one_by_one
 from mbpo_cli.nn.networks import hidden_products_in
 from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
@@ -123,6 +126,32 @@ def update(name: str, *choices: str) -> Callable[[int], None]:
             count -= len(batches)
         logger.summarize()
 
+    return work
+
+
+def unrolled_update(num_steps: str, *choices: str) -> Callable[[int], None]:
+    """Return the work of updating SAC through that many steps in the model, of the size of Hopper's."""
+    spaces = spaces_of("sac")
+    hidden = list(UNROLLED_HIDDEN)
+    config = make_config(
+        *("env=gym", "env.id=Pendulum-v1", "model/is_done=never", "algorithm=double_horizon"),
+        *(f"agent.hidden_sizes={hidden}", f"model.transition.hidden_sizes={hidden}"),
+        *(f"model.reward.hidden_sizes={hidden}", f"mbpo.training_horizon={num_steps}"),
+        f"precision={precision(choices)}",
+    )
+    agent = build_agent(config, spaces, CPU)
+    assert isinstance(agent, Imagining)
+    agent.enter(LearnedWorld(build_model(config, spaces, CPU), config.mbpo.training_horizon))
+    if "compiled" in choices:
+        agent.compile(compiled)
+    generated = filled_buffer(10_000, spaces)
+    stream = torch.Generator().manual_seed(0)
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            agent.update_in_world([generated.sample(BATCH, stream).obs])
+
+    work(1)  # compiles
     return work
 
 
@@ -246,6 +275,7 @@ def replay_sample(num_stored: str) -> Callable[[int], None]:
 
 MEASURES = {
     **{f"{name}_update": partial(update, name) for name in UPDATE_SPACES},
+    "unrolled_update": unrolled_update,
     "fit_step": fit_step,
     "fit_epoch": fit_epoch,
     "rollouts": rollouts,

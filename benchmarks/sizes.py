@@ -10,3 +10,5 @@ SPACES = (11, 3)  # observation and action of Hopper
 UPDATE_SPACES = {"sac": SPACES, "td3": SPACES, "ddpg": SPACES, "dqn": (4, 2)}  # DQN: CartPole's
 UPDATES_PER_CALL = 20  # gradient steps per environment step, as in MBPO
 DEFAULT_RUN = 600  # the default run is measured after this number of steps
+# Of double-horizon MBPO: layers of actor, critics, model and reward; members; critics.
+UNROLLED_HIDDEN, UNROLLED_ENSEMBLE, UNROLLED_CRITICS = (256, 256, 256), 8, 5

@@ -30,6 +30,14 @@ def test_an_update_multiplies_no_more_than_its_limit(name: str) -> None:
     assert counter.get_total_flops() == 2 * flops(critic_part) + num_actor_updates * flops(actor_part)
 
 
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_an_update_through_the_model_multiplies_no_more_than_its_limit(num_steps: int) -> None:
+    work = ours.unrolled_update(str(num_steps))
+    with FlopCounterMode(display=False) as counter:
+        work(2)
+    assert counter.get_total_flops() == 2 * flops(floor.unrolled_products(num_steps))
+
+
 def test_a_step_of_a_fit_multiplies_no_more_than_its_limit() -> None:
     fit = ours.Fit()
     with FlopCounterMode(display=False) as counter:
