@@ -11,7 +11,7 @@ import pytest
 from scripts import gpu_parts
 from scripts.gpu_check import PARTS, ROOT
 
-SLOW = ("compiled_updates", "sweep")
+SLOW = ("compiled_updates", "sweep", "used", "resumed")
 
 
 def check(folder: Path, *arguments: str) -> tuple[int, str, dict[str, Any]]:

@@ -267,6 +267,7 @@ class Scaled:
         return {"x": (-x if is_negative else x) * self.factor}
 
 
+@pytest.mark.slow
 def test_each_object_flag_and_shape_is_compiled_separately() -> None:
     double, triple = Scaled(2), Scaled(3)
     for size in (4, 5):
