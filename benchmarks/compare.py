@@ -69,8 +69,8 @@ def _against_mbrl(measure: str, title: str, ways: Ways, has_floor: bool = True) 
     return Measure(title, programs)
 
 
-def _ours(measure: str, ways: Ways) -> dict[str, tuple[str, ...]]:
-    return {", ".join((OURS, *way)): ("ours", measure, *way) for way in ways}
+def _ours(measure: str, ways: Ways, *arguments: str) -> dict[str, tuple[str, ...]]:
+    return {", ".join((OURS, *way)): ("ours", measure, *arguments, *way) for way in ways}
 
 
 MEASURES = {
@@ -85,9 +85,7 @@ MEASURES = {
             f"SAC update through {steps} steps in the model, batch 256, three layers of 256 each, 8 members, "
             "5 critics",
             {
-                **{
-                    ", ".join((OURS, *way)): ("ours", "unrolled_update", str(steps), *way) for way in ALL_WAYS
-                },
+                **_ours("unrolled_update", ALL_WAYS, str(steps)),
                 LIMIT: ("floor", "unrolled_update", str(steps)),
             },
         )

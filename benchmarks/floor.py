@@ -141,9 +141,8 @@ def unrolled_products(num_steps: int) -> list[Product]:
         # The first observations need no gradient, the others do.
         + num_steps * input_gradients(1, BATCH, actor[2][:2], from_layer=0)
         + num_steps * (input_gradients(*model, from_layer=0) + input_gradients(*reward, from_layer=0))
-        + 2 * forward(*critics)
+        + 3 * forward(*critics)
         + backward(*critics)
-        + forward(*critics)
         + input_gradients(*critics, from_layer=0)
     )
 

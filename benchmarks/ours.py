@@ -151,7 +151,6 @@ def unrolled_update(num_steps: str, *choices: str) -> Callable[[int], None]:
         for _ in range(count):
             agent.update_in_world([generated.sample(BATCH, stream).obs])
 
-    work(1)  # compiles
     return work
 
 

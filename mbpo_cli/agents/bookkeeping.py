@@ -132,12 +132,11 @@ class Bookkeeping:
     @property
     def _parts(self) -> dict[str, Any]:
         """Networks, optimizers, noise, learned tensors and random streams, each once, by its first name."""
-        parts = {
-            id(part): (name, part)
-            for name, part in reversed(vars(self).items())
-            if isinstance(part, (Tensor, torch.Generator)) or hasattr(part, "state_dict")
-        }
-        return dict(reversed(parts.values()))
+        found: dict[int, tuple[str, Any]] = {}
+        for name, part in vars(self).items():
+            if isinstance(part, (Tensor, torch.Generator)) or hasattr(part, "state_dict"):
+                found.setdefault(id(part), (name, part))
+        return dict(found.values())
 
 
 def _state(part: Any) -> Any:

@@ -96,6 +96,23 @@ class Imagining(Bookkeeping):
     def _move_targets(self) -> None:
         """Move the target networks towards the networks."""
 
+    @torch.no_grad()
+    def value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return the Q-values of actions, shape (B,), averaged over the critics."""
+        values: Tensor = self.critics(obs, action).mean(0)
+        return values
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return the weights of the greedy actor."""
+        state: dict[str, Tensor] = self.policy.state_dict()
+        return state
+
+    def fit_critics(self, values: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Take a gradient step from the critics' values (M, B) towards their target (B,)."""
+        loss = 0.5 * (values - target).square().mean(1).sum()
+        self.critic_optimizer.minimize(loss)
+        return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
+
     def enter(self, world: World) -> None:
         """Prepare for `update_in_world`."""
         self.world = world
@@ -113,17 +130,24 @@ class Imagining(Bookkeeping):
         arguments = []
         for obs in starts:
             self.num_updates += 1
-            shape = (self.world.num_steps + 1, len(obs), self.actor.action_size)
+            draws = self.draw(len(obs))
+            noise, world_draws = self._draw_path(len(obs), self.generator)
             arguments.append(
                 {
                     "obs": obs,
-                    "draws": self.draw(len(obs)),
-                    "noise": torch.randn(shape, generator=self.generator, device=obs.device),
-                    "world_draws": self.world.draw(len(obs), self.generator),
+                    "draws": draws,
+                    "noise": noise,
+                    "world_draws": world_draws,
                     "with_targets": self.is_due(self.options.target_update_frequency),
                 }
             )
         return self._steps_in_world(arguments)
+
+    def _draw_path(self, num_rows: int, generator: torch.Generator) -> tuple[Tensor, Any]:
+        """Draw the noise of all actions of a path, and what is random in the world."""
+        shape = (self.world.num_steps + 1, num_rows, self.actor.action_size)
+        noise = torch.randn(shape, generator=generator, device=generator.device)
+        return noise, self.world.draw(num_rows, generator)
 
     def _step_in_world(
         self, obs: Tensor, draws: Draws, noise: Tensor, world_draws: Any, with_targets: bool
@@ -140,12 +164,8 @@ class Imagining(Bookkeeping):
             values = self.target_critics(path.last_obs, path.actions[-1], draws.target_dropout)
             value = self.bounded(path.rewards, smallest(draws.subset)(values), self.bonus_range())
             target = path.gained + path.weight * value
-        values = self.critics(obs, path.actions[0].detach(), draws.dropout)
-        loss = 0.5 * (values - target).square().mean(1).sum()
-        self.critic_optimizer.minimize(loss)
-        ended = (path.weight == 0).float().mean()
-        metrics = {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
-        return metrics | {"agent/ended_share": ended}
+        metrics = self.fit_critics(self.critics(obs, path.actions[0].detach(), draws.dropout), target)
+        return metrics | {"agent/ended_share": (path.weight == 0).float().mean()}
 
     def _climb(self, obs: Tensor, path: Path) -> dict[str, Tensor]:
         """Move the actor along the gradient of what the path brings, by the critics' present values."""
@@ -164,10 +184,7 @@ class Imagining(Bookkeeping):
         `to_go` are the discounted returns from there, shape (B,). For each step, the norm of the gradient of
         the mean value by its actions is returned, too; it explodes or vanishes in a bad model.
         """
-        noise = torch.randn(
-            self.world.num_steps + 1, len(obs), self.actor.action_size, generator=generator, device=obs.device
-        )
-        draws = self.world.draw(len(obs), generator)
+        noise, draws = self._draw_path(len(obs), generator)
         path = unroll(self.world, self.choose, obs, noise, draws, self.options.discount_factor)
         value = path.gained + path.weight * self._last_value(path)
         gradients = torch.autograd.grad(value.mean(), path.actions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mbpo_cli.nn.optimizers import OptimizerOptions
 from mbpo_cli.options import Component, option
 
 
@@ -102,6 +103,8 @@ class TargetNetworkOptions(AgentOptions):
 class DeterministicActorOptions(TargetNetworkOptions):
     """Options of agents with a deterministic actor."""
 
+    actor_optimizer: OptimizerOptions = option("actor training", matlab="ActorOptimizerOptions")
+    critic_optimizer: OptimizerOptions = option("critic training", matlab="CriticOptimizerOptions")
     actor_output_limit: float | None = option(
         "size of the actor's outputs, before tanh squashes them, above which they are pulled back, so that "
         "actions do not get stuck at their limits; null = none",

@@ -108,17 +108,6 @@ class SAC(Imagining):
         """Return the actions of the next real steps, drawn from the policy."""
         return self.act(obs, generator)
 
-    @torch.no_grad()
-    def value(self, obs: Tensor, action: Tensor) -> Tensor:
-        """Return the Q-values of actions, shape (B,), averaged over the critics."""
-        values: Tensor = self.critics(obs, action).mean(0)
-        return values
-
-    def policy_state(self) -> dict[str, Tensor]:
-        """Return the weights of the greedy actor."""
-        state: dict[str, Tensor] = self.policy.state_dict()
-        return state
-
     def arguments(self, batch: Transitions) -> dict[str, Any]:
         """Return the arguments of `_step`, with noise for the actions at o' and o."""
         return super().arguments(batch) | {
@@ -151,10 +140,7 @@ class SAC(Imagining):
             next_value = next_value + self.log_alpha.exp() * entropy
             next_value = self.bounded(batch.reward, next_value, self.bonus_range())
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
-        values = self.critics(batch.obs, batch.action, draws.dropout)
-        loss = 0.5 * (values - target).square().mean(1).sum()
-        self.critic_optimizer.minimize(loss)
-        return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
+        return self.fit_critics(self.critics(batch.obs, batch.action, draws.dropout), target)
 
     def _update_actor(self, batch: Transitions, noise: Tensor) -> dict[str, Tensor]:
         alpha = self.log_alpha.detach().exp()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -12,17 +12,25 @@ from mbpo_cli.models.function import Network
 from mbpo_cli.models.regression import Regression
 
 
-class Stopping(Protocol):
-    """Decides after each epoch of a fit whether it should stop."""
+class Stopping(ABC):
+    """Decides after each epoch of a fit whether it should stop, and keeps the best weights."""
 
+    def __init__(self, network: Network) -> None:
+        self._parameters = list(network.parameters())
+        self._best = [parameter.detach().clone() for parameter in self._parameters]
+
+    @abstractmethod
     def is_over(self) -> bool:
         """Evaluate the network after an epoch; return True if the fit should stop."""
 
+    @torch.no_grad()
     def restore_best(self) -> None:
         """Restore the best weights; the optimizer keeps its state."""
+        for best, parameter in zip(self._best, self._parameters, strict=True):
+            parameter.copy_(best)
 
 
-class EarlyStopping:
+class EarlyStopping(Stopping):
     """Tracks each member's error on hold-out inputs (N, I) and targets (N, D) during one fit.
 
     Source: MBPO's code. A member improves if its error falls below its best of this fit by the fraction
@@ -40,12 +48,11 @@ class EarlyStopping:
         min_epochs: int = 1,
         keep_small_gains: bool = False,
     ) -> None:
+        super().__init__(network)
         self._network, self._examples = network, examples
         self._patience, self._factor = patience, 1 - improvement
         self._min_epochs, self._keep_small_gains = min_epochs, keep_small_gains
         self._num_epochs = 0
-        self._parameters = list(network.parameters())
-        self._best = [parameter.detach().clone() for parameter in self._parameters]
         self._best_error_M = torch.full((network.num_members,), torch.inf, device=self._parameters[0].device)
         self._kept_error_M = self._best_error_M
         self._num_bad_epochs = 0
@@ -64,14 +71,8 @@ class EarlyStopping:
         self._num_bad_epochs = 0 if bool(improved_M.any()) else self._num_bad_epochs + 1
         return self._num_bad_epochs > self._patience and self._num_epochs >= self._min_epochs
 
-    @torch.no_grad()
-    def restore_best(self) -> None:
-        """Restore the best weights of every member; the optimizer keeps its state."""
-        for best, parameter in zip(self._best, self._parameters, strict=True):
-            parameter.copy_(best)
 
-
-class SignificantStopping:
+class SignificantStopping(Stopping):
     """Tracks the scores of an ensemble on hold-out rows during one fit.
 
     After each epoch, a one-sided paired test compares them with those of the best weights. If they are lower
@@ -82,31 +83,26 @@ class SignificantStopping:
     def __init__(
         self, network: Regression, examples: tuple[Tensor, Tensor], patience: int, significance: float
     ) -> None:
+        super().__init__(network)
         self._network, self._examples = network, examples
         self._patience, self._significance = patience, significance
-        self._parameters = list(network.parameters())
         self._num_bad_epochs = 0
-        self._keep()
+        self._best_scores_N = self._scores()
 
     @torch.no_grad()
     def is_over(self) -> bool:
         """Evaluate the ensemble after an epoch; return True if the fit should stop."""
-        p_value = probability_of_no_gain(self._best_scores_N - self._network.scores(*self._examples))
+        scores_N = self._scores()
+        p_value = probability_of_no_gain(self._best_scores_N - scores_N)
         if p_value < self._significance:
-            self._keep()
+            self._best = [parameter.detach().clone() for parameter in self._parameters]
+            self._best_scores_N = scores_N
         self._num_bad_epochs = 0 if p_value < 0.5 else self._num_bad_epochs + 1
         return self._num_bad_epochs > self._patience
 
     @torch.no_grad()
-    def _keep(self) -> None:
-        self._best = [parameter.detach().clone() for parameter in self._parameters]
-        self._best_scores_N = self._network.scores(*self._examples)
-
-    @torch.no_grad()
-    def restore_best(self) -> None:
-        """Restore the best weights of the ensemble; the optimizer keeps its state."""
-        for best, parameter in zip(self._best, self._parameters, strict=True):
-            parameter.copy_(best)
+    def _scores(self) -> Tensor:
+        return self._network.scores(*self._examples)
 
 
 def probability_of_no_gain(gains_N: Tensor) -> float:

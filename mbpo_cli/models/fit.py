@@ -165,7 +165,7 @@ class ModelFitter:
         for name, part in running.items():
             part.fit_normalizers(*examples[name])
             if self.options.restart_optimizer:
-                part.restart()
+                part.optimizer.reset()
         stopping = {}
         if len(held_out) > 0:
             stopping = {name: self._stopping(part, data[held_out]) for name, part in running.items()}

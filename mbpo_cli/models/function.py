@@ -214,10 +214,6 @@ class LearnedFunction(ABC):
                     weight.mul_(1 - self._rate_M * decay)
         return {"loss": loss_M.detach()}
 
-    def restart(self) -> None:
-        """Let the optimizer begin anew."""
-        self.optimizer.reset()
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the network, with its normalization, and of the optimizer."""
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}

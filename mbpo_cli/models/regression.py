@@ -6,7 +6,7 @@ Used by transition and reward functions. Does not know what the targets mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -130,9 +130,7 @@ class Regression(Network):
         normal distribution with the mean and the variance of its predictions.
         """
         found = []
-        chunks = (torch.split(rows, ROWS_AT_ONCE) for rows in (inputs_NI, targets_ND))
-        for inputs, targets in zip(*chunks, strict=True):
-            mean_MND, log_variance = self.moments(inputs.expand(self.num_members, -1, -1))
+        for targets, mean_MND, log_variance in self._predictions(inputs_NI, targets_ND):
             square_ND = (targets - mean_MND.mean(0)).square()
             if log_variance is None:
                 score_ND = square_ND / self.targets.std.square()
@@ -153,8 +151,14 @@ class Regression(Network):
         The paper's code also ranks members by squared error, whatever the loss, but in the targets' units.
         """
         squares_MD = torch.zeros(self.num_members, targets_ND.shape[1], device=targets_ND.device)
-        chunks = (torch.split(rows, ROWS_AT_ONCE) for rows in (inputs_NI, targets_ND))
-        for inputs, targets in zip(*chunks, strict=True):
-            mean, _ = self.moments(inputs.expand(self.num_members, -1, -1))
+        for targets, mean, _ in self._predictions(inputs_NI, targets_ND):
             squares_MD += ((mean - targets) / self.targets.std).square().sum(1)
         return squares_MD / len(targets_ND) @ self.weights
+
+    def _predictions(
+        self, inputs_NI: Tensor, targets_ND: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield the targets in chunks, with the moments that each member predicts for them."""
+        chunks = (torch.split(rows, ROWS_AT_ONCE) for rows in (inputs_NI, targets_ND))
+        for inputs, targets in zip(*chunks, strict=True):
+            yield targets, *self.moments(inputs.expand(self.num_members, -1, -1))
