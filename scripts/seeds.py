@@ -59,13 +59,13 @@ ROWS = (
     *(
         Row(f"gym_{name}", ("env=gym", f"env.id={env}"), num_env_steps, num_env_steps // 10, 5)
         for name, env, num_env_steps in (
-            ("pendulum", "Pendulum-v1", 2_000),
-            ("cartpole", "CartPole-v1", 2_000),
-            ("acrobot", "Acrobot-v1", 5_000),
-            ("mountain_car_continuous", "MountainCarContinuous-v0", 5_000),
-            ("inverted_pendulum", "InvertedPendulum-v5", 3_000),
-            ("reacher", "Reacher-v5", 5_000),
-            ("lunar_lander", "LunarLander-v3", 10_000),
+            ("pendulum", "Pendulum-v1", 1_000),
+            ("cartpole", "CartPole-v1", 1_000),
+            ("acrobot", "Acrobot-v1", 3_000),
+            ("mountain_car_continuous", "MountainCarContinuous-v0", 3_000),
+            ("inverted_pendulum", "InvertedPendulum-v5", 1_500),
+            ("reacher", "Reacher-v5", 3_000),
+            ("lunar_lander", "LunarLander-v3", 5_000),
             ("dict", "tests.conftest:tests/Channels-v0", 1_000),
         )
     ),
