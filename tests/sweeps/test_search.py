@@ -127,25 +127,27 @@ def test_invalid_overrides_of_a_search_are_refused(override: str, message: str) 
 
 
 @pytest.mark.parametrize(
-    ("agent", "task"),
+    ("space", "task"),
     [
-        ("sac", "env=pendulum"),
-        ("td3", "env=hopper"),
-        ("ddpg", "env=humanoid"),
-        ("dqn", "env=cartpole"),
-        ("sac", "experiment=paper/ant"),
+        ("sac", ["agent=sac", "env=pendulum"]),
+        ("td3", ["agent=td3", "env=hopper"]),
+        ("ddpg", ["agent=ddpg", "env=humanoid"]),
+        ("dqn", ["agent=dqn", "env=cartpole"]),
+        ("sac", ["agent=sac", "experiment=paper/ant"]),
+        ("double_horizon", ["algorithm=double_horizon", "env=pendulum"]),
+        ("double_horizon", ["algorithm=double_horizon", "agent=td3", "env=hopper"]),
     ],
 )
-def test_the_search_space_of_every_agent_names_options_that_exist(agent: str, task: str) -> None:
-    text = (CONF / "hparams_search" / f"{agent}.yaml").read_text()
+def test_every_search_space_names_options_that_exist(space: str, task: list[str]) -> None:
+    text = (CONF / "hparams_search" / f"{space}.yaml").read_text()
     params = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
-    known = {key for key, _, _, _ in options_in(make_config(f"agent={agent}", task))}
+    known = {key for key, _, _, _ in options_in(make_config(*task))}
     assert len(params) >= 5
     assert set(params) <= known
-    constants, space = space_of([f"{key}={value}" for key, value in params.items()])
+    constants, distributions = space_of([f"{key}={value}" for key, value in params.items()])
     for end in (0, -1):
-        ends = [f"{key}={ends_of(distribution)[end]}" for key, distribution in space.items()]
-        make_config(f"agent={agent}", task, *constants, *ends)
+        ends = [f"{key}={ends_of(distribution)[end]}" for key, distribution in distributions.items()]
+        make_config(*task, *constants, *ends)
 
 
 def test_a_score_is_the_mean_over_seeds_and_the_best_trial_is_written(tmp_path: Path) -> None:
