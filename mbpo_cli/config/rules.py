@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -50,6 +50,38 @@ def _horizon(facts: Facts) -> int:
     return clip(facts.episode / 4, 10, 100) if facts.is_small else 10
 
 
+def _by_size(small: Any, large: Any, facts: Facts) -> Any:
+    return small if facts.is_small else large
+
+
+IMAGINING: Mapping[str, tuple[Any, Any]] = {
+    # of the agent
+    "updates": (4, 1),
+    "hidden_sizes": ([64, 64], [256] * 3),
+    "activation": ("relu", "silu"),
+    "initial_weights": ("uniform", "orthogonal"),
+    "critics": (2, 5),
+    "critic_dropout": (0.0, 1e-3),
+    "bound_quantile": (0.0, 0.01),
+    "scale_outputs": (False, True),
+    "learn_rate": (5e-3, 3e-4),
+    "policy_smooth_factor": (0.02, 0.01),
+    # of the model and its fits
+    "networks": (5, 8),
+    "model_hidden_sizes": ([128] * 3, [256] * 3),
+    "patience": (5, 30),
+    "significance": (None, 0.1),
+    "epochs": (100, 240),
+    # of rollouts
+    "first_updates": (0, 1_000),
+    "generate_every": (10, 20),
+    "num_rollout": (100, 256),
+    "horizon": (50, 20),
+    "retained_generations": (5, 10),
+    "random_fraction": (0.25, 0.0),
+}
+"""Values of algorithm=double_horizon for small tasks, and for all others: mostly the published ones."""
+
 # A tenth of a run has random actions, and a fortieth passes between two generations.
 BY_STEPS: Mapping[str, Callable[[int], Any]] = {
     "num_warm_start_steps": lambda steps: clip(steps / 10, 50, 5_000),
@@ -70,11 +102,8 @@ BY_ENV: Mapping[str, Callable[[Facts], Any]] = {
     "num_networks": lambda facts: 5 if facts.is_small else 7,
     "num_elites": lambda facts: 3 if facts.is_small else 5,
     "model_hidden_sizes": lambda facts: [128] * 3 if facts.is_small else [200] * 4,
-    # Of algorithm=double_horizon.
-    "discount_factor": lambda facts: 1 - 1 / clip(facts.episode / 5, 30, 200),
-    "imagining_hidden_sizes": lambda facts: [64, 64] if facts.is_small else [256] * 3,
-    "imagining_model_hidden_sizes": lambda facts: [128] * 3 if facts.is_small else [256] * 3,
-    "imagining_updates": lambda facts: 5 if facts.is_small else 1,
+    "discount_factor": lambda facts: 1 - 1 / clip(facts.episode / 3, 30, 200),
+    **{f"imagining_{name}": partial(_by_size, *values) for name, values in IMAGINING.items()},
 }
 """From an environment to a value."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,9 +10,9 @@ from omegaconf import OmegaConf
 
 from mbpo_cli.config import rules
 from mbpo_cli.config.compose import composed, make_config
-from mbpo_cli.config.rules import BY_ENV, BY_STEPS, Facts
+from mbpo_cli.config.rules import BY_ENV, BY_STEPS, IMAGINING, Facts
 from mbpo_cli.failures import ConfigError
-from tests.conftest import gym_env
+from tests.conftest import CONF, gym_env
 
 
 def values(*overrides: str) -> Any:
@@ -67,12 +68,22 @@ def test_a_rule_that_does_not_exist_is_a_mistake() -> None:
         values("seed='${rule:luck}'")
 
 
-@pytest.mark.parametrize("name", BY_ENV)
+@pytest.mark.parametrize("name", [name for name in BY_ENV if not name.startswith("imagining_")])
 def test_every_rule_has_a_value_for_every_environment(name: str) -> None:
     for episode in (1, 200, 10**6):
         for size in (1, 1_000):
             value = BY_ENV[name](Facts(episode, size, size))
             assert all(each > 0 for each in (value if isinstance(value, list) else [value]))
+
+
+def test_small_and_large_tasks_have_their_own_values_of_the_double_horizon() -> None:
+    text = (CONF / "algorithm" / "double_horizon.yaml").read_text()
+    assert set(re.findall(r"rule:imagining_(\w+)", text)) == set(IMAGINING)
+    for task, updates, critics in (("pendulum", 4, 2), ("hopper", 1, 5)):
+        config = values("algorithm=double_horizon", f"env={task}")
+        assert config.agent.num_gradient_steps_per_update == updates
+        assert config.agent.critics.number == critics
+        assert config.model.transition.num_elites == config.model.transition.num_networks
 
 
 @pytest.mark.parametrize("name", BY_STEPS)
