@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,12 +16,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from absl import logging as absl_logging
 from torch import Tensor, nn
 
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec, Transitions
 
 torch.set_num_threads(1)
+# Its handler, which dm_control installs, closes its stream when Hydra sets up logging: not pytest's.
+absl_logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
 @pytest.fixture(autouse=True)
