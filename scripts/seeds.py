@@ -56,6 +56,16 @@ ROWS = (
         *(1_000, (250, 375, 500, 625, 750), 1_000),
     ),
     Row("acrobot", ("agent=dqn", "env=acrobot"), 1_500, 250, 10, -100, (500, 750, 1_000, 1_250, 1_500)),
+    Row(
+        "double_horizon_pendulum",
+        ("agent=sac", "env=pendulum", "algorithm=double_horizon"),
+        *(400, 50, 5, -200, (200, 250, 300, 350, 400)),
+    ),
+    Row(
+        "double_horizon_inverted_pendulum",
+        ("agent=sac", "env=inverted_pendulum", "algorithm=double_horizon"),
+        *(750, 125, 5, 1_000, (250, 375, 500, 625, 750)),
+    ),
     *(
         Row(f"gym_{name}", ("env=gym", f"env.id={env}"), num_env_steps, num_env_steps // 10, 5)
         for name, env, num_env_steps in (
