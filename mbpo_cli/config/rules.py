@@ -54,33 +54,39 @@ def _by_size(small: Any, large: Any, facts: Facts) -> Any:
     return small if facts.is_small else large
 
 
-IMAGINING: Mapping[str, tuple[Any, Any]] = {
-    # of the agent
-    "updates": (4, 1),
-    "hidden_sizes": ([64, 64], [256] * 3),
-    "activation": ("relu", "silu"),
-    "initial_weights": ("uniform", "orthogonal"),
-    "critics": (2, 5),
-    "critic_dropout": (0.0, 1e-3),
-    "bound_quantile": (0.0, 0.01),
-    "scale_outputs": (False, True),
-    "learn_rate": (5e-3, 3e-4),
-    "policy_smooth_factor": (0.02, 0.01),
-    # of the model and its fits
-    "networks": (5, 8),
-    "model_hidden_sizes": ([128] * 3, [256] * 3),
-    "patience": (5, 30),
-    "significance": (None, 0.1),
-    "epochs": (100, 240),
-    # of rollouts
-    "first_updates": (0, 1_000),
-    "generate_every": (10, 20),
-    "num_rollout": (100, 256),
-    "horizon": (50, 20),
-    "retained_generations": (5, 10),
-    "random_fraction": (0.25, 0.0),
+BY_SIZE: Mapping[str, tuple[Any, Any]] = {
+    "hidden_sizes": ([64, 64], [256, 256]),
+    "learn_rate": (1e-3, 3e-4),
+    "target_smooth_factor": (0.05, 0.005),
+    "num_networks": (5, 7),
+    "num_elites": (3, 5),
+    "model_hidden_sizes": ([128] * 3, [200] * 4),
+    # Of algorithm=double_horizon, for large tasks mostly as published: the agent,
+    "imagining_updates": (4, 1),
+    "imagining_hidden_sizes": ([64, 64], [256] * 3),
+    "imagining_activation": ("relu", "silu"),
+    "imagining_initial_weights": ("uniform", "orthogonal"),
+    "imagining_critics": (2, 5),
+    "imagining_critic_dropout": (0.0, 1e-3),
+    "imagining_bound_quantile": (0.0, 0.01),
+    "imagining_scale_outputs": (False, True),
+    "imagining_learn_rate": (5e-3, 3e-4),
+    "imagining_policy_smooth_factor": (0.02, 0.01),
+    # the model and its fits,
+    "imagining_networks": (5, 8),
+    "imagining_model_hidden_sizes": ([128] * 3, [256] * 3),
+    "imagining_patience": (5, 30),
+    "imagining_significance": (None, 0.1),
+    "imagining_epochs": (100, 240),
+    # and its rollouts.
+    "imagining_first_updates": (0, 1_000),
+    "imagining_generate_every": (10, 20),
+    "imagining_num_rollout": (100, 256),
+    "imagining_horizon": (50, 20),
+    "imagining_retained_generations": (5, 10),
+    "imagining_random_fraction": (0.25, 0.0),
 }
-"""Values of algorithm=double_horizon for small tasks, and for all others: mostly the published ones."""
+"""Values for small tasks, and for all others."""
 
 # A tenth of a run has random actions, and a fortieth passes between two generations.
 BY_STEPS: Mapping[str, Callable[[int], Any]] = {
@@ -96,14 +102,8 @@ BY_ENV: Mapping[str, Callable[[Facts], Any]] = {
     "warm_start_hold_steps": lambda facts: clip(facts.episode / 20, 1, 10),
     "horizon": _horizon,
     "num_rollout": lambda facts: 20_000 // _horizon(facts),
-    "hidden_sizes": lambda facts: [64, 64] if facts.is_small else [256, 256],
-    "learn_rate": lambda facts: 1e-3 if facts.is_small else 3e-4,
-    "target_smooth_factor": lambda facts: 0.05 if facts.is_small else 0.005,
-    "num_networks": lambda facts: 5 if facts.is_small else 7,
-    "num_elites": lambda facts: 3 if facts.is_small else 5,
-    "model_hidden_sizes": lambda facts: [128] * 3 if facts.is_small else [200] * 4,
     "discount_factor": lambda facts: 1 - 1 / clip(facts.episode / 3, 30, 200),
-    **{f"imagining_{name}": partial(_by_size, *values) for name, values in IMAGINING.items()},
+    **{name: partial(_by_size, *values) for name, values in BY_SIZE.items()},
 }
 """From an environment to a value."""
 
