@@ -51,7 +51,11 @@ PLAIN = (
 )
 AS_ELSEWHERE = {
     "sac": ("agent.policy_update_frequency=1",),
-    "td3": ("agent.actor_output_limit=null",),
+    "td3": (
+        "agent.actor_output_limit=null",
+        "agent.policy_update_frequency=2",
+        "agent.target_update_frequency=2",
+    ),
     "ddpg": (
         "agent.actor_output_limit=null",
         "agent.critics.number=1",
@@ -134,7 +138,7 @@ def unrolled_update(num_steps: str, *choices: str) -> Callable[[int], None]:
     spaces = spaces_of("sac")
     hidden = list(UNROLLED_HIDDEN)
     config = make_config(
-        *("env=gym", "env.id=Pendulum-v1", "model/is_done=never", "algorithm=double_horizon"),
+        *("env=hopper", "model/is_done=never", "algorithm=double_horizon"),
         *(f"agent.hidden_sizes={hidden}", f"model.transition.hidden_sizes={hidden}"),
         *(f"model.reward.hidden_sizes={hidden}", f"mbpo.training_horizon={num_steps}"),
         f"precision={precision(choices)}",
