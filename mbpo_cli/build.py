@@ -27,6 +27,7 @@ from mbpo_cli.envs.watchdog import watching
 from mbpo_cli.envs.wrappers import BadWrapper
 from mbpo_cli.evaluation.diagnostics import examined
 from mbpo_cli.evaluation.evaluate import Evaluator
+from mbpo_cli.evaluation.length import TrainerOptions
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
 from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.logs.logger import Logger
@@ -41,7 +42,7 @@ from mbpo_cli.nn.networks import hidden_products_in
 from mbpo_cli.nn.seeding import episode_seed, generator
 from mbpo_cli.options import Component, resolve
 from mbpo_cli.rollouts import lost_experience
-from mbpo_cli.trainer import ModelBased, Trainer, TrainerOptions
+from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Accelerate, Agent, ImaginingAgent, SpaceSpec
 
 log = logging.getLogger(__name__)
@@ -251,7 +252,7 @@ def build_model_based(
     if lost is not None:
         log.warning("%s", lost)
     model = build_model(config, spaces, device)
-    if compiles(config, device, num_fit_steps(config)):
+    if model.learned and compiles(config, device, num_fit_steps(config)):
         model.compile(accelerator(config, "model"), config.model.training.mini_batch_size)
     stream = generator(config.seed, "model", "fit", device=device)
     world = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,11 @@ class Component:
     """Options of a component that is chosen by name: `_target_` names its class."""
 
     _target_: str = option("the class to build, as package.module.Class")
+
+
+def absolute(path: str | None) -> str | None:
+    """Return a path that does not depend on the working directory."""
+    return None if path is None else os.path.abspath(path)
 
 
 def resolve(name: str) -> Any:

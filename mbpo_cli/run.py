@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -33,6 +33,7 @@ from mbpo_cli.nn.seeding import episode_seed, generator
 from mbpo_cli.storage.checkpoint import CheckpointOptions, Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
 from mbpo_cli.storage.records import EVENTS, METRICS, STOP, evaluations
+from mbpo_cli.trained import pretrained
 from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,12 @@ log = logging.getLogger(__name__)
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
-def run(config: Config, path: Path, in_sweep: bool = False) -> float:
+def run(config: Config, path: Path, in_sweep: bool = False, trust: Sequence[str] = ()) -> float:
     """Train in the run directory `path`, and return the score: the mean return of the last evaluations.
 
     If the directory holds a run with the same configuration, the run resumes from its last checkpoint, with
-    the same results as if it had never stopped. `in_sweep`: other jobs run, too.
+    the same results as if it had never stopped. `in_sweep`: other jobs run, too. `trust` are packages that
+    runs to begin with (options `from_run`) may import.
 
     Raises:
         ConfigError: The directory holds a run with another configuration.
@@ -61,10 +63,10 @@ def run(config: Config, path: Path, in_sweep: bool = False) -> float:
         log.error("%s", error)
         raise
     with directory:
-        return _run(config, directory)
+        return _run(config, directory, trust)
 
 
-def _run(config: Config, directory: RunDirectory) -> float:
+def _run(config: Config, directory: RunDirectory, trust: Sequence[str]) -> float:
     start = time.monotonic()
     if config.trainer.num_env_steps <= config.agent.num_warm_start_steps:
         log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
@@ -82,8 +84,10 @@ def _run(config: Config, directory: RunDirectory) -> float:
             logger = stack.enter_context(Logger())
             trainer = build_trainer(config, logger, stack, should_stop, checkpointer.save_if_due)
             logs = checkpointer.restore(trainer)
+            if logs is None:
+                pretrained.begin(trainer, config, trust)
             warn_if_unrepeated(config, should_stop)
-            logger.sinks += open_sinks(config, directory, logs, trainer.env_steps)
+            logger.sinks += open_sinks(config, directory, logs or {}, trainer.env_steps)
             is_done = trainer.train()
             checkpointer.save(trainer)
             directory.save_policy(trainer.agent.policy_state())
@@ -148,8 +152,10 @@ class Checkpointer:
         self._last_time = time.monotonic()
         self._checkpoints = Checkpoints(directory.path, options.keep)
 
-    def restore(self, trainer: Trainer) -> dict[str, int]:
+    def restore(self, trainer: Trainer) -> dict[str, int] | None:
         """Restore the newest checkpoint; return the number of bytes of each log file that belong to it.
+
+        None if there is no checkpoint yet.
 
         Raises:
             NoUsableCheckpoint: The run has made progress, but no checkpoint can be used.
@@ -161,7 +167,7 @@ class Checkpointer:
                 raise failures.NoUsableCheckpoint(f"{self._directory.path}: its checkpoints are gone")
             if not self._directory.is_new:
                 log.info("the run has no checkpoint yet: starting from step 0")
-            return {}
+            return None
         is_exact = trainer.load_state_dict(checkpoint.state)
         if "within_step" in checkpoint.state:  # the rest of the step will change the state
             self._checkpoints.last_step = None

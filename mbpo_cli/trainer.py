@@ -27,6 +27,7 @@ from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.evaluation.evaluate import Evaluation
+from mbpo_cli.evaluation.length import TrainerOptions
 from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.failures import Stopped
 from mbpo_cli.logs.logger import Logger
@@ -37,27 +38,9 @@ from mbpo_cli.models.guard import Guard
 from mbpo_cli.models.regions import regions
 from mbpo_cli.models.world import LearnedWorld
 from mbpo_cli.nn.seeding import generator
-from mbpo_cli.options import option
 from mbpo_cli.rollouts import MBPOOptions
 from mbpo_cli.storage import trainer_state
 from mbpo_cli.types import Agent, ImaginingAgent, Metrics, Policy, Transitions
-
-
-@dataclass
-class TrainerOptions:
-    """How long to train, and how often to evaluate and log."""
-
-    num_env_steps: int = option("real environment steps to train for", low=1, high=10**12)
-    evaluate_every_steps: int = option("environment steps between two evaluations", low=1)
-    num_eval_episodes: int = option("episodes per evaluation", low=1, high=10_000)
-    num_score_evaluations: int = option("last evaluations whose mean return is the run's score", low=1)
-    log_every_steps: int = option("environment steps over which logged metrics are averaged", low=1)
-    diagnostics: bool = option("true = examine model and critics after each evaluation, with pictures")
-    max_hours: float | None = option(
-        "hours until the run saves and stops; null = no limit", above=0, high=10**5
-    )
-    events_required: bool = option("true = fail if the TensorBoard file cannot be written; false = warn")
-
 
 PHASES = ("env", "fit", "generate", "update", "evaluate", "diagnose", "checkpoint")
 # A resumed run compares again what its earlier part has compared.
@@ -134,6 +117,11 @@ class Trainer:
         # While updates, evaluation or log of a step are missing; a resumed run makes up for them.
         self._is_within_step = False
         self._num_new_steps = 0
+
+    def begin_with(self, experience: Transitions) -> None:
+        """Begin with real experience of another run, before the first step."""
+        self.real_buffer.add(experience)
+        self._max_reward = float(experience.reward.abs().max())
 
     def train(self) -> bool:
         """Train for the remaining environment steps.
@@ -212,10 +200,12 @@ class Trainer:
             self._num_first_updates = self.mbpo_options.first_updates
 
     def _compare(self, mbpo: ModelBased) -> None:
-        """Compare known functions with the real transitions since the last comparison."""
+        """Compare known functions with the real transitions of this run since the last comparison."""
         end = self.real_buffer.total_added
-        start = max(self._num_compared, end - min(len(self.real_buffer), MAX_COMPARED))
-        mbpo.compare(self.real_buffer.unpack(self.real_buffer.rows(start, end)), start + 1)
+        num_of_other_run = end - self.env_steps
+        start = max(self._num_compared, end - min(len(self.real_buffer), MAX_COMPARED), num_of_other_run)
+        real = self.real_buffer.unpack(self.real_buffer.rows(start, end))
+        mbpo.compare(real, start + 1 - num_of_other_run)
         self._num_compared = end
 
     def _generate_experience(self, mbpo: ModelBased) -> None:
@@ -258,12 +248,13 @@ class Trainer:
         return len(transitions)
 
     def _choose_actions(self) -> Tensor:
-        """Return one action per environment, shape (E, A): random ones during the warm start."""
-        if self.env_steps >= self.agent_options.num_warm_start_steps:
+        """Return one action per environment, shape (E, A): random ones in the warm start of a new agent."""
+        options = self.agent_options
+        if self.env_steps >= options.num_warm_start_steps or options.from_run is not None:
             obs = self.collector.obs.to(self.device)
             return self.agent.explore(obs, self._exploration_stream, self.collector.first).cpu()
         for row, steps in enumerate(self.collector.steps):
-            if steps % self.agent_options.warm_start_hold_steps == 0:
+            if steps % options.warm_start_hold_steps == 0:
                 self._held_actions[row] = self.collector.spaces.actions.sample(self._warm_start_stream)
         return self._held_actions.clone()
 

@@ -32,7 +32,7 @@ from hydra_plugins.mbpo.jobs import quoted
 from mbpo_cli.failures import ConfigError, StorageFailed, one_line
 from mbpo_cli.nn.machine import num_cores
 from mbpo_cli.storage.files import write_whole
-from mbpo_cli.storage.records import HARMLESS, SCORED, evaluations
+from mbpo_cli.storage.records import HARMLESS, SCORED, VALUES_OF_OLDER_FUNCTIONS, evaluations
 from mbpo_cli.sweeps.processes import run_commands, slots_of
 from scripts.results import configuration, matters, read_summary
 from scripts.seeds_page import Ended, Row, page, tables, with_first_rows
@@ -90,8 +90,11 @@ LATER_OPTIONS = {
     **{
         f"model.{part}.{name}": value
         for part in ("transition", "reward", "is_done")
-        for name, value in (("decoupled_decay", False), ("layer_norm", False), ("dropout", 0.0))
+        for name, value in VALUES_OF_OLDER_FUNCTIONS.items()
     },
+    "model.from_run": None,
+    "agent.from_run": None,
+    "agent.reset_experience_buffer_before_training": True,
     "model.training.significance": None,
     "model.training.restart_optimizer": False,
     "model.training.bootstrap": False,

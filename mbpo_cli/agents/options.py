@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mbpo_cli.nn.optimizers import OptimizerOptions
-from mbpo_cli.options import Component, option
+from mbpo_cli.options import Component, absolute, option
 
 
 @dataclass
@@ -67,6 +67,20 @@ class AgentOptions(Component):
     )
     discount_factor: float = option("discount of future rewards", low=0, high=1, matlab="DiscountFactor")
     hidden_sizes: list[int] = option("units of each hidden layer, actor and critics", low=1, high=65536)
+    from_run: str | None = option(
+        "directory of a run, or of one of its checkpoints, whose agent this one begins with; it acts in the "
+        "warm start, too; null = random weights"
+    )
+    reset_experience_buffer_before_training: bool = option(
+        "false = begin with the real experience of from_run",
+        matlab="ResetExperienceBufferBeforeTraining",
+    )
+
+    def __post_init__(self) -> None:
+        self.from_run = absolute(self.from_run)
+        if self.from_run is None and not self.reset_experience_buffer_before_training:
+            key = "reset_experience_buffer_before_training"
+            raise ValueError(f"{key}=false: only with from_run is there experience to keep")
 
 
 @dataclass

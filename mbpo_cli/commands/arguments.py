@@ -24,7 +24,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
-        self.add_argument("run", type=Path, metavar="RUN", help="directory of a run, finished or not")
+        run_help = "directory of a run, finished or not, or one of its checkpoints"
+        self.add_argument("run", type=Path, metavar="RUN", help=run_help)
         self.add_argument("--best", action="store_true", help="use the policy of the best evaluation")
         self.add_argument(
             "--trust",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import closing
 
 import torch
@@ -20,6 +21,7 @@ from mbpo_cli.models.known import KnownOptions
 from mbpo_cli.nn.machine import free_memory
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import resolve
+from mbpo_cli.trained import pretrained
 from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec
 
 log = logging.getLogger(__name__)
@@ -31,10 +33,11 @@ SUITABLE = {
 }
 
 
-def check(config: Config, is_new: bool = True) -> None:
+def check(config: Config, is_new: bool = True, trust: Sequence[str] = ()) -> None:
     """Check that the configuration can be built; raise a ConfigError if not.
 
-    Only for a new run, episodes must have a limit; older versions accepted others, too.
+    Only for a new run, episodes must have a limit (older versions accepted others, too), and what it begins
+    with must fit.
     """
     device = build.build_device(config)
     build.agent_compiles(config, device)
@@ -42,6 +45,7 @@ def check(config: Config, is_new: bool = True) -> None:
         _check_actions(config, env.spaces)
         if is_new:
             check_limit(config, env, f"env.id={config.env.id}", "'env.kwargs={max_episode_steps: 1000}'")
+            pretrained.check(config, env.spaces, trust)
     if is_new and device.type == "cpu":
         _check_memory(config, env.spaces)
     if build.uses_model(config):

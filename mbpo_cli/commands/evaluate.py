@@ -43,7 +43,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
     torch.set_flush_denormal(True)
     trained = load(options.run, options.best, options.trust, "--trust {}")
-    output = options.output or options.run / "evaluation.json"
+    output = options.output or trained.path / "evaluation.json"
     check_output("--output", output, (".json",))
     torch.set_num_threads(num_threads(trained.config, in_sweep=False))
     model = trained.model() if options.in_model else None

@@ -30,7 +30,7 @@ def examine(options: argparse.Namespace) -> None:
     from mbpo_cli.trained.load import load
 
     trained = load(options.run, options.best, options.trust, "--trust {}")
-    output = options.output or options.run / "model.png"
+    output = options.output or trained.path / "model.png"
     check_output("--output", output, (".png",))
     numbers = output.with_suffix(".json")
     check_output("--output", numbers, (".json",))

@@ -163,7 +163,7 @@ def train_job(cfg: DictConfig) -> float:
     except ConfigError as error:  # for the log of a job in a sweep
         log.error("%s", error)
         raise
-    return run(config, path, in_sweep)
+    return run(config, path, in_sweep, cfg.trust)
 
 
 def with_directory(arguments: Sequence[str]) -> list[str]:
@@ -195,7 +195,7 @@ def checked_config(cfg: DictConfig, overrides: Sequence[str], path: Path) -> Con
 
     try:
         config = config_of(cfg, overrides)
-        check(config, is_new=not (path / CONFIG).exists())
+        check(config, is_new=not (path / CONFIG).exists(), trust=cfg.trust)
     except (ConfigError, OmegaConfBaseException):
         raise
     except Exception as error:  # an environment or a user's module may raise anything

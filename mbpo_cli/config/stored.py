@@ -37,8 +37,6 @@ def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequen
     Raises:
         ConfigError: There is no run, its configuration is not trusted, or a change is not possible.
     """
-    if not isinstance(trust, Sequence):
-        raise ConfigError(f"trust={trust}: must be a list of packages, as in trust=[my_lab]")
     values = trusted_config(path, trust, "trust=[{}]")
     for key, value in changes:
         _set(values, key, value)
@@ -56,6 +54,8 @@ def trusted_config(path: Path, trust: Collection[str], remedy: str) -> dict[str,
     Raises:
         ConfigError: There is none, or it names other code.
     """
+    if not isinstance(trust, Collection):
+        raise ConfigError(f"trust={trust}: must be a list of packages, as in trust=[my_lab]")
     values = stored_config(path)
     trusted = {trust} if isinstance(trust, str) else set(trust)  # of a text, every part would be in it
     for key, value, name in _named(values, trusted):

@@ -14,12 +14,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.envs.environment import EnvOptions
+from mbpo_cli.evaluation.length import TrainerOptions
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.fit import ModelTrainingOptions
-from mbpo_cli.options import Component, Meaning, option, resolve
+from mbpo_cli.options import Component, Meaning, absolute, option, resolve
 from mbpo_cli.rollouts import MBPOOptions
 from mbpo_cli.storage.checkpoint import CheckpointOptions
-from mbpo_cli.trainer import TrainerOptions
 
 NAMES = {
     bool: "true or false",
@@ -41,8 +41,13 @@ class ModelOptions:
         "true = warn once if a known function differs from what really happens; false = end the run if it "
         "does in more than 1 % of the steps"
     )
+    from_run: str | None = option(
+        "directory of a run, or of one of its checkpoints, whose learned functions this model begins with: "
+        "the option of each function refers to it; null = random weights"
+    )
 
     def __post_init__(self) -> None:
+        self.from_run = absolute(self.from_run)
         num_networks = getattr(self.transition, "num_networks", None)
         num_elites = getattr(self.transition, "num_elites", None)
         if num_elites not in (None, num_networks) and self.training.holdout_ratio == 0:

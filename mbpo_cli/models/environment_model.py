@@ -39,7 +39,7 @@ class EnvironmentModel:
     @property
     def learned(self) -> dict[str, LearnedFunction]:
         """The functions with a learning rate above 0, in the order of their training."""
-        return {name: part for name, part in self._functions.items() if part.is_trained}
+        return {name: part for name, part in self.functions.items() if part.is_trained}
 
     @property
     def known(self) -> dict[str, Known]:
@@ -50,10 +50,11 @@ class EnvironmentModel:
     @property
     def knows_reward(self) -> bool:
         """True if rewards are exact."""
-        return "reward" not in self._functions
+        return "reward" not in self.functions
 
     @property
-    def _functions(self) -> dict[str, LearnedFunction]:
+    def functions(self) -> dict[str, LearnedFunction]:
+        """All functions that are not known, by name."""
         parts = {"transition": self.transition, "reward": self.reward, "is_done": self.is_done}
         return {name: part for name, part in parts.items() if isinstance(part, LearnedFunction)}
 
@@ -86,7 +87,8 @@ class EnvironmentModel:
         """Choose the threshold of a learned is-done function; return how good it is on hold-out data."""
         if not isinstance(self.is_done, LearnedIsDone):
             return {}
-        self.is_done.calibrate(real)
+        if self.is_done.is_trained:
+            self.is_done.calibrate(real)
         return self.is_done.metrics(held_out)
 
     def relative_errors(self, held_out: Transitions, error_M: Tensor) -> Metrics:
@@ -103,9 +105,9 @@ class EnvironmentModel:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every learned function."""
-        return {name: part.state_dict() for name, part in self._functions.items()}
+        return {name: part.state_dict() for name, part in self.functions.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        for name, part in self._functions.items():
+        for name, part in self.functions.items():
             part.load_state_dict(state[name])

@@ -131,7 +131,8 @@ class ModelFitter:
         if len(held_out) > 0:
             with torch.no_grad():
                 error_M = model.transition.network.errors(*model.transition.examples(data[held_out]))
-                model.transition.elect(error_M)
+                if model.transition.is_trained:
+                    model.transition.elect(error_M)
                 metrics |= model.relative_errors(data[held_out], error_M)
             metrics["model/holdout_error"] = error_M.mean()
             metrics |= {f"model/holdout_error_member_{m}": error for m, error in enumerate(error_M)}
@@ -163,7 +164,8 @@ class ModelFitter:
             weights_NM = self._bootstrap.weights(len(data), model.transition.network.num_members)
             importance["transition"] = weights_NM[training].T
         for name, part in running.items():
-            part.fit_normalizers(*examples[name])
+            if not part.is_pretrained:  # its weights fit its normalization
+                part.fit_normalizers(*examples[name])
             if self.options.restart_optimizer:
                 part.optimizer.reset()
         stopping = {}

@@ -15,7 +15,7 @@ from torch.nn import functional
 from mbpo_cli.nn.compilation import one_by_one
 from mbpo_cli.nn.networks import BatchedMLP, dropout_factors, truncated_normal
 from mbpo_cli.nn.optimizers import MemberOptimizerOptions, Optimizer, OptimizerOptions
-from mbpo_cli.options import Component, option
+from mbpo_cli.options import Component, absolute, option
 from mbpo_cli.types import Accelerate, GradientSteps, SpaceSpec, Transitions
 
 
@@ -36,8 +36,13 @@ class LearnedOptions(Component):
     )
     layer_norm: bool = option("normalize the hidden layers")
     dropout: float = option("fraction of hidden units left out at random in training", low=0, high=0.9)
+    from_run: str | None = option(
+        "directory of a run, or of one of its checkpoints, whose function this one begins with, with its "
+        "normalization; null = random weights"
+    )
 
     def __post_init__(self) -> None:
+        self.from_run = absolute(self.from_run)
         num_layers = len(self.hidden_sizes) + 1
         if isinstance(self.layer_decays, list) and len(self.layer_decays) != num_layers:
             raise ValueError(
@@ -159,6 +164,7 @@ class LearnedFunction(ABC):
         self._layer_decays, self._decays_apart = decays, options.decoupled_decay
         self._hidden_sizes, self._dropout = options.hidden_sizes, options.dropout
         self.optimizer = Optimizer(network.parameters(), optimizer)
+        self.is_pretrained = options.from_run is not None
         self.is_trained = optimizer.learn_rate not in (0, [0] * network.num_members)
         self._rate_M = torch.tensor(optimizer.learn_rate, device=self.optimizer.device).reshape(-1, 1, 1)
         self._steps_by_size: dict[int, GradientSteps] = {}
@@ -213,6 +219,10 @@ class LearnedFunction(ABC):
                 for weight, decay in zip(self.network.mlp.weights, self._layer_decays, strict=True):
                     weight.mul_(1 - self._rate_M * decay)
         return {"loss": loss_M.detach()}
+
+    def begin_with(self, state: dict[str, Any]) -> None:
+        """Take over the `state_dict` of another run's function; the optimizer begins anew."""
+        self.load_state_dict({**state, "optimizer": self.optimizer.state_dict()})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the network, with its normalization, and of the optimizer."""

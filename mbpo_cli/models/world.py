@@ -56,12 +56,12 @@ class LearnedWorld:
             cast(Noiseless, _frozen(part, 1) if isinstance(part, LearnedFunction) else part)
             for part in (model.reward, model.is_done)
         )
-        self._pairs = [(part, getattr(self, f"_{name}")) for name, part in model.learned.items()]
+        self._pairs = [(part, getattr(self, f"_{name}")) for name, part in model.functions.items()]
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy what a fit has changed, in place: compiled steps rely on where it lies in memory."""
+        """Copy what has changed, in place: compiled steps rely on where it lies in memory."""
         for part, mine in self._pairs:
             members = part.elites if isinstance(part, LearnedTransition) else slice(None)
             for copied, weight in zip(mine.network.parameters(), part.network.parameters(), strict=True):

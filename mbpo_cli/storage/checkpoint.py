@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mbpo_cli.buffers import ReplayBuffer
-from mbpo_cli.failures import NoUsableCheckpoint, one_line
+from mbpo_cli.failures import ConfigError, NoUsableCheckpoint, one_line
 from mbpo_cli.options import option
 from mbpo_cli.storage import files, tensor_tree
 from mbpo_cli.storage.manifest import BadCheckpoint, Manifest, RowFile, StoredRows, describe, read_file
@@ -130,6 +130,20 @@ class Checkpoints:
         if newest is None or not best or newest.best == newest.step:
             return newest
         return None if newest.best is None else self._newest(self._read, [newest.best])
+
+    def read_at(self, step: int) -> Checkpoint:
+        """Return the checkpoint at a step, without its experience.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        steps = sorted(self._steps())
+        if step not in steps:
+            there_are = ", ".join(map(str, steps)) or "none"
+            raise ConfigError(f"{self._path(step)}: there is no such checkpoint; there are {there_are}")
+        found = self._newest(self._read, [step])
+        assert found is not None
+        return found
 
     def experience(self, step: int, name: str) -> Tensor:
         """Return the packed rows of a buffer at a checkpoint, oldest first."""

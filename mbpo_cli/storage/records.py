@@ -53,8 +53,10 @@ HARMLESS = (
 # Values for options that older versions did not have, equivalent to what those versions did.
 VALUES_OF_OLDER_VERSIONS = {"precision": "float32"}
 VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
+    "agent": {"from_run": None, "reset_experience_buffer_before_training": True},
     "model": {
         "allow_mismatch": True,
+        "from_run": None,
         "training": {
             "min_epochs": 1,
             "keep_small_gains": False,
@@ -71,7 +73,7 @@ VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
         "model_rollout_options": {"max_disagreement": None, "random_fraction": 0.0},
     },
 }
-VALUES_OF_OLDER_FUNCTIONS = {"decoupled_decay": False, "layer_norm": False, "dropout": 0.0}
+VALUES_OF_OLDER_FUNCTIONS = {"decoupled_decay": False, "layer_norm": False, "dropout": 0.0, "from_run": None}
 # Of the base agents, by their class; all had two critics, or one.
 VALUES_OF_OLDER_AGENTS = {
     f"mbpo_cli.agents.{name.lower()}.{name}": {

@@ -25,12 +25,13 @@ from mbpo_cli.config.typed import Config, typed
 from mbpo_cli.failures import ConfigError, NoUsableCheckpoint, RunFailed, one_line
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints
-from mbpo_cli.storage.records import CONFIG, HARMLESS, POLICY, leaves
+from mbpo_cli.storage.records import CHECKPOINTS, CONFIG, HARMLESS, POLICY, leaves
 from mbpo_cli.types import Agent, SpaceSpec, Transitions
 
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+BEST = "best"  # names a checkpoint, in place of its step
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
     """Load the newest checkpoint of a run, or its stored policy if no checkpoint is usable.
 
     Args:
-        path: The run directory.
+        path: The run directory; or one of its checkpoints, `RUN/checkpoints/STEP`, or that of the best
+            evaluation, `RUN/checkpoints/best`.
         best: Load the checkpoint of the best evaluation instead.
         trust: Packages outside this one from which the run's configuration may import.
         remedy: What the user would write to trust a package, with `{}` for its name.
@@ -112,6 +114,7 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
         ConfigError: There is no run, it has saved nothing yet, or it names a package that is not trusted.
         NoUsableCheckpoint: Nothing that it has saved is usable.
     """
+    path, name = _run_and_checkpoint(path)
     if not (path / CONFIG).is_file():
         raise ConfigError(f"{path}: not a run directory, as it has no {CONFIG}")
     values = trusted_config(path, trust, remedy)
@@ -125,7 +128,8 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
         raise
     except (Exception, SystemExit) as error:  # trusted code may raise anything
         raise ConfigError(f"{path / CONFIG}: {type(error).__name__}: {error}") from error
-    checkpoint = _checkpoint(path, best)
+    best = best or name == BEST
+    checkpoint = Checkpoints(path, keep=2).read_at(int(name)) if name.isdecimal() else _checkpoint(path, best)
     if checkpoint is None:
         _load_policy(agent, path)
         return Trained(path, config, env.spaces, agent, POLICY, None)
@@ -133,8 +137,17 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
     streams = {key: value for key, value in agent.state_dict().items() if key == "generator"}
     with _explained_misfit(path):
         agent.load_state_dict({**checkpoint.state["agent"], **streams})
-    source = f"{'best' if best else 'newest'} checkpoint, step {checkpoint.step:,}"
+    which = "" if name.isdecimal() else "best " if best else "newest "
+    source = f"{which}checkpoint, step {checkpoint.step:,}"
     return Trained(path, config, env.spaces, agent, source, checkpoint)
+
+
+def _run_and_checkpoint(path: Path) -> tuple[Path, str]:
+    """Return the run directory in a path, and the name of a checkpoint in it, which may be empty."""
+    names_checkpoint = path.parent.name == CHECKPOINTS and (path.name == BEST or path.name.isdecimal())
+    if names_checkpoint and not (path / CONFIG).is_file():
+        return path.parent.parent, path.name
+    return path, ""
 
 
 def with_env_kwargs(trained: Trained, kwargs: dict[str, Any]) -> tuple[Trained, int | None]:

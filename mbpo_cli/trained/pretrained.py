@@ -1,0 +1,147 @@
+"""Begin a run with what other runs have learned: an agent, functions of the model, real experience.
+
+Other runs are read before the first step and never again, as a checkpoint of the new run holds everything.
+Does not know training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mbpo_cli.build import build_agent, build_model, uses_model
+from mbpo_cli.config.typed import Config
+from mbpo_cli.exploration import Noise
+from mbpo_cli.failures import ConfigError, RunFailed
+from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.nn.optimizers import Optimizer
+from mbpo_cli.trained.load import Trained, load
+from mbpo_cli.trainer import Trainer
+from mbpo_cli.types import Agent, SpaceSpec, Transitions
+
+# Options that make a network what it is, of functions of the model and of agents.
+OF_FUNCTIONS = (
+    "_target_",
+    "distribution",
+    "num_networks",
+    "num_elites",
+    "hidden_sizes",
+    "layer_norm",
+    "predict_difference",
+    "inputs",
+)
+OF_AGENTS = (
+    "_target_",
+    "hidden_sizes",
+    "activation",
+    "normalize_observations",
+    "critics.number",
+    "critics.layer_norm",
+    "critics.scale_outputs",
+)
+# What an agent has besides what it has learned; a new run has its own.
+ANEW = (Optimizer, Noise, torch.Generator)
+
+
+def begin(trainer: Trainer, config: Config, trust: Sequence[str]) -> None:
+    """Give a trainer, before its first step, what the options `from_run` name."""
+    mbpo = trainer.model_based
+    spaces = trainer.collector.spaces
+    experience = _load(config, spaces, trust, trainer.agent, None if mbpo is None else mbpo.model)
+    if experience is not None:
+        trainer.begin_with(experience.to(trainer.device))
+    if mbpo is not None and mbpo.world is not None:
+        mbpo.world.refresh()
+
+
+def check(config: Config, spaces: SpaceSpec, trust: Sequence[str]) -> None:
+    """Check that everything that the options `from_run` name can be read and fits.
+
+    Raises:
+        ConfigError: It cannot, or does not.
+    """
+    cpu = torch.device("cpu")
+    model = build_model(config, spaces, cpu) if uses_model(config) else None
+    _load(config, spaces, trust, build_agent(config, spaces, cpu), model)
+
+
+def _load(
+    config: Config, spaces: SpaceSpec, trust: Sequence[str], agent: Agent, model: EnvironmentModel | None
+) -> Transitions | None:
+    """Load agent and model, and return the real experience to begin with, or None."""
+
+    @cache
+    def trained(path: str) -> Trained:
+        return load(Path(path), trust=trust, remedy="trust=[{}]")
+
+    functions = {} if model is None else model.functions
+    for name, function in functions.items():
+        options = getattr(config.model, name)
+        if options.from_run is not None:
+            with _explained(f"model.{name}", options.from_run):
+                run = trained(options.from_run)
+                _check_same_spaces(run.spaces, spaces)
+                _check_same_options(getattr(run.config.model, name), options, OF_FUNCTIONS)
+                if not run.state.get("num_model_trainings"):
+                    raise ConfigError("it has no fitted model")
+                function.begin_with(run.state["model"][name])
+    if config.agent.from_run is None:
+        return None
+    with _explained("agent", config.agent.from_run):
+        run = trained(config.agent.from_run)
+        _check_same_spaces(run.spaces, spaces)
+        _check_same_options(run.config.agent, config.agent, OF_AGENTS)
+        _load_agent(agent, run.state["agent"])
+        if config.agent.reset_experience_buffer_before_training:
+            return None
+        experience = run.experience()
+        if len(experience) == 0:
+            raise ConfigError("it has no real experience yet")
+        return experience
+
+
+def _load_agent(agent: Agent, state: dict[str, Any]) -> None:
+    """Load what another agent has learned, without its optimizers, exploration and random streams."""
+    own = agent.state_dict()
+    kept = {name: part for name, part in own.items() if isinstance(getattr(agent, name, None), ANEW)}
+    missing = sorted(own.keys() - state.keys() - kept.keys())
+    if missing:
+        raise ConfigError(f"its agent has no {', '.join(missing)}, as its options differ")
+    agent.load_state_dict({**state, **kept})
+
+
+def _check_same_spaces(theirs: SpaceSpec, own: SpaceSpec) -> None:
+    for name, value in vars(own).items():
+        other = getattr(theirs, name)
+        if other != value:
+            raise ConfigError(f"its environment has other spaces: {name} {other} instead of {value}")
+
+
+def _check_same_options(theirs: Any, own: Any, names: Sequence[str]) -> None:
+    for name in names:
+        values = [_option(options, name) for options in (theirs, own)]
+        if values[0] != values[1]:
+            raise ConfigError(f"it has {name}={values[0]}, this run {values[1]}")
+
+
+def _option(options: Any, name: str) -> Any:
+    """Return the value of an option by its dotted name; None if there is no such option."""
+    for part in name.split("."):
+        options = getattr(options, part, None)
+    return options
+
+
+@contextmanager
+def _explained(part: str, path: str) -> Iterator[None]:
+    """Turn whatever is wrong with another run into an error that names the option."""
+    try:
+        yield
+    except Exception as error:  # whatever unsuitable files and weights raise
+        is_own = isinstance(error, ConfigError | RunFailed)
+        reason = str(error).removeprefix(f"{path}: ") if is_own else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{part}.from_run={path}: {reason}") from error
