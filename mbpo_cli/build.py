@@ -27,7 +27,7 @@ from mbpo_cli.envs.watchdog import watching
 from mbpo_cli.envs.wrappers import BadWrapper
 from mbpo_cli.evaluation.diagnostics import examined
 from mbpo_cli.evaluation.evaluate import Evaluator
-from mbpo_cli.evaluation.length import TrainerOptions
+from mbpo_cli.evaluation.schedule import TrainerOptions
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
 from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.logs.logger import Logger

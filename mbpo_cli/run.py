@@ -27,10 +27,11 @@ from mbpo_cli import failures
 from mbpo_cli.build import build_env, build_trainer, num_threads
 from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs.probe import unrepeated
+from mbpo_cli.evaluation.schedule import CheckpointOptions, reason
 from mbpo_cli.logs.logger import JsonLines, Logger, OptionalEvents, Sink, TensorBoardEvents
 from mbpo_cli.logs.progress import Progress
 from mbpo_cli.nn.seeding import episode_seed, generator
-from mbpo_cli.storage.checkpoint import CheckpointOptions, Checkpoints
+from mbpo_cli.storage.checkpoint import Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
 from mbpo_cli.storage.records import EVENTS, METRICS, STOP, evaluations
 from mbpo_cli.trained import pretrained
@@ -150,7 +151,7 @@ class Checkpointer:
         self._options = options
         self._directory = directory
         self._last_time = time.monotonic()
-        self._checkpoints = Checkpoints(directory.path, options.keep)
+        self._checkpoints = Checkpoints(directory.path, options.keep, options.keep_saved)
 
     def restore(self, trainer: Trainer) -> dict[str, int] | None:
         """Restore the newest checkpoint; return the number of bytes of each log file that belong to it.
@@ -189,11 +190,12 @@ class Checkpointer:
         return checkpoint.logs
 
     def save_if_due(self, trainer: Trainer) -> None:
-        """Make a checkpoint at the configured intervals, and after the best evaluation so far."""
+        """Make a checkpoint at the configured intervals, after the best evaluation, and by the criterion."""
         step, last = trainer.env_steps, self._checkpoints.last_step
         if (
             last is None
             or trainer.best_step == step
+            or self._reason_to_keep(trainer) is not None
             or step - last >= (self._options.every_steps or math.inf)
             or time.monotonic() - self._last_time >= 60 * (self._options.every_minutes or math.inf)
         ):
@@ -201,14 +203,30 @@ class Checkpointer:
 
     def save(self, trainer: Trainer) -> None:
         """Make a checkpoint."""
+        state = trainer.state_dict()
+        why = None if "within_step" in state else self._reason_to_keep(trainer)
+        if why is not None and self._checkpoints.last_step != trainer.env_steps:
+            log.info("step %s: the agent is saved because %s", f"{trainer.env_steps:,}", why)
         self._checkpoints.save(
             trainer.env_steps,
-            trainer.state_dict(),
+            state,
             trainer.buffers,
             trainer.logger.commit(),
             is_best=trainer.best_step == trainer.env_steps,
+            is_saved=why is not None,
         )
         self._last_time = time.monotonic()
+
+    def _reason_to_keep(self, trainer: Trainer) -> str | None:
+        """Return why the checkpoint of this step is kept besides the latest and the best, or None."""
+        criterion = self._options.save_agent_criteria
+        has_ended = bool(trainer.collector.first.any())
+        has_evaluated = trainer.is_due(trainer.options.evaluate_every_steps)
+        news = {"evaluation": has_evaluated, "custom": has_evaluated or has_ended}
+        if trainer.env_steps == 0 or not news.get(criterion, has_ended):
+            return None
+        window = trainer.options.score_averaging_window_length
+        return reason(criterion, self._options.save_agent_value, trainer.record, window)
 
 
 def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], step: int) -> list[Sink]:
@@ -242,6 +260,7 @@ def summarize(
         "env": config.env.name,
         "seed": config.seed,
         "threads": torch.get_num_threads(),
+        "stopped_because": trainer.stop_reason if trainer is not None else None,
         "env_steps": trainer.env_steps if trainer is not None else 0,
         "episodes": trainer.collector.episodes if trainer is not None else 0,
         "gradient_steps": trainer.gradient_steps if trainer is not None else 0,
@@ -258,8 +277,9 @@ def summarize(
 def closing_table(summary: dict[str, Any], path: Path) -> str:
     """Return the table that is logged at the end of a run."""
     phases = summary["phase_seconds"].items()
+    because = summary["stopped_because"]
     rows = {
-        "status": summary["status"],
+        "status": f"{summary['status']}, stopped because {because}" if because else summary["status"],
         "real steps": f"{summary['env_steps']:,} in {summary['episodes']:,} episodes",
         "gradient steps": f"{summary['gradient_steps']:,}",
         "wall time": f"{summary['wall_seconds']:.1f} s",

@@ -27,7 +27,7 @@ from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.evaluation.evaluate import Evaluation
-from mbpo_cli.evaluation.length import TrainerOptions
+from mbpo_cli.evaluation.schedule import TrainerOptions, TrainingRecord
 from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.failures import Stopped
 from mbpo_cli.logs.logger import Logger
@@ -76,6 +76,7 @@ class Trainer:
         evaluation: The last evaluation, or None before the first.
         best_evaluation: The evaluation with the largest mean return.
         best_step: Environment steps at the best evaluation.
+        stop_reason: Why training ended before its last step, or None.
     """
 
     options: TrainerOptions
@@ -103,6 +104,7 @@ class Trainer:
         self.evaluation: Evaluation | None = None
         self.best_evaluation: Evaluation | None = None
         self.best_step: int | None = None
+        self.stop_reason: str | None = None
         self.stopwatch = Stopwatch(PHASES)
 
         self._warm_start_stream = generator(self.seed, "warm_start")
@@ -111,6 +113,7 @@ class Trainer:
         self._mix_stream = generator(self.seed, "mix", device=self.device)
         self._held_actions = torch.zeros(len(self.collector), self.collector.spaces.action_size)
         self._max_reward = 0.0
+        self._last_episodes: list[tuple[float, int]] = []
         self._generation_sizes: list[int] = []
         self._num_compared = 0
         self._num_first_updates: int | None = None  # that are left; None before there is a model
@@ -127,12 +130,14 @@ class Trainer:
         """Train for the remaining environment steps.
 
         Returns:
-            True if all steps were taken, False if `should_stop` ended the training early.
+            True if all steps were taken or a criterion is satisfied, False if `should_stop` ended it early.
         """
         try:
             if self._is_within_step:
                 self._complete_step()
-            while self.env_steps < self.options.num_env_steps:
+            elif self.env_steps > 0:
+                self.stop_reason = self.options.reason_to_stop(self.record)
+            while self.env_steps < self.options.num_env_steps and self.stop_reason is None:
                 with self.stopwatch.phase("checkpoint"):
                     self.before_step(self)
                 if self.should_stop():
@@ -152,7 +157,11 @@ class Trainer:
         if self._num_new_steps > 0 and self.env_steps > self.agent_options.num_warm_start_steps:
             self._update_agent(self._num_new_steps * self.agent_options.num_gradient_steps_per_update)
         self._num_new_steps = 0
-        if self._is_due(self.options.evaluate_every_steps):
+        is_evaluated = self.is_due(self.options.evaluate_every_steps)
+        if is_evaluated:
+            self._evaluate()
+        self.stop_reason = self.options.reason_to_stop(self.record)
+        if self.stop_reason is not None and not is_evaluated:
             self._evaluate()
         self._log()
         self._is_within_step = False
@@ -161,12 +170,12 @@ class Trainer:
         if self.env_steps < self.agent_options.num_warm_start_steps:
             return False
         every = self.mbpo_options.generate_every
-        return bool(self.collector.first.any()) if every == "episode" else self._is_due(every)
+        return bool(self.collector.first.any()) if every == "episode" else self.is_due(every)
 
     def _renew(self, mbpo: ModelBased) -> None:
         """Fit the model, if that is due, and replace the generated experience."""
         every = self.mbpo_options.fit_every
-        if self.num_model_trainings == 0 or every is None or self._is_due(every):
+        if self.num_model_trainings == 0 or every is None or self.is_due(every):
             self._fit_model(mbpo)
         if not mbpo.guard.is_closed:
             self._generate_experience(mbpo)
@@ -213,20 +222,13 @@ class Trainer:
         horizon = rollouts.horizon_at(options, self.num_model_trainings, self.env_steps)
         with self.stopwatch.phase("generate"):
             real = self.real_buffer.contents()
-            limits = options.max_departure, options.max_disagreement
+            inside = regions(mbpo.model, real, options.max_departure, options.max_disagreement)
             starts = self.real_buffer.sample(options.num_rollout, stream).obs
             wandering = rollouts.wandering(
                 options, horizon, self.collector.spaces.actions, self.agent_options.warm_start_hold_steps
             )
             metrics = rollouts.generate(
-                mbpo.model,
-                mbpo.policy,
-                starts,
-                horizon,
-                mbpo.buffer.add,
-                stream,
-                regions(mbpo.model, real, *limits),
-                wandering,
+                mbpo.model, mbpo.policy, starts, horizon, mbpo.buffer.add, stream, inside, wandering
             )
         mbpo.policy.decay()
         retained = self.mbpo_options.retained_generations
@@ -242,6 +244,8 @@ class Trainer:
             transitions, metrics = self.collector.step(self._choose_actions()[:num_steps_left])
             self.real_buffer.add(transitions)
             self.agent.observe(transitions.obs)
+            window = self.options.score_averaging_window_length
+            self._last_episodes = [*self._last_episodes, *self.collector.ended][-window:]
             self.env_steps += len(transitions)
             self._max_reward = max(self._max_reward, float(transitions.reward.abs().max()))
         self.logger.log(metrics)
@@ -297,7 +301,7 @@ class Trainer:
             self.after_evaluation(self)
 
     def _log(self) -> None:
-        if self._is_due(self.options.log_every_steps):
+        if self.is_due(self.options.log_every_steps):
             self.logger.summarize()
             self.logger.log(
                 {
@@ -310,11 +314,17 @@ class Trainer:
             )
         self.logger.write(self.env_steps)
 
-    def _is_due(self, every_steps: int) -> bool:
+    def is_due(self, every_steps: int) -> bool:
         """Return True at multiples of `every_steps`, and at the end of the training."""
         # With several environments, the step count may skip a multiple.
         passed = self.env_steps % every_steps < min(len(self.collector), every_steps)
-        return passed or self.env_steps == self.options.num_env_steps
+        return passed or self.env_steps == self.options.num_env_steps or self.stop_reason is not None
+
+    @property
+    def record(self) -> TrainingRecord:
+        """What criteria know of the training so far."""
+        episodes = self.collector.episodes
+        return TrainingRecord(self.env_steps, episodes, self._last_episodes, self.evaluation)
 
     @property
     def buffers(self) -> dict[str, ReplayBuffer]:

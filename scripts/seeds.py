@@ -92,6 +92,10 @@ LATER_OPTIONS = {
         for part in ("transition", "reward", "is_done")
         for name, value in VALUES_OF_OLDER_FUNCTIONS.items()
     },
+    "trainer.max_episodes": None,
+    "trainer.stop_training_criteria": "none",
+    "trainer.stop_training_value": None,
+    "trainer.score_averaging_window_length": 5,
     "model.from_run": None,
     "agent.from_run": None,
     "agent.reset_experience_buffer_before_training": True,

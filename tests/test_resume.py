@@ -47,6 +47,17 @@ KINDS = {
         "model/reward=gaussian",
         "model.transition.layer_decays=[1e-4,1e-3]",
     ),
+    "stopped_and_saved": (  # after 30 steps
+        *gym_env("tests/PointMass-v0"),
+        "env.kwargs={max_episode_steps: 5}",
+        "trainer.num_eval_episodes=8",
+        "trainer.stop_training_criteria=average_reward",
+        "trainer.stop_training_value=-1000",
+        "trainer.score_averaging_window_length=6",
+        "checkpoint.save_agent_criteria=episode_count",
+        "checkpoint.save_agent_value=2",
+        "checkpoint.keep_saved=3",
+    ),
     "through_the_model": (
         "algorithm=double_horizon",
         "mbpo.fit_every=10",
@@ -105,6 +116,7 @@ def outcome(path: Path) -> dict[str, Any]:
         "tensors": digest(safetensors.torch.load_file(last / "tensors.safetensors")),
         "policy": digest(torch.load(path / "policy.pt", weights_only=True)),
         "experience": experience,
+        "saved": manifest["saved"],
         "total_added": {name: stored["total_added"] for name, stored in manifest["experience"].items()},
     }
 
@@ -317,6 +329,7 @@ UNSEEN = (
     "evaluation",  # reported if a finished run is started again; other runs make a new one
     "best_evaluation",  # reported in the summary
     "best_step",  # determines which checkpoint is kept
+    "_last_episodes",  # determine when the run ends, if there is a criterion
 )
 
 

@@ -23,11 +23,13 @@ from mbpo_cli.storage.records import leaves, stored_config
 
 # Options that name code, beside `_target_` and `function`, and where that may be without trust.
 PLACES = {
+    "checkpoint.save_agent_value": "mbpo_cli.evaluation.schedule",
     "env.id": "mbpo_cli.envs",
     "env.is_done_function": "mbpo_cli.envs.known",
     "env.module": "mbpo_cli.envs",
     "env.reward_function": "mbpo_cli.envs.known",
     "env.wrappers": "gymnasium.wrappers",
+    "trainer.stop_training_value": "mbpo_cli.evaluation.schedule",
 }
 
 
@@ -79,7 +81,12 @@ def _named(values: Mapping[str, Any], trust: Collection[str]) -> Iterator[tuple[
             for wrapper in value:
                 name = wrapper.get("_target_") if isinstance(wrapper, dict) else wrapper
                 yield key, name, str(name)
-        elif value is None or key == "env.id" or ".kwargs." in key:  # an environment's own arguments
+        elif (
+            value is None
+            or key == "env.id"
+            or ".kwargs." in key
+            or (key.endswith("_value") and isinstance(value, float))
+        ):  # an environment's own arguments
             continue
         elif key in PLACES or key.endswith(("_target_", ".function")):
             yield key, value, str(value)

@@ -14,12 +14,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mbpo_cli.agents.options import AgentOptions
 from mbpo_cli.envs.environment import EnvOptions
-from mbpo_cli.evaluation.length import TrainerOptions
+from mbpo_cli.evaluation.schedule import CheckpointOptions, TrainerOptions
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.fit import ModelTrainingOptions
 from mbpo_cli.options import Component, Meaning, absolute, option, resolve
 from mbpo_cli.rollouts import MBPOOptions
-from mbpo_cli.storage.checkpoint import CheckpointOptions
 
 NAMES = {
     bool: "true or false",

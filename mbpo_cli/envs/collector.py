@@ -30,12 +30,14 @@ class Collector:
         obs: The current observation of each environment, shape (E, O).
         steps: The steps of each current episode.
         episodes: The number of finished episodes.
+        ended: Return and number of steps of the episodes that ended with the last step.
     """
 
     def __init__(self, envs: Sequence[Environment], seed_of: Callable[[int], int]) -> None:
         self.spaces = envs[0].spaces
         self.steps = [0] * len(envs)
         self.episodes = 0
+        self.ended: list[tuple[float, int]] = []
         self._envs = envs
         self._seed_of = seed_of
         self._num_started = 0
@@ -67,7 +69,7 @@ class Collector:
             torch.tensor([float(step.terminated) for step in steps]),
         )
         self.obs = self.obs.clone()  # the transitions hold the previous one
-        returns, lengths = [], []
+        self.ended = []
         for row, step in enumerate(steps):
             self.obs[row] = step.obs
             self.steps[row] += 1
@@ -75,12 +77,12 @@ class Collector:
                 self._actions[row].append(actions[row])
             self._returns[row] += step.reward
             if step.terminated or step.truncated:
-                returns.append(self._returns[row])
-                lengths.append(self.steps[row])
+                self.ended.append((self._returns[row], self.steps[row]))
                 self.episodes += 1
                 self.obs[row] = self._start(row)
-        if not returns:
+        if not self.ended:
             return transitions, {}
+        returns, lengths = zip(*self.ended, strict=True)
         return transitions, {
             "train/episode_return": statistics.fmean(returns),
             "train/episode_length": statistics.fmean(lengths),

@@ -32,7 +32,10 @@ class EnvOptions:
 
     id: str = option("Gymnasium id, such as Pendulum-v1")
     name: str = option("short name, for tables and run names")
-    kwargs: dict[str, Any] | None = option("keyword arguments of gymnasium.make; null = none")
+    kwargs: dict[str, Any] | None = option(
+        "keyword arguments of gymnasium.make, such as max_episode_steps, the time limit; null = none",
+        matlab="MaxStepsPerEpisode",
+    )
     module: str | None = option("module to import first, which registers the id; null = none")
     num_envs: int = option(
         "parallel real environments: a training step is one step in each, with as many updates for each",

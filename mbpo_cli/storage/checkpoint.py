@@ -24,7 +24,6 @@ from torch import Tensor
 
 from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.failures import ConfigError, NoUsableCheckpoint, one_line
-from mbpo_cli.options import option
 from mbpo_cli.storage import files, tensor_tree
 from mbpo_cli.storage.manifest import BadCheckpoint, Manifest, RowFile, StoredRows, describe, read_file
 from mbpo_cli.storage.records import CHECKPOINTS, EXPERIENCE, MANIFEST, STATE, TENSORS
@@ -37,21 +36,6 @@ T = TypeVar("T")
 UNUSABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
-@dataclass
-class CheckpointOptions:
-    """When the state of a run is saved, and how many checkpoints are kept."""
-
-    every_steps: int | None = option(
-        "environment steps between two checkpoints; null = no limit in steps", low=1, high=10**12
-    )
-    every_minutes: float | None = option(
-        "minutes between two checkpoints; null = no limit in time", above=0, high=10**6
-    )
-    keep: int = option(
-        "number of latest checkpoints to keep, besides that of the best evaluation", low=2, high=1000
-    )
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that was read.
@@ -59,12 +43,14 @@ class Checkpoint:
     Attributes:
         logs: The number of bytes of each log file that belong to it, by name.
         best: Environment steps at the best evaluation so far, or None before the first.
+        saved: Environment steps of checkpoints that are kept because a criterion was satisfied.
     """
 
     step: int
     state: dict[str, Any]
     logs: dict[str, int]
     best: int | None
+    saved: tuple[int, ...]
 
 
 class Checkpoints:
@@ -76,12 +62,13 @@ class Checkpoints:
         last_step: Environment steps at the checkpoint that was saved or loaded last, or None.
     """
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, keep_saved: int = 1) -> None:
         self._checkpoints = directory / CHECKPOINTS
         self._experience = directory / EXPERIENCE
-        self._keep = keep
+        self._keep, self._keep_saved = keep, keep_saved
         self._stored: dict[str, StoredRows] = {}
         self._best: int | None = None
+        self._saved: tuple[int, ...] = ()
         self.last_step: int | None = None
 
     def save(
@@ -91,11 +78,12 @@ class Checkpoints:
         buffers: Mapping[str, ReplayBuffer],
         logs: Mapping[str, int],
         is_best: bool = False,
+        is_saved: bool = False,
     ) -> None:
         """Make a checkpoint durable, then remove old ones.
 
         Of the buffers, only new rows are written. The `logs` must already be durable. The best checkpoint is
-        kept until there is a better one.
+        kept until there is a better one, and one with `is_saved` until there are `keep_saved` later ones.
 
         Raises:
             OSError: It cannot be written; earlier checkpoints are unchanged.
@@ -106,12 +94,15 @@ class Checkpoints:
         plain, tensors = tensor_tree.encode(state)
         stored = {name: self._store_new_rows(name, buffer) for name, buffer in buffers.items()}
         best = step if is_best else self._best
+        saved = (*self._saved, step)[-self._keep_saved :] if is_saved else self._saved
         contents = {TENSORS: tensors, STATE: plain}
         described = [describe(name, data) for name, data in contents.items()]
-        manifest = Manifest(step=step, best=best, files=described, experience=stored, logs=dict(logs))
+        manifest = Manifest(
+            step=step, best=best, saved=saved, files=described, experience=stored, logs=dict(logs)
+        )
         contents[MANIFEST] = manifest.to_bytes()
         self._publish(step, contents)
-        self._stored, self._best, self.last_step = stored, best, step
+        self._stored, self._best, self._saved, self.last_step = stored, best, saved, step
         for file in described:
             read_file(self._path(step), file)
         self._remove_unneeded(step)
@@ -204,13 +195,15 @@ class Checkpoints:
         contents = {name: self._rows(stored) for name, stored in experience.items()}
         for name, stored in experience.items():
             buffers[name].restore(contents[name], stored.total_added, stored.size)
-        self._stored, self._best, self.last_step = experience, checkpoint.best, step
+        self._stored, self.last_step = experience, step
+        self._best, self._saved = checkpoint.best, checkpoint.saved
         return checkpoint
 
     def _read(self, step: int) -> Checkpoint:
         manifest = Manifest.read(self._path(step))
         tensors, plain = (read_file(self._path(step), file) for file in manifest.files)
-        return Checkpoint(step, tensor_tree.decode(plain, tensors), manifest.logs, manifest.best)
+        state = tensor_tree.decode(plain, tensors)
+        return Checkpoint(step, state, manifest.logs, manifest.best, manifest.saved)
 
     def _rows(self, stored: StoredRows) -> Tensor:
         pieces = []
@@ -224,7 +217,7 @@ class Checkpoints:
     def _remove_unneeded(self, last: int) -> None:
         """Remove what no kept checkpoint up to step `last` needs; a failure only costs disk space."""
         steps = sorted(self._steps())
-        kept = set([step for step in steps if step <= last][-self._keep :])
+        kept = {*[step for step in steps if step <= last][-self._keep :], *self._saved}
         if self._best is not None:
             kept.add(self._best)
         for step in steps:

@@ -57,6 +57,7 @@ class Manifest:
     format: int = FORMAT
     step: int
     best: int | None
+    saved: tuple[int, ...]
     files: list[StoredFile]
     experience: dict[str, StoredRows]
     logs: dict[str, int]
@@ -81,9 +82,13 @@ class Manifest:
             raise BadCheckpoint("the manifest names other files")
         if not isinstance(values["best"], int | None):
             raise BadCheckpoint("the best checkpoint has an invalid name")
+        saved = values.get("saved", [])  # older versions saved none
+        if not (isinstance(saved, list) and all(isinstance(step, int) for step in saved)):
+            raise BadCheckpoint("a saved checkpoint has an invalid name")
         return cls(
             step=values["step"],
             best=values["best"],
+            saved=tuple(saved),
             files=[StoredFile(**file) for file in values["files"]],
             experience={name: _stored_rows(stored) for name, stored in values["experience"].items()},
             logs={_checked_name(name): int(size) for name, size in values["logs"].items()},

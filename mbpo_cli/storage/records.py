@@ -32,9 +32,12 @@ MAX_CONFIG = 256_000  # characters
 # Options that change when a run is scored and stops, but not what it computes.
 SCORED = (
     "trainer.evaluate_every_steps",
+    "trainer.max_episodes",
     "trainer.num_env_steps",
     "trainer.num_eval_episodes",
     "trainer.num_score_evaluations",
+    "trainer.stop_training_criteria",
+    "trainer.stop_training_value",
 )
 # These, and options that change when it logs and how fast it is.
 HARMLESS = (
@@ -71,6 +74,13 @@ VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
         "training_horizon": 0,
         "max_relative_error": None,
         "model_rollout_options": {"max_disagreement": None, "random_fraction": 0.0},
+    },
+    "checkpoint": {"save_agent_criteria": "none", "save_agent_value": None, "keep_saved": 5},
+    "trainer": {
+        "max_episodes": None,
+        "stop_training_criteria": "none",
+        "stop_training_value": None,
+        "score_averaging_window_length": 5,
     },
 }
 VALUES_OF_OLDER_FUNCTIONS = {"decoupled_decay": False, "layer_norm": False, "dropout": 0.0, "from_run": None}

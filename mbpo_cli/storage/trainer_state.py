@@ -16,6 +16,7 @@ COUNTERS = (
     "best_step",
     "_max_reward",
     "_generation_sizes",
+    "_last_episodes",
     "_num_first_updates",
 )
 STREAMS = ("_warm_start_stream", "_exploration_stream", "_rollout_stream", "_mix_stream")

@@ -70,11 +70,12 @@ class Job:
             return None, "not finished"
         status, error, score, steps = (summary.get(key) for key in ("status", "error", "score", "env_steps"))
         num_steps, num_envs = self.config.trainer.num_env_steps, self.config.env.num_envs
+        least = 0 if summary.get("stopped_because") else num_steps
         if status != "done":
             reason = f"{status}: {error}" if error else str(status)
         elif not self._is_of_this_job(summary):
             reason = "failed: its summary is of another run"
-        elif not is_number(steps) or not 0 <= steps - num_steps < num_envs:
+        elif not is_number(steps) or not least <= steps < num_steps + num_envs:
             reason = f"not finished: {steps} of {num_steps} steps"
         elif not is_number(score):
             reason = f"failed: the score in its summary is {json.dumps(score)}"
