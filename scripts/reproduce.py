@@ -1,23 +1,27 @@
-"""Train the paper's tasks with several seeds, and draw our curves over the published ones.
+"""Train published tasks with several seeds, and draw our curves over the published ones.
 
-    python scripts/reproduce.py [--tasks hopper ...] [--seeds 0 1 2] [--steps 40000] [--jobs 1]
-        [--precision bfloat16] [--dry]
+    python scripts/reproduce.py [--experiment double_horizon] [--tasks hopper ...] [--seeds 0 1 2]
+        [--steps 40000] [--jobs 1] [--precision bfloat16] [--dry]
 
-Each run is `mbpo-train experiment=paper/TASK seed=SEED threads=1`. Stopped runs are resumed, so the same
-command can be repeated until all have finished. The evaluations so far, of unfinished runs as well, are
-stored in `docs/paper/TASK.csv`. Writes a picture per task and the tables in `docs/paper/README.md`. The exit
-code is that of the first run that stopped or failed.
+Each run is `mbpo-train experiment=EXPERIMENT/TASK seed=SEED threads=1`; without `--experiment`, those of the
+paper on MBPO. Stopped runs are resumed, so the same command can be repeated until all have finished. The
+evaluations so far, of unfinished runs as well, are stored in `docs/EXPERIMENT/TASK.csv`. Writes a picture per
+task and the tables in `docs/EXPERIMENT/README.md`. The exit code is that of the first run that stopped or
+failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +32,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy import stats
 
-from mbpo_cli.storage.records import evaluations, stored_config
+from mbpo_cli.storage.records import METRICS, evaluations, stored_config
 
 ROOT = Path(__file__).parents[1]
-RUNS = ROOT / "outputs" / "paper"
-FOLDER = ROOT / "docs" / "paper"
-PUBLISHED = ROOT / "docs" / "paper" / "published.csv"
-INTRODUCTION = """\
+RUNS = ROOT / "outputs"
+FOLDER = ROOT / "docs"
+PUBLISHED = ROOT / "docs"
+PAPER = """\
 # The paper's tasks, measured
 
 Written by `make reproduce` (`scripts/reproduce.py`).
@@ -49,9 +53,24 @@ every evaluation.
 the last published step that all have reached. A threshold is reached with the first evaluation at or above
 it; the median counts seeds that have not reached it as later than all others.
 """
+DOUBLE_HORIZON = """\
+# The double horizon, measured
+
+Written by `make reproduce ARGS="--experiment double_horizon"` (`scripts/reproduce.py`).
+
+**Published** are the learning curves of DHMBPO, its mean and standard deviation over eight seeds, and of
+MBPO, SAC and DHMBPO with other values beside it, in [`published.csv`](published.csv) (Kubo et al. 2025;
+`results` of `4kubo/erl_lib`). Their environments are of version 4, ours of version 5, which limits the
+velocities in observations and pays no reward for health on the step on which an episode ends.
+
+**Ours**: each evaluation is the mean of ten greedy episodes. For three seeds and more, the mean and its 95 %
+interval (Student's t); for fewer, each seed; at the last published step that all have reached. A threshold
+is reached with the first evaluation at or above it; the median counts seeds that have not reached it as
+later than all others. Hours are those of a run on one thread of a CPU until it reached the threshold.
+"""
 
 MAX_ROWS = 8
-WINDOW, RANDOM_STEPS = 10_000, 5_000  # the same for all tasks with published curves
+RANDOM_STEPS = 5_000  # the same for all tasks with published curves
 
 
 @dataclass(frozen=True)
@@ -60,24 +79,32 @@ class Curve:
 
     Attributes:
         returns: Mean evaluation return by environment step.
+        hours: What the run had taken, by environment step.
         precision: Precision of the matrix products.
     """
 
     returns: dict[int, float]
+    hours: dict[int, float]
     precision: str
 
-    def recent(self, step: int) -> float:
-        """Return the mean over the last 10,000 steps, without random steps."""
-        first = max(step - WINDOW, RANDOM_STEPS if step > RANDOM_STEPS else 0)
+    def first(self, threshold: float) -> int:
+        """Return the step of the first evaluation that reached a return; a huge number if none has."""
+        return min((step for step, value in self.returns.items() if value >= threshold), default=sys.maxsize)
+
+    def recent(self, step: int, window: int) -> float:
+        """Return the mean over the last steps, without random ones; with `window` 0, the one evaluation."""
+        if window == 0:
+            return self.returns[step]
+        first = max(step - window, RANDOM_STEPS if step > RANDOM_STEPS else 0)
         return statistics.fmean(value for at, value in self.returns.items() if first < at <= step)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of the paper.
+    """A task of a study.
 
     Attributes:
-        title: Its name in the paper.
+        title: Its name in the published curves.
         threshold: A return to reach, by which learning speed is compared.
     """
 
@@ -85,22 +112,78 @@ class Task:
     threshold: float
 
 
-TASKS = {
-    "inverted_pendulum": Task("InvertedPendulum", 1_000),
+@dataclass(frozen=True)
+class Study:
+    """Tasks that are trained by the presets `experiment=NAME/TASK`.
+
+    Attributes:
+        name: Also that of its folder in `docs/` and `outputs/`.
+        introduction: The beginning of its page.
+        published: The published algorithm with which ours is compared.
+        num_published_seeds: Seeds behind its curves.
+        window: Steps over which each published point is a mean; 0 = it is one evaluation.
+        others: Further published algorithms that are drawn beside it.
+    """
+
+    name: str
+    introduction: str
+    published: str
+    num_published_seeds: int
+    window: int
+    tasks: Mapping[str, Task]
+    others: Sequence[str] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its page."""
+        return FOLDER / self.name
+
+
+LOCOMOTION = {
     "hopper": Task("Hopper", 3_000),
-    "walker2d": Task("Walker2d", 3_000),
+    "walker2d": Task("Walker2d", 4_000),
     "half_cheetah": Task("HalfCheetah", 10_000),
-    "ant": Task("Ant", 3_000),
-    "humanoid": Task("Humanoid", 3_000),
+    "ant": Task("Ant", 4_000),
+    "humanoid": Task("Humanoid", 4_000),
+}
+STUDIES = {
+    "paper": Study(
+        name="paper",
+        introduction=PAPER,
+        published="MBPO",
+        num_published_seeds=5,
+        window=10_000,
+        tasks={
+            "inverted_pendulum": Task("InvertedPendulum", 1_000),
+            **LOCOMOTION,
+            "walker2d": Task("Walker2d", 3_000),
+            "ant": Task("Ant", 3_000),
+            "humanoid": Task("Humanoid", 3_000),
+        },
+    ),
+    "double_horizon": Study(
+        name="double_horizon",
+        introduction=DOUBLE_HORIZON,
+        published="DHMBPO",
+        num_published_seeds=8,
+        window=0,
+        tasks=LOCOMOTION,
+        others=("DHMBPO (T=9)", "DHMBPO (2 updates per step)", "MBPO", "SAC"),
+    ),
 }
 
 
-def train(task: str, seed: int, num_env_steps: int | None, precision: str) -> int:
+def train(study: Study, task: str, seed: int, num_env_steps: int | None, precision: str | None) -> int:
     """Train or resume a run; return its exit code."""
-    length = [] if num_env_steps is None else [f"trainer.num_env_steps={num_env_steps}"]
-    overrides = [f"experiment=paper/{task}", f"seed={seed}", f"precision={precision}", "threads=1", *length]
-    name = task if precision == "float32" else f"{task}_{precision}"
-    command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={RUNS / f'{name}_seed{seed}'}"]
+    overrides = [f"experiment={study.name}/{task}", f"seed={seed}", "threads=1"]
+    name = task
+    if precision is not None:
+        overrides.append(f"precision={precision}")
+        name += "" if precision == "float32" else f"_{precision}"
+    if num_env_steps is not None:
+        overrides.append(f"trainer.num_env_steps={num_env_steps}")
+    directory = RUNS / study.name / f"{name}_seed{seed}"
+    command = [sys.executable, "-m", "mbpo_cli", *overrides, f"hydra.run.dir={directory}"]
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
 
 
@@ -110,35 +193,51 @@ def stored(path: Path) -> dict[int, Curve]:
     if path.exists():
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                curve = curves.setdefault(int(row["seed"]), Curve({}, row["precision"]))
-                curve.returns[int(row["env_steps"])] = float(row["return"])
+                curve = curves.setdefault(int(row["seed"]), Curve({}, {}, row["precision"]))
+                step = int(row["env_steps"])
+                curve.returns[step] = float(row["return"])
+                if row.get("hours"):
+                    curve.hours[step] = float(row["hours"])
     return curves
 
 
-def collected(task: str) -> dict[int, Curve]:
+def collected(study: Study, task: str) -> dict[int, Curve]:
     """Return the longest curve of a task for each seed, from its runs and its file, and store them."""
-    path = FOLDER / f"{task}.csv"
+    path = study.folder / f"{task}.csv"
     curves = stored(path)
-    for directory in sorted(RUNS.glob(f"{task}_*seed*")):  # the name can include a precision
+    for directory in sorted((RUNS / study.name).glob(f"{task}_*seed*")):  # the name can include a precision
         returns, seed = evaluations(directory), int(directory.name.rpartition("seed")[2])
         if returns and (seed not in curves or len(returns) >= len(curves[seed].returns)):
-            curves[seed] = Curve(returns, stored_config(directory)["precision"])
+            curves[seed] = Curve(returns, hours_spent(directory), stored_config(directory)["precision"])
     curves = dict(sorted(curves.items()))
     if curves:
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        study.folder.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
-            table.writerow(("seed", "env_steps", "return", "precision"))
+            table.writerow(("seed", "env_steps", "return", "precision", "hours"))
             for seed, curve in curves.items():
-                points = sorted(curve.returns.items())
-                table.writerows((seed, step, round(value, 2), curve.precision) for step, value in points)
+                for step, value in sorted(curve.returns.items()):
+                    hours = curve.hours.get(step, "")
+                    table.writerow((seed, step, round(value, 2), curve.precision, hours))
     return curves
 
 
-def published(title: str) -> list[tuple[int, float, float]]:
-    """Return the points of the published curve (step, mean, standard deviation); empty if there is none."""
-    with PUBLISHED.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["env"] == title]
+def hours_spent(directory: Path) -> dict[int, float]:
+    """Return the hours that a run had taken at each step at which it logged them."""
+    hours = {}
+    for line in (directory / METRICS).read_text(encoding="utf-8").splitlines():
+        if "time/update_seconds" in line:
+            with suppress(ValueError):  # the last line of a run that is still writing
+                row = json.loads(line)
+                spent = sum(value for key, value in row.items() if re.fullmatch(r"time/\w+_seconds", key))
+                hours[row["step"]] = round(spent / 3600, 3)
+    return hours
+
+
+def published(study: Study, algorithm: str, title: str) -> list[tuple[int, float, float]]:
+    """Return the points of a published curve (step, mean, standard deviation); empty if there is none."""
+    with (PUBLISHED / study.name / "published.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["env"], row["algorithm"]) == (title, algorithm)]
     return [(int(row["env_steps"]), float(row["return_mean"]), float(row["return_std"])) for row in rows]
 
 
@@ -154,10 +253,10 @@ def shared_steps(curves: Mapping[int, Curve]) -> list[int]:
     return sorted(set.intersection(*(set(curve.returns) for curve in curves.values())))
 
 
-def draw(name: str, task: Task, curves: Mapping[int, Curve]) -> None:
-    """Draw our curves over the published one."""
+def draw(study: Study, name: str, curves: Mapping[int, Curve]) -> None:
+    """Draw our curves over the published ones."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    shared = shared_steps(curves)
+    task, shared = study.tasks[name], shared_steps(curves)
     values = [[curve.returns[step] for curve in curves.values()] for step in shared]
     mean, half = np.array([np.mean(row) for row in values]), np.array([half_interval(row) for row in values])
     for curve in curves.values():
@@ -169,40 +268,48 @@ def draw(name: str, task: Task, curves: Mapping[int, Curve]) -> None:
         axes.fill_between(shared, mean - half, mean + half, color="tab:blue", alpha=0.15, linewidth=0)
     axes.plot(shared, mean, color="tab:blue", linewidth=2.2, label=label)
     last = max(max(curve.returns) for curve in curves.values())
-    points = [point for point in published(task.title) if point[0] <= 1.1 * last]
-    if points:
+    for algorithm in (study.published, *study.others):
+        points = [point for point in published(study, algorithm, task.title) if point[0] <= 1.1 * last]
+        if not points:
+            continue
         at, theirs, std = (np.array(column) for column in zip(*points, strict=True))
-        axes.plot(at, theirs, color="black", linewidth=1.6, label="published MBPO, 5 seeds, ± std")
-        axes.fill_between(at, theirs - std, theirs + std, color="black", alpha=0.1, linewidth=0)
+        if algorithm == study.published:
+            label = f"published {algorithm}, {study.num_published_seeds} seeds, ± std"
+            axes.plot(at, theirs, color="black", linewidth=1.6, label=label)
+            axes.fill_between(at, theirs - std, theirs + std, color="black", alpha=0.1, linewidth=0)
+        else:
+            axes.plot(at, theirs, linewidth=1.0, linestyle="--", label=f"published {algorithm}")
     axes.set(xlabel="real environment steps", ylabel="evaluation return", title=task.title)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(FOLDER / f"{name}.png", dpi=110)
+    figure.savefig(study.folder / f"{name}.png", dpi=110)
     plt.close(figure)
 
 
-def published_shown(title: str) -> dict[int, str]:
+def published_shown(study: Study, title: str) -> dict[int, str]:
     """Return the published mean and standard deviation by step, as text."""
-    return {step: f"{mean:,.0f} ± {std:,.0f}" for step, mean, std in published(title)}
+    points = published(study, study.published, title)
+    return {step: f"{mean:,.0f} ± {std:,.0f}" for step, mean, std in points}
 
 
-def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
+def row(study: Study, name: str, curves: Mapping[int, Curve]) -> str:
     """Return the row of a task."""
+    task = study.tasks[name]
     last = min(max(curve.returns) for curve in curves.values())
-    theirs = published_shown(task.title)
+    theirs = published_shown(study, task.title)
     compared = max(theirs.keys() & set(shared_steps(curves)), default=last)
-    at = [curve.recent(compared) if theirs else curve.returns[compared] for curve in curves.values()]
+    window = study.window if theirs else 0
+    at = [curve.recent(compared, window) for curve in curves.values()]
     # The interval of two seeds says less than the two values.
     ours = ", ".join(f"{value:,.0f}" for value in at)
     if len(at) > 2:
         ours = f"{np.mean(at):,.0f} ± {half_interval(at):,.0f}"
-    firsts = sorted(
-        min((step for step, value in curve.returns.items() if value >= task.threshold), default=sys.maxsize)
-        for curve in curves.values()
-    )
+    firsts = sorted(curve.first(task.threshold) for curve in curves.values())
     median = statistics.median_high(firsts)
+    hours = [curve.hours.get(curve.first(task.threshold)) for curve in curves.values()]
+    taken = statistics.median(hour for hour in hours if hour is not None) if any(hours) else None
     cells = [
-        f"`experiment=paper/{name}`",
+        f"`experiment={study.name}/{name}`",
         ", ".join(sorted({curve.precision for curve in curves.values()})),
         str(len(curves)),
         f"{last:,}",
@@ -211,13 +318,15 @@ def row(name: str, task: Task, curves: Mapping[int, Curve]) -> str:
         theirs.get(compared, ""),
         f"{task.threshold:,.0f}",
         f"{median:,}" if median < sys.maxsize else "not yet",
+        "" if taken is None else f"{taken:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def by_step(task: Task, curves: Mapping[int, Curve]) -> list[str]:
+def by_step(study: Study, name: str, curves: Mapping[int, Curve]) -> list[str]:
     """Return the table of a task: our returns and the published ones, at up to eight common steps."""
-    theirs = published_shown(task.title)
+    task = study.tasks[name]
+    theirs = published_shown(study, task.title)
     steps = [step for step in shared_steps(curves) if step in theirs]
     if not steps:
         return []
@@ -225,13 +334,13 @@ def by_step(task: Task, curves: Mapping[int, Curve]) -> list[str]:
     heads = [task.title, *(f"seed {seed}" for seed in curves), "mean", "published"]
     lines = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for step in sorted(steps[::-every]):
-        values = [curve.recent(step) for curve in curves.values()]
+        values = [curve.recent(step, study.window) for curve in curves.values()]
         shown = [f"{value:,.0f}" for value in (*values, statistics.fmean(values))]
         lines.append(f"| {step:,} | {' | '.join(shown)} | {theirs[step]} |")
     return lines
 
 
-def page() -> str:
+def page(study: Study) -> str:
     """Draw the curves so far, and return the page."""
     columns = (
         "mbpo-train",
@@ -243,15 +352,16 @@ def page() -> str:
         "published",
         "threshold",
         "median steps to it",
+        "hours to it",
     )
-    lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = [study.introduction, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     pictures = []
-    for name, task in TASKS.items():
-        curves = collected(name)
+    for name, task in study.tasks.items():
+        curves = collected(study, name)
         if curves:
-            draw(name, task, curves)
-            lines.append(row(name, task, curves))
-            pictures += ["", f"![{task.title}]({name}.png)", *by_step(task, curves)]
+            draw(study, name, curves)
+            lines.append(row(study, name, curves))
+            pictures += ["", f"![{task.title}]({name}.png)", *by_step(study, name, curves)]
     return "\n".join([*lines, *pictures]) + "\n"
 
 
@@ -260,19 +370,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument("--experiment", choices=STUDIES, default="paper")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="environment steps (default: as in the paper)")
+    parser.add_argument("--steps", type=int, help="environment steps (default: as in the preset)")
     parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs")
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="default: as in the preset")
     parser.add_argument("--dry", action="store_true", help="train nothing; only write page and pictures")
     options = parser.parse_args()
-    jobs = [] if options.dry else [(task, seed) for task in options.tasks for seed in options.seeds]
+    study = STUDIES[options.experiment]
+    tasks = options.tasks or list(study.tasks)
+    if unknown := [task for task in tasks if task not in study.tasks]:
+        parser.error(f"--tasks {' '.join(unknown)}: {study.name} has {', '.join(study.tasks)}")
+    jobs = [] if options.dry else [(task, seed) for task in tasks for seed in options.seeds]
     with ThreadPoolExecutor(options.jobs) as pool:
-        codes = list(pool.map(lambda job: train(job[0], job[1], options.steps, options.precision), jobs))
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    text = page()
-    (FOLDER / "README.md").write_text(text, encoding="utf-8")
+        codes = list(pool.map(lambda job: train(study, *job, options.steps, options.precision), jobs))
+    study.folder.mkdir(parents=True, exist_ok=True)
+    text = page(study)
+    (study.folder / "README.md").write_text(text, encoding="utf-8")
     print(text)
     return next((code for code in codes if code), 0)
 

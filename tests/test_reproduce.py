@@ -1,4 +1,4 @@
-"""The page of the paper's tasks has the results of all runs, unfinished ones included."""
+"""The pages of published tasks have the results of all runs, unfinished ones included."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import pytest
 from mbpo_cli.config.compose import make_config
 from scripts import reproduce
 
+PAPER = reproduce.STUDIES["paper"]
+DOUBLE_HORIZON = reproduce.STUDIES["double_horizon"]
+
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -24,6 +27,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_run(
     folders: Path, name: str, returns: dict[int, float], rest: str = "", precision: str = "float32"
 ) -> None:
+    name = name if "/" in name else f"paper/{name}"
     directory = folders / "runs" / name
     directory.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, "eval/return_mean": value}) for step, value in returns.items()]
@@ -42,28 +46,28 @@ def test_table_and_curves(folders: Path) -> None:
         rest='{"step": 30000, "eval/ret',
         precision="bfloat16",
     )
-    page = reproduce.page()
-    row = "bfloat16, float32 | 2 | 20,000 | 20,000 | 3,100, 900 | 442 ± 229 | 3,000 | not yet |"
+    page = reproduce.page(PAPER)
+    row = "bfloat16, float32 | 2 | 20,000 | 20,000 | 3,100, 900 | 442 ± 229 | 3,000 | not yet |  |"
     assert f"| `experiment=paper/hopper` | {row}" in page
-    assert (folders / "docs" / "hopper.png").stat().st_size > 10_000
-    assert len((folders / "docs" / "hopper.csv").read_text().splitlines()) == 1 + 5
+    assert (folders / "docs" / "paper" / "hopper.png").stat().st_size > 10_000
+    assert len((folders / "docs" / "paper" / "hopper.csv").read_text().splitlines()) == 1 + 5
     # Stored curves stay when the runs have been deleted or started again.
     write_run(folders, "hopper_seed0", {10_000: 1.0})
-    assert reproduce.page() == page
+    assert reproduce.page(PAPER) == page
 
 
 def test_one_seed_that_reaches_the_threshold(folders: Path) -> None:
     write_run(folders, "inverted_pendulum_seed3", {250: 100.0, 500: 1_000.0, 750: 1_000.0})
-    row = "| `experiment=paper/inverted_pendulum` | float32 | 1 | 750 | 750 | 1,000 |  | 1,000 | 500 |"
-    assert row in reproduce.page()
+    row = "| `experiment=paper/inverted_pendulum` | float32 | 1 | 750 | 750 | 1,000 |  | 1,000 | 500 |  |"
+    assert row in reproduce.page(PAPER)
 
 
 def test_seeds_are_compared_at_the_last_published_step_that_all_reached(folders: Path) -> None:
     for seed, value in enumerate((100.0, 200.0, 600.0)):
         write_run(folders, f"hopper_seed{seed}", {20_000: value, 21_000: 5.0, 22_000 + seed: 7.0})
     # Student's t for three values is 4.303, and the standard error of these is 152.75.
-    row = "float32 | 3 | 22,000 | 20,000 | 300 ± 657 | 442 ± 229 | 3,000 | not yet |"
-    page = reproduce.page()
+    row = "float32 | 3 | 22,000 | 20,000 | 300 ± 657 | 442 ± 229 | 3,000 | not yet |  |"
+    page = reproduce.page(PAPER)
     assert f"| `experiment=paper/hopper` | {row}" in page
     assert "| Hopper | seed 0 | seed 1 | seed 2 | mean | published |" in page
     assert "\n| 20,000 | 100 | 200 | 600 | 300 | 442 ± 229 |\n" in page
@@ -72,7 +76,7 @@ def test_seeds_are_compared_at_the_last_published_step_that_all_reached(folders:
 def test_published_means_are_compared_with_means_over_the_same_steps(folders: Path) -> None:
     returns = {5_000: -50.0, 6_000: 10.0, 8_000: 20.0, 10_000: 60.0, 20_000: 100.0, 25_000: 300.0}
     write_run(folders, "hopper_seed0", returns)
-    page = reproduce.page()
+    page = reproduce.page(PAPER)
     assert "\n| 5,000 | -50 | -50 | 11 ± 0 |\n" in page
     assert "\n| 10,000 | 30 | 30 | 227 ± 135 |\n" in page
     assert "\n| 25,000 | 200 | 200 | 521 ± 248 |\n" in page
@@ -92,10 +96,46 @@ def test_evaluations_of_stopped_runs_are_on_the_page(folders: Path, monkeypatch:
     arguments = "--tasks hopper --seeds 0 1 --steps 40000 --precision bfloat16"
     monkeypatch.setattr("sys.argv", ["reproduce.py", *arguments.split()])
     assert reproduce.main() == 143
-    assert "| bfloat16 | 2 | 10,000 |" in (folders / "docs" / "README.md").read_text()
+    assert "| bfloat16 | 2 | 10,000 |" in (folders / "docs" / "paper" / "README.md").read_text()
     for seed, command in enumerate(commands):
         *overrides, directory = command[3:]
         config = make_config(*overrides)
         assert (config.env.name, config.seed, config.trainer.num_env_steps) == ("hopper", seed, 40_000)
         assert (config.precision, config.threads) == ("bfloat16", 1)
-        assert directory == f"hydra.run.dir={folders}/runs/hopper_bfloat16_seed{seed}"
+        assert directory == f"hydra.run.dir={folders}/runs/paper/hopper_bfloat16_seed{seed}"
+
+
+def test_single_evaluations_are_compared_with_single_evaluations(folders: Path) -> None:
+    for seed, value in enumerate((100.0, 4_000.0, 3_100.0)):
+        write_run(
+            folders, f"double_horizon/hopper_seed{seed}", {10_000: 1.0, 19_000: value, 20_000: value + 1}
+        )
+    # Student's t for three values is 4.303, and the standard error of these is 1,179.
+    spent = {"step": 19_000, "time/update_seconds": 1_800.0, "time/fit_seconds": 5_400.0}
+    write_run(
+        folders,
+        "double_horizon/hopper_seed1",
+        {10_000: 1.0, 19_000: 4_000.0, 20_000: 4_001.0},
+        rest=json.dumps(spent) + "\n",
+    )
+    page = reproduce.page(DOUBLE_HORIZON)
+    row = "float32 | 3 | 20,000 | 20,000 | 2,401 ± 5,073 | 2,101 ± 1,102 | 3,000 | 19,000 | 2.0 |"
+    assert f"| `experiment=double_horizon/hopper` | {row}" in page
+    assert "\n| 10,000 | 1 | 1 | 1 | 1 | 595 ± 347 |\n" in page
+    assert reproduce.page(DOUBLE_HORIZON) == page  # from the stored curves, too
+
+
+@pytest.mark.parametrize("task", DOUBLE_HORIZON.tasks)
+def test_presets_of_the_double_horizon(task: str) -> None:
+    config = make_config(f"experiment=double_horizon/{task}")
+    assert (config.env.name, config.agent.name, config.mbpo.training_horizon) == (task, "sac", 5)
+    assert (config.agent.critics.number, config.model.transition.num_networks) == (5, 8)
+
+
+def test_an_unknown_task_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "--tasks", "hoper"])
+    with pytest.raises(SystemExit):
+        reproduce.main()
+    assert "--tasks hoper: paper has inverted_pendulum, hopper, " in capsys.readouterr().err
