@@ -91,7 +91,9 @@ class MBPOOptions:
         low=1,
     )
     fit_every: int | None = option(
-        "environment steps between two fits of the model; null = it is fitted before each generation", low=1
+        "environment steps between two fits of the model, each with a new generation after it; null = it is "
+        "fitted before each generation",
+        low=1,
     )
     first_updates: int = option(
         "gradient steps as soon as there is a model that can be used, before the next environment step", low=0

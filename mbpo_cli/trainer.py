@@ -170,7 +170,9 @@ class Trainer:
         if self.env_steps < self.agent_options.num_warm_start_steps:
             return False
         every = self.mbpo_options.generate_every
-        return bool(self.collector.first.any()) if every == "episode" else self.is_due(every)
+        if every == "episode":
+            return bool(self.collector.first.any())
+        return self.is_due(every) or self.is_due(self.mbpo_options.fit_every or every)
 
     def _renew(self, mbpo: ModelBased) -> None:
         """Fit the model, if that is due, and replace the generated experience."""

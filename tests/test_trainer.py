@@ -215,6 +215,16 @@ def test_the_model_is_fitted_less_often_than_it_is_used() -> None:
     ]
 
 
+def test_fits_keep_their_rhythm_between_two_generations() -> None:
+    options = ("mbpo.generate_every=3", "mbpo.fit_every=4", "trainer.num_env_steps=13", *QUIET)
+    events = Loop(*options).run()
+    step = ["act", "update"]
+    assert events == [
+        *(*step, "fit 6", *GENERATE, *step * 2, "fit 8", *GENERATE, *step, *GENERATE),
+        *(*step * 3, "fit 12", *GENERATE, *step, "evaluate"),
+    ]
+
+
 def test_first_updates_follow_the_first_fit_with_a_new_generation_for_every_few() -> None:
     options = ("mbpo.generate_every=4", "mbpo.first_updates=10", "trainer.num_env_steps=9", *QUIET)
     events = Loop(*options).run()
