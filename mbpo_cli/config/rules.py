@@ -75,6 +75,7 @@ BY_SIZE: Mapping[str, tuple[Any, Any]] = {
     # the model and its fits,
     "imagining_networks": (5, 8),
     "imagining_model_hidden_sizes": ([128] * 3, [256] * 3),
+    "imagining_layer_norm": (False, True),
     "imagining_patience": (5, 30),
     "imagining_significance": (None, 0.1),
     "imagining_epochs": (100, 240),

@@ -71,7 +71,7 @@ def test_a_rule_that_does_not_exist_is_a_mistake() -> None:
 MAY_BE_NULL_ZERO_OR_A_WORD = {
     f"imagining_{name}"
     for name in (
-        *("activation", "initial_weights", "scale_outputs", "significance"),
+        *("activation", "initial_weights", "scale_outputs", "layer_norm", "significance"),
         *("critic_dropout", "bound_quantile", "first_updates", "random_fraction"),
     )
 }
