@@ -173,7 +173,8 @@ class Fit:
         with hidden_products_in(getattr(torch, precision(choices))):
             self.network = Regression("gaussian", ENSEMBLE, *size, stream)
         self.network.fit_normalizers(self.inputs, self.targets)
-        self.optimizer = Optimizer(self.network.parameters(), OptimizerOptions(1e-3, None, 0.0))
+        options = OptimizerOptions(1e-3, None, "global_l2norm", 0.0, "adam", 0.9, 0.999, 1e-8)
+        self.optimizer = Optimizer(self.network.parameters(), options)
         self.fitter = ModelFitter(bench_config().model.training, NUM_TRANSITIONS, stream)
         self._steps = (compiled if "compiled" in choices else one_by_one)(self._step)
         self.steps(1)  # compiles

@@ -32,7 +32,13 @@ from hydra_plugins.mbpo.jobs import quoted
 from mbpo_cli.failures import ConfigError, StorageFailed, one_line
 from mbpo_cli.nn.machine import num_cores
 from mbpo_cli.storage.files import write_whole
-from mbpo_cli.storage.records import HARMLESS, SCORED, VALUES_OF_OLDER_FUNCTIONS, evaluations
+from mbpo_cli.storage.records import (
+    HARMLESS,
+    SCORED,
+    VALUES_OF_OLDER_FUNCTIONS,
+    VALUES_OF_OLDER_OPTIMIZERS,
+    evaluations,
+)
 from mbpo_cli.sweeps.processes import run_commands, slots_of
 from scripts.results import configuration, matters, read_summary
 from scripts.seeds_page import Ended, Row, page, tables, with_first_rows
@@ -87,11 +93,7 @@ LATER_OPTIONS = {
     "agent.initial_weights": "uniform",
     "agent.critics.bound_quantile": 0.0,
     "agent.critics.scale_outputs": False,
-    **{
-        f"model.{part}.{name}": value
-        for part in ("transition", "reward", "is_done")
-        for name, value in VALUES_OF_OLDER_FUNCTIONS.items()
-    },
+    **{f"model.*.{name}": value for name, value in VALUES_OF_OLDER_FUNCTIONS.items()},
     "trainer.max_episodes": None,
     "trainer.stop_training_criteria": "none",
     "trainer.stop_training_value": None,
@@ -105,6 +107,7 @@ LATER_OPTIONS = {
     "mbpo.fit_every": None,
     "mbpo.first_updates": 0,
     "mbpo.training_horizon": 0,
+    **{f"*.{name}": value for name, value in VALUES_OF_OLDER_OPTIMIZERS.items()},
 }
 
 
@@ -184,7 +187,7 @@ def digest(row: Row, variant: str) -> str:
         for key, value in config.items()
         if matters(key, config)
         and (key in SCORED or not key.startswith(HARMLESS))
-        and not (key in LATER_OPTIONS and LATER_OPTIONS[key] == value)
+        and not any(fnmatch(key, name) and value == neutral for name, neutral in LATER_OPTIONS.items())
     }
     return hashlib.sha256(repr(sorted(affecting.items())).encode()).hexdigest()[:8]
 

@@ -20,6 +20,7 @@ from absl import logging as absl_logging
 from torch import Tensor, nn
 
 from mbpo_cli.config.compose import make_config
+from mbpo_cli.nn.optimizers import MemberOptimizerOptions
 from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec, Transitions
 
 torch.set_num_threads(1)
@@ -240,6 +241,18 @@ def spaces(channels: Sequence[int] = (3,), action_size: int = 1) -> SpaceSpec:
 def discrete(channels: Sequence[int] = (3,), num_actions: int = 2) -> SpaceSpec:
     """A space with so many actions."""
     return SpaceSpec(tuple(channels), DiscreteActions(num_actions))
+
+
+def adam(rate: Any, threshold: Any = None, l2: Any = 0.0, **others: Any) -> MemberOptimizerOptions:
+    """Options of Adam with its usual values, or with others."""
+    usual = {
+        "gradient_threshold_method": "global_l2norm",
+        "algorithm": "adam",
+        "gradient_decay_factor": 0.9,
+        "squared_gradient_decay_factor": 0.999,
+        "epsilon": 1e-8,
+    }
+    return MemberOptimizerOptions(rate, threshold, l2_regularization=l2, **{**usual, **others})
 
 
 def random_transitions(count: int, space: SpaceSpec, seed: int = 0) -> Transitions:

@@ -151,12 +151,7 @@ class LearnedFunction(ABC):
 
     stops_early = True
 
-    def __init__(
-        self,
-        network: Network,
-        options: LearnedOptions,
-        optimizer: OptimizerOptions | MemberOptimizerOptions,
-    ) -> None:
+    def __init__(self, network: Network, options: LearnedOptions, optimizer: MemberOptimizerOptions) -> None:
         self.network = network
         decays = options.layer_decays
         if isinstance(decays, int | float):

@@ -1,76 +1,106 @@
-"""Adam with the three options of MATLAB's rlOptimizerOptions, shared by agents and models."""
+"""Optimizers with the options of MATLAB's rlOptimizerOptions, shared by agents and models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mbpo_cli.options import option
 
-# Source: Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization"; not configurable.
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
-THRESHOLD = (
-    "limit of the L2 norm of the gradient of a network, or of a member of an ensemble; larger gradients are "
-    "scaled down; null = no limit"
-)
+RATE = "learning rate; 0 = do not train this part"
+THRESHOLD = "limit of the gradient, as gradient_threshold_method says; null = no limit"
 L2 = (
     "L2 penalty: factor of each parameter (also biases, limits of the log-variance and the logarithm of the "
-    "entropy weight) that is added to its gradient, after the limit of the norm"
+    "entropy weight) that is added to its gradient, after the limit of the norm; in adamw, parameters shrink "
+    "by it times the learning rate instead"
 )
-
-
-@dataclass
-class OptimizerOptions:
-    """Options of the optimizer of one part."""
-
-    learn_rate: float = option(
-        "learning rate of Adam; 0 = do not train this part", low=0, high=1, matlab="LearnRate"
-    )
-    gradient_threshold: float | None = option(THRESHOLD, above=0, matlab="GradientThreshold")
-    l2_regularization: float = option(L2, low=0, matlab="L2RegularizationFactor")
 
 
 @dataclass
 class MemberOptimizerOptions:
-    """Options of the optimizer of an ensemble: one value for all members, or a list with one per member."""
+    """Options of the optimizer of an ensemble: of some, one value for all members or a list with one each."""
 
     learn_rate: float | list[float] = option(
-        "learning rate of Adam, one or a list with one per member; 0 = do not train",
-        low=0,
-        high=1,
-        matlab="LearnRate",
+        f"{RATE}; one, or a list with one per member", low=0, high=1, matlab="LearnRate"
     )
     gradient_threshold: float | list[float] | None = option(THRESHOLD, above=0, matlab="GradientThreshold")
+    gradient_threshold_method: Literal["global_l2norm", "l2norm", "absolute_value"] = option(
+        "global_l2norm = the gradient of a network, or of a member of an ensemble, is scaled down if its L2 "
+        "norm is larger; l2norm = so is that of each weight matrix and each bias vector by itself; "
+        "absolute_value = each element is clipped",
+        matlab="GradientThresholdMethod",
+    )
     l2_regularization: float | list[float] = option(L2, low=0, matlab="L2RegularizationFactor")
+    algorithm: Literal["adam", "adamw", "sgdm", "rmsprop"] = option(
+        "adamw = Adam whose l2_regularization is apart from the gradient; sgdm = gradient descent with "
+        "momentum",
+        matlab="Algorithm",
+    )
+    gradient_decay_factor: float = option(
+        "factor by which past gradients fade per step: beta1 of adam and adamw, momentum of sgdm; without "
+        "effect in rmsprop",
+        low=0,
+        high=0.99999,
+        matlab=("GradientDecayFactor", "Momentum"),
+    )
+    squared_gradient_decay_factor: float = option(
+        "factor by which past squared gradients fade per step: beta2 of adam and adamw; also of rmsprop",
+        low=0,
+        high=0.99999,
+        matlab="SquaredGradientDecayFactor",
+    )
+    epsilon: float = option(
+        "added to the root of the mean squared gradient, by which steps are divided; without effect in sgdm",
+        above=0,
+        high=1,
+        matlab="Epsilon",
+    )
+
+
+@dataclass
+class OptimizerOptions(MemberOptimizerOptions):
+    """Options of the optimizer of one part."""
+
+    learn_rate: float = option(RATE, low=0, high=1, matlab="LearnRate")
+    gradient_threshold: float | None = option(THRESHOLD, above=0, matlab="GradientThreshold")
+    l2_regularization: float = option(L2, low=0, matlab="L2RegularizationFactor")
 
 
 class Optimizer:
-    """Adam with an optional limit on the gradient norm and, for ensembles, options per member.
+    """Adam, AdamW, SGD with momentum or RMSProp, with an optional limit of the gradient.
 
-    The first dimension of each parameter is the member of a `BatchedMLP`.
+    The first dimension of each parameter is the member of a `BatchedMLP`, which may have options of its own.
+
+    Sources: Kingma and Ba 2015, "Adam: A Method for Stochastic Optimization"; Loshchilov and Hutter 2019,
+    "Decoupled Weight Decay Regularization"; for SGDM and RMSProp MATLAB's trainingOptions, in which neither
+    corrects for the bias of the first means.
     """
 
     SAVED = ("first_moments", "second_moments", "step_counts")
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], options: OptimizerOptions | MemberOptimizerOptions
-    ) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], options: MemberOptimizerOptions) -> None:
         self.parameters = list(parameters)
         self.device = device = self.parameters[0].device
         threshold, rate, l2 = options.gradient_threshold, options.learn_rate, options.l2_regularization
         self._threshold_M = None if threshold is None else torch.tensor(threshold, device=device)
-        # Adam takes one rate and one factor; differences between members are applied around it.
+        self._method, self._algorithm = options.gradient_threshold_method, options.algorithm
+        # RMSProp has no mean of gradients: the last one stands for it.
+        self._beta1 = 0.0 if self._algorithm == "rmsprop" else options.gradient_decay_factor
+        self._beta2, self._epsilon = options.squared_gradient_decay_factor, options.epsilon
+        # The kernel takes one rate and one factor; differences between members are applied around it.
         self._rate = max(rate) if isinstance(rate, list) else rate
-        self._l2 = 0.0 if isinstance(l2, list) else l2
-        self._rate_share_M = self._l2_M = None
+        self._l2 = 0.0 if isinstance(l2, list) or self._algorithm == "adamw" else l2
+        self._rate_share_M = self._l2_M = self._shrink_M = None
         if isinstance(rate, list) and self._rate > 0:
             self._rate_share_M = torch.tensor(rate, device=device) / self._rate
-        if isinstance(l2, list):
+        if self._algorithm == "adamw":
+            self._shrink_M = 1 - self._rate * torch.tensor(l2, device=device)
+        elif isinstance(l2, list):
             self._l2_M = torch.tensor(l2, device=device)
         self.first_moments = [_kept(torch.zeros_like(parameter)) for parameter in self.parameters]
         self.second_moments = [_kept(torch.zeros_like(parameter)) for parameter in self.parameters]
@@ -80,7 +110,7 @@ class Optimizer:
 
     @property
     def gradient_norm(self) -> float:
-        """L2 norm of Adam's running mean of gradients; gradients themselves do not survive compiled steps."""
+        """L2 norm of the running mean of gradients; gradients themselves do not survive compiled steps."""
         return float(torch.stack([moment.square().sum() for moment in self.first_moments]).sum().sqrt())
 
     def minimize(self, loss: Tensor) -> None:
@@ -92,7 +122,7 @@ class Optimizer:
         gradients = [gradient.contiguous() for gradient in torch.autograd.grad(loss, self.parameters)]
         with torch.no_grad():
             if self._threshold_M is not None:
-                gradients = _limited(gradients, self._threshold_M)
+                gradients = _limited(gradients, self._threshold_M, self._method)
             if self._l2_M is not None:
                 pairs = zip(gradients, self.parameters, strict=True)
                 gradients = [g + _per_member(self._l2_M, g) * parameter for g, parameter in pairs]
@@ -102,7 +132,11 @@ class Optimizer:
                 self._step_by_shares(gradients, self._rate_share_M)
 
     def _step(self, gradients: list[Tensor]) -> None:
-        if torch.compiler.is_compiling():  # torch.compile cannot trace the fused kernel
+        if self._shrink_M is not None:
+            for parameter in self.parameters:
+                parameter.mul_(_per_member(self._shrink_M, parameter))
+        # torch.compile cannot trace the fused kernel, which serves Adam alone.
+        if torch.compiler.is_compiling() or self._algorithm not in ("adam", "adamw"):
             self._step_by_formula(gradients)
             return
         self._count.add_(1)
@@ -114,30 +148,37 @@ class Optimizer:
             [],
             self.step_counts,
             amsgrad=False,
-            beta1=BETA1,
-            beta2=BETA2,
+            beta1=self._beta1,
+            beta2=self._beta2,
             lr=self._rate,
             weight_decay=self._l2,
-            eps=EPSILON,
+            eps=self._epsilon,
             maximize=False,
         )
 
     def _step_by_formula(self, gradients: list[Tensor]) -> None:
-        # The bias corrections are computed once for all parameters. A compiler moves powers, as in torch's
-        # own formulas, into the innermost loops, but not exponentials.
         self._count.add_(1)
-        count = self._count
-        rate = self._rate / (1 - torch.exp(math.log(BETA1) * count))
-        scale = torch.sqrt(1 - torch.exp(math.log(BETA2) * count))
+        rate: Tensor | float = self._rate
+        scale: Tensor | float = 1.0
+        if self._algorithm in ("adam", "adamw"):
+            # The bias corrections are computed once for all parameters. A compiler moves powers, as in
+            # torch's own formulas, into the innermost loops, but not exponentials.
+            rate = rate / (1 - torch.exp(_log(self._beta1) * self._count))
+            scale = torch.sqrt(1 - torch.exp(_log(self._beta2) * self._count))
+        elif self._algorithm == "sgdm":
+            rate = rate / (1 - self._beta1)  # the sum of fading gradients is so many times their mean
         moments = zip(self.first_moments, self.second_moments, strict=True)
         for parameter, gradient, (first, second) in zip(self.parameters, gradients, moments, strict=True):
             descent = gradient + self._l2 * parameter if self._l2 > 0 else gradient
-            first.lerp_(descent, 1 - BETA1)
-            second.lerp_(descent.square(), 1 - BETA2)
-            parameter.sub_(rate * first / (second.sqrt() / scale + EPSILON))
+            first.lerp_(descent, 1 - self._beta1)
+            second.lerp_(descent.square(), 1 - self._beta2)
+            step = rate * first
+            parameter.sub_(
+                step if self._algorithm == "sgdm" else step / (second.sqrt() / scale + self._epsilon)
+            )
 
     def _step_by_shares(self, gradients: list[Tensor], share_M: Tensor) -> None:
-        # Adam's step is proportional to the learning rate.
+        # Steps are proportional to the learning rate.
         before = [parameter.clone() for parameter in self.parameters]
         self._step(gradients)
         for parameter, old in zip(self.parameters, before, strict=True):
@@ -150,7 +191,7 @@ class Optimizer:
             tensor.zero_()
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """Return Adam's moments and step counts."""
+        """Return the means of gradients and of their squares, and the step counts."""
         return {name: [tensor.clone() for tensor in getattr(self, name)] for name in self.SAVED}
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
@@ -165,11 +206,20 @@ def _kept(value: Tensor) -> Tensor:
     return nn.Parameter(value, requires_grad=False)
 
 
-def _limited(gradients: list[Tensor], threshold_M: Tensor) -> list[Tensor]:
-    # One norm per member: a member with an exploding gradient must not slow the others.
-    square_M = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in gradients]).sum(0)
-    scale_M = (threshold_M / square_M.sqrt()).clamp(max=1.0)
-    return [g * _per_member(scale_M, g) for g in gradients]
+def _log(decay_factor: float) -> float:
+    return math.log(decay_factor) if decay_factor > 0 else -math.inf
+
+
+def _limited(gradients: list[Tensor], threshold_M: Tensor, method: str) -> list[Tensor]:
+    if method == "absolute_value":
+        limits = [_per_member(threshold_M, g) for g in gradients]
+        return [g.clamp(-limit, limit) for g, limit in zip(gradients, limits, strict=True)]
+    # By parameter and member: a member with an exploding gradient must not slow the others.
+    square_PM = torch.stack([g.reshape(len(g), -1).square().sum(1) for g in gradients])
+    if method == "global_l2norm":
+        square_PM = square_PM.sum(0).expand_as(square_PM)
+    scale_PM = (threshold_M / square_PM.sqrt()).clamp(max=1.0)
+    return [g * _per_member(scale_M, g) for g, scale_M in zip(gradients, scale_PM, strict=True)]
 
 
 def _per_member(values_M: Tensor, like: Tensor) -> Tensor:

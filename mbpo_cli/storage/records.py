@@ -84,6 +84,13 @@ VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
     },
 }
 VALUES_OF_OLDER_FUNCTIONS = {"decoupled_decay": False, "layer_norm": False, "dropout": 0.0, "from_run": None}
+VALUES_OF_OLDER_OPTIMIZERS = {
+    "gradient_threshold_method": "global_l2norm",
+    "algorithm": "adam",
+    "gradient_decay_factor": 0.9,
+    "squared_gradient_decay_factor": 0.999,
+    "epsilon": 1e-8,
+}
 # Of the base agents, by their class; all had two critics, or one.
 VALUES_OF_OLDER_AGENTS = {
     f"mbpo_cli.agents.{name.lower()}.{name}": {
@@ -149,7 +156,18 @@ def _with_later_options(config: dict[str, Any]) -> dict[str, Any]:
                 _add_missing(part, VALUES_OF_OLDER_FUNCTIONS)
             if isinstance(part, dict) and part.get("_target_") == "mbpo_cli.models.is_done.LearnedIsDone":
                 _add_missing(part, {"max_false_ends": None, "early_stopping": True})
+    for group in (agent, *(model.values() if isinstance(model, dict) else ())):
+        _complete_optimizers(group)
     return config
+
+
+def _complete_optimizers(group: Any) -> None:
+    """Add the options that older optimizers lack to all in a group."""
+    if isinstance(group, dict):
+        if {"learn_rate", "gradient_threshold", "l2_regularization"} <= group.keys():
+            _add_missing(group, VALUES_OF_OLDER_OPTIMIZERS)
+        for part in group.values():
+            _complete_optimizers(part)
 
 
 def _add_missing(values: dict[str, Any], more: Mapping[str, Any]) -> None:

@@ -19,9 +19,9 @@ from mbpo_cli.config.compose import make_config
 from mbpo_cli.evaluation import diagnostics, pictures
 from mbpo_cli.evaluation.diagnostics import Findings
 from mbpo_cli.evaluation.evaluate import Episode
-from mbpo_cli.nn.optimizers import Optimizer, OptimizerOptions
+from mbpo_cli.nn.optimizers import Optimizer
 from mbpo_cli.types import Transitions
-from tests.conftest import TINY
+from tests.conftest import TINY, adam
 
 Train = Callable[..., dict[str, Any]]
 
@@ -134,7 +134,7 @@ def test_the_shift_is_in_standard_deviations() -> None:
 
 def test_gradient_norms_are_of_adams_running_mean() -> None:
     weights = torch.nn.Parameter(torch.ones(1, 2))
-    optimizer = Optimizer([weights], OptimizerOptions(0.1, None, 0.0))
+    optimizer = Optimizer([weights], adam(0.1))
     optimizer.minimize((weights * torch.tensor([3.0, 4.0])).sum())
     agent = SimpleNamespace(critic_optimizer=optimizer, other=1)
     assert diagnostics.gradient_norms(agent) == pytest.approx({"diagnose/gradient_norm_critic": 0.1 * 5.0})

@@ -92,3 +92,16 @@ def test_its_learned_is_done_function_predicts_ends_as_before(old_run: Path) -> 
     model = stored_config(old_run)["model"]
     assert model["is_done"]["max_false_ends"] is None
     assert all("max_false_ends" not in model[part] for part in ("transition", "reward"))
+
+
+def test_all_its_optimizers_are_adam_with_one_limit_for_a_network(old_run: Path) -> None:
+    config = stored_config(old_run)
+    optimizers = [
+        config["agent"]["actor_optimizer"],
+        config["agent"]["critic_optimizer"],
+        config["agent"]["entropy_weight_options"],
+        config["model"]["transition"]["optimizer"],
+    ]
+    for options in optimizers:
+        assert options["algorithm"] == "adam"
+        assert options["gradient_threshold_method"] == "global_l2norm"
