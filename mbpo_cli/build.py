@@ -21,7 +21,7 @@ from mbpo_cli.buffers import ReplayBuffer, num_bytes, num_real_of
 from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs import environment
 from mbpo_cli.envs.collector import Collector
-from mbpo_cli.envs.environment import Environment, EnvOptions
+from mbpo_cli.envs.environment import Environment
 from mbpo_cli.envs.spaces import UnsuitableSpace
 from mbpo_cli.envs.watchdog import watching
 from mbpo_cli.envs.wrappers import BadWrapper
@@ -87,30 +87,7 @@ def build_env(config: Config, render_mode: str | None = None) -> Environment:
         with watching(config.env.step_timeout, config.env.id, "making it"):
             return environment.make(config.env, render_mode)
     except (UnsuitableSpace, BadWrapper, gym.error.Error, ImportError, TypeError) as error:
-        raise ConfigError(_reason(error, config.env)) from error
-
-
-def _reason(error: Exception, env: EnvOptions) -> str:
-    """Return the option at fault for an environment that cannot be built, with the reason."""
-    match error:
-        case BadWrapper():
-            return f"env.wrappers={error}"
-        case TypeError():
-            kwargs = "null" if env.kwargs is None else env.kwargs
-            return f"env.kwargs={kwargs}: not accepted by {env.id}: {error}"
-        case ModuleNotFoundError(name=str(name)) if f"{env.module}.".startswith(f"{name}."):
-            return f"env.module={env.module}: there is no such module{_extra(str(env.module))}"
-        case gym.error.DependencyNotInstalled() | gym.error.NamespaceNotFound():
-            return f"env.id={env.id}: {error}{_extra(str(error))}"
-        case _:
-            return f"env.id={env.id}: {error}"
-
-
-def _extra(message: str) -> str:
-    """Return a hint to the extra of this package that installs one named in an error message."""
-    extras = {"mujoco": "mujoco", "box2d": "box2d", "shimmy": "dmc", "dm_control": "dmc"}
-    extra = next((extra for name, extra in extras.items() if name in message.lower()), None)
-    return f"; with this package's extra: pip install 'mbpo-cli[{extra}]'" if extra else ""
+        raise ConfigError(environment.fault_of(error, config.env)) from error
 
 
 def exploration_of(config: Config) -> Component | None:

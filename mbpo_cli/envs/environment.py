@@ -228,3 +228,26 @@ def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
         env = wrappers.apply(env, wrapper)
     wrappers.check_fit(env)
     return Environment(env, options.step_timeout)
+
+
+def fault_of(error: Exception, env: EnvOptions) -> str:
+    """Return the option at fault for an environment that cannot be built, with the reason."""
+    match error:
+        case wrappers.BadWrapper():
+            return f"env.wrappers={error}"
+        case TypeError():
+            kwargs = "null" if env.kwargs is None else env.kwargs
+            return f"env.kwargs={kwargs}: not accepted by {env.id}: {error}"
+        case ModuleNotFoundError(name=str(name)) if f"{env.module}.".startswith(f"{name}."):
+            return f"env.module={env.module}: there is no such module{_extra(str(env.module))}"
+        case gym.error.DependencyNotInstalled() | gym.error.NamespaceNotFound():
+            return f"env.id={env.id}: {error}{_extra(str(error))}"
+        case _:
+            return f"env.id={env.id}: {error}"
+
+
+def _extra(message: str) -> str:
+    """Return a hint to the extra of this package that installs one named in an error message."""
+    extras = {"mujoco": "mujoco", "box2d": "box2d", "shimmy": "dmc", "dm_control": "dmc"}
+    extra = next((extra for name, extra in extras.items() if name in message.lower()), None)
+    return f"; with this package's extra: pip install 'mbpo-cli[{extra}]'" if extra else ""
