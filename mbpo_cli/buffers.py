@@ -1,4 +1,4 @@
-"""Replay buffers, and mini-batches that mix real with generated experience.
+"""Replay buffers, returns of several steps, and mini-batches that mix real with generated experience.
 
 Does not know where the experience comes from or what it is used for.
 """
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from mbpo_cli.types import SpaceSpec, Transitions
 
+# Whole numbers below it are exact in float32; only those of successive episodes must differ.
+LARGEST_MARK = 2**24
+
 
 def _columns(spaces: SpaceSpec) -> list[int]:
     return [spaces.obs_size, spaces.action_size, 1, spaces.obs_size, 1]
@@ -26,20 +29,28 @@ def num_bytes(capacity: int, spaces: SpaceSpec) -> int:
 class ReplayBuffer:
     """A circular buffer of transitions, each packed into one row of a single float32 tensor."""
 
+    NUM_MARKS = 0
+    """Columns of a row after those of the transition."""
+
     def __init__(self, capacity: int, spaces: SpaceSpec, device: torch.device | str = "cpu") -> None:
         self.capacity = capacity
         self.size = 0
         self.total_added = 0
         self._columns = _columns(spaces)
         # Not initialized, so that memory is used only as rows are written.
-        self._rows = torch.empty(capacity, sum(self._columns), device=device)
+        self._rows = torch.empty(capacity, sum(self._columns) + self.NUM_MARKS, device=device)
 
     def __len__(self) -> int:
         return self.size
 
-    def add(self, transitions: Transitions) -> None:
-        """Append a batch from any device, in one copy; it overwrites the oldest rows of a full buffer."""
-        rows = torch.column_stack(tuple(vars(transitions).values()))
+    def add(self, transitions: Transitions, episodes: Tensor | None = None) -> None:
+        """Append a batch from any device, in one copy; it overwrites the oldest rows of a full buffer.
+
+        `episodes` are the numbers of their episodes, shape (B,), for buffers that look ahead.
+        """
+        self._append(torch.column_stack(tuple(vars(transitions).values())))
+
+    def _append(self, rows: Tensor) -> None:
         skipped = max(len(rows) - self.capacity, 0)
         start = (self.total_added + skipped) % self.capacity
         head = rows[skipped : skipped + self.capacity - start]
@@ -54,15 +65,18 @@ class ReplayBuffer:
         self.size = min(self.size, newest)
 
     def sample_rows(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `count` packed rows uniformly with replacement; the buffer must not be empty."""
+        """Draw `count` packed rows for updates uniformly with replacement; the buffer must not be empty."""
+        return self._rows[self._draw(count, generator)]
+
+    def _draw(self, count: int, generator: torch.Generator) -> Tensor:
         index = torch.randint(self.size, (count,), generator=generator, device=self._rows.device)
         if self.size < min(self.total_added, self.capacity):
             index = (index + self.total_added - self.size) % self.capacity
-        return self._rows[index]
+        return index
 
     def sample(self, count: int, generator: torch.Generator) -> Transitions:
         """Draw `count` transitions uniformly with replacement; the buffer must not be empty."""
-        return self.unpack(self.sample_rows(count, generator))
+        return self.unpack(self._rows[self._draw(count, generator)])
 
     def contents(self) -> Transitions:
         """Return all transitions by slot, as views into the buffer; none may have been forgotten."""
@@ -70,7 +84,8 @@ class ReplayBuffer:
 
     def unpack(self, rows: Tensor) -> Transitions:
         """Return packed rows as transitions, without a copy."""
-        obs, action, reward, next_obs, terminated = torch.split(rows, self._columns, dim=1)
+        columns = rows[:, : sum(self._columns)]
+        obs, action, reward, next_obs, terminated = torch.split(columns, self._columns, dim=1)
         return Transitions(obs, action, reward[:, 0], next_obs, terminated[:, 0])
 
     def rows(self, start: int, end: int) -> Tensor:
@@ -94,6 +109,67 @@ class ReplayBuffer:
 
     def _slots(self, start: int, end: int) -> Tensor:
         return torch.arange(start, end, device=self._rows.device) % self.capacity
+
+
+class LookAheadBuffer(ReplayBuffer):
+    """A replay buffer of real experience whose rows for updates hold the returns of up to n steps.
+
+    Each row also has the number of its episode. Environments take turns, so that the steps of an episode are
+    `num_envs` rows apart; a row that is not there, or belongs to another episode, ends the look-ahead.
+    """
+
+    NUM_MARKS = 1
+
+    def __init__(
+        self,
+        capacity: int,
+        spaces: SpaceSpec,
+        device: torch.device | str = "cpu",
+        *,
+        num_steps: int,
+        discount_factor: float,
+        num_envs: int,
+    ) -> None:
+        super().__init__(capacity, spaces, device)
+        self._num_steps, self._discount_factor, self._num_envs = num_steps, discount_factor, num_envs
+
+    def add(self, transitions: Transitions, episodes: Tensor | None = None) -> None:
+        """Append one step of each environment; `episodes` are the numbers of their episodes, shape (B,).
+
+        From transitions without `episodes`, such as those of another run, nothing is looked ahead.
+        """
+        mark = torch.full((len(transitions),), math.nan)
+        if episodes is not None and len(transitions) == self._num_envs:
+            # At the end of a run there may be fewer; if it is extended, distances differ there.
+            mark = (episodes % LARGEST_MARK).float()
+        self._append(torch.column_stack((*vars(transitions).values(), mark)))
+
+    def sample_rows(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw `count` packed rows for updates uniformly with replacement; the buffer must not be empty.
+
+        A row has the discounted sum of the rewards of k steps and the observation after them; k is n, or the
+        number of steps to the end of the episode or to the newest one, if that is smaller. `terminated` is
+        1 - discount^(k - 1) (1 - done): in a target, discount (1 - terminated) V is discount^k V, 0 after an
+        end.
+
+        Source: Sutton 1988, "Learning to Predict by the Methods of Temporal Differences".
+        """
+        slots = self._draw(count, generator)
+        newest = self.total_added - 1
+        numbers = newest - (newest - slots) % self.capacity
+        first = self._rows[slots]
+        goes_on = torch.ones_like(slots, dtype=torch.bool)
+        found = self.unpack(first)
+        reward, next_obs, weight = found.reward, found.next_obs, 1 - found.terminated
+        for step in range(1, self._num_steps):
+            later = numbers + step * self._num_envs
+            rows = self._rows[later % self.capacity]
+            goes_on = goes_on & (later <= newest) & (rows[:, -1] == first[:, -1])
+            ahead, discount = self.unpack(rows), self._discount_factor**step
+            reward = torch.where(goes_on, reward + discount * ahead.reward, reward)
+            next_obs = torch.where(goes_on[:, None], ahead.next_obs, next_obs)
+            weight = torch.where(goes_on, discount * (1 - ahead.terminated), weight)
+        return torch.column_stack((found.obs, found.action, reward, next_obs, 1 - weight))
 
 
 def num_real_of(mini_batch_size: int, real_ratio: float) -> int:

@@ -17,7 +17,7 @@ from typing import Any, cast
 import gymnasium as gym
 import torch
 
-from mbpo_cli.buffers import ReplayBuffer, num_bytes, num_real_of
+from mbpo_cli.buffers import LookAheadBuffer, ReplayBuffer, num_bytes, num_real_of
 from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs import environment
 from mbpo_cli.envs.collector import Collector
@@ -121,9 +121,12 @@ def num_threads(config: Config, in_sweep: bool) -> int:
 
 
 def num_updates(config: Config) -> int:
-    """Return the number of gradient steps that the agent will take."""
-    steps = config.trainer.num_env_steps - config.agent.num_warm_start_steps
-    return steps * config.agent.num_gradient_steps_per_update + config.mbpo.first_updates
+    """Return a lower estimate of the number of gradient steps that the agent will take."""
+    agent, every = config.agent, config.agent.learning_frequency
+    num_iterations = 0  # the length of episodes is unknown
+    if every != "episode":
+        num_iterations = (config.trainer.num_env_steps - agent.num_warm_start_steps) // every
+    return num_iterations * agent.num_gradient_steps_per_update + config.mbpo.first_updates
 
 
 def agent_compiles(config: Config, device: torch.device) -> bool:
@@ -204,7 +207,13 @@ def uses_model(config: Config) -> bool:
     return config.mbpo.use_model and num_real_of(size, config.mbpo.real_ratio) < size
 
 
-def build_buffer(config: Config, key: str, spaces: SpaceSpec, device: torch.device) -> ReplayBuffer:
+def build_buffer(
+    config: Config,
+    key: str,
+    spaces: SpaceSpec,
+    device: torch.device,
+    make: Callable[..., ReplayBuffer] = ReplayBuffer,
+) -> ReplayBuffer:
     """Build a replay buffer whose capacity is the option `key`.
 
     Raises:
@@ -212,11 +221,25 @@ def build_buffer(config: Config, key: str, spaces: SpaceSpec, device: torch.devi
     """
     capacity = operator.attrgetter(key)(config)
     try:
-        return ReplayBuffer(capacity, spaces, device)
+        return make(capacity, spaces, device)
     except RuntimeError as error:  # torch's, for lack of memory
         free = "" if (size := free_memory(device)) is None else f", but {size / 1e9:.1f} GB is free"
         needed = f"takes {num_bytes(capacity, spaces) / 1e9:.1f} GB of the memory of {device}"
         raise RunFailed(f"{key}={capacity:,}: {needed}{free}; use a smaller buffer") from error
+
+
+def build_real_buffer(config: Config, spaces: SpaceSpec, device: torch.device) -> ReplayBuffer:
+    """Build the replay buffer of real experience, which looks ahead if the agent's targets do."""
+    key, agent = "agent.experience_buffer_length", config.agent
+    if agent.num_steps_to_look_ahead == 1:
+        return build_buffer(config, key, spaces, device)
+    make = partial(
+        LookAheadBuffer,
+        num_steps=agent.num_steps_to_look_ahead,
+        discount_factor=agent.discount_factor,
+        num_envs=config.env.num_envs,
+    )
+    return build_buffer(config, key, spaces, device, make)
 
 
 def build_model_based(
@@ -313,7 +336,7 @@ def build_trainer(
         seed=config.seed,
         device=device,
         agent=agent,
-        real_buffer=build_buffer(config, "agent.experience_buffer_length", spaces, device),
+        real_buffer=build_real_buffer(config, spaces, device),
         model_based=model_based,
         collector=Collector(envs, partial(episode_seed, config.seed, "environment")),
         evaluate=evaluator,

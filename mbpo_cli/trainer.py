@@ -119,7 +119,7 @@ class Trainer:
         self._num_first_updates: int | None = None  # that are left; None before there is a model
         # While updates, evaluation or log of a step are missing; a resumed run makes up for them.
         self._is_within_step = False
-        self._num_new_steps = 0
+        self._num_iterations = 0
 
     def begin_with(self, experience: Transitions) -> None:
         """Begin with real experience of another run, before the first step."""
@@ -146,7 +146,7 @@ class Trainer:
                     if not self._num_first_updates and self._generation_is_due():
                         self._renew(self.model_based)
                     self._take_first_updates(self.model_based)
-                self._num_new_steps, self._is_within_step = self._act_and_store(), True
+                self._num_iterations, self._is_within_step = self._act_and_store(), True
                 self._complete_step()
         except Stopped:
             return False
@@ -154,9 +154,9 @@ class Trainer:
 
     def _complete_step(self) -> None:
         """Update the agent, evaluate and log; a stop within an update undoes it."""
-        if self._num_new_steps > 0 and self.env_steps > self.agent_options.num_warm_start_steps:
-            self._update_agent(self._num_new_steps * self.agent_options.num_gradient_steps_per_update)
-        self._num_new_steps = 0
+        if self._num_iterations > 0 and self.env_steps > self.agent_options.num_warm_start_steps:
+            self._update_agent(self._num_iterations * self.agent_options.num_gradient_steps_per_update)
+        self._num_iterations = 0
         is_evaluated = self.is_due(self.options.evaluate_every_steps)
         if is_evaluated:
             self._evaluate()
@@ -240,18 +240,22 @@ class Trainer:
         self.logger.log({"rollout/horizon": horizon, **metrics})
 
     def _act_and_store(self) -> int:
-        """Step every environment, or as many as there are steps left, and return the number of steps."""
+        """Step every environment, or as many as there are steps left; return the learning iterations due."""
+        earlier, episodes = self.env_steps, self.collector.numbers
+        num_ended, every = self.collector.episodes, self.agent_options.learning_frequency
         with self.stopwatch.phase("env"):
             num_steps_left = self.options.num_env_steps - self.env_steps
             transitions, metrics = self.collector.step(self._choose_actions()[:num_steps_left])
-            self.real_buffer.add(transitions)
+            self.real_buffer.add(transitions, episodes[: len(transitions)])
             self.agent.observe(transitions.obs)
             window = self.options.score_averaging_window_length
             self._last_episodes = [*self._last_episodes, *self.collector.ended][-window:]
             self.env_steps += len(transitions)
             self._max_reward = max(self._max_reward, float(transitions.reward.abs().max()))
         self.logger.log(metrics)
-        return len(transitions)
+        if every == "episode":
+            return self.collector.episodes - num_ended
+        return self.env_steps // every - earlier // every
 
     def _choose_actions(self) -> Tensor:
         """Return one action per environment, shape (E, A): random ones in the warm start of a new agent."""

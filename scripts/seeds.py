@@ -89,6 +89,8 @@ ROWS = (
 
 # Options that came after some rows were measured, with the values by which they change nothing.
 LATER_OPTIONS = {
+    "agent.learning_frequency": 1,
+    "agent.num_steps_to_look_ahead": 1,
     "agent.activation": "relu",
     "agent.initial_weights": "uniform",
     "agent.critics.bound_quantile": 0.0,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbpo_cli.buffers import ReplayBuffer, mix, num_real_of
+from mbpo_cli.buffers import LookAheadBuffer, ReplayBuffer, mix, num_real_of
 from mbpo_cli.types import Transitions
 from tests.conftest import random_transitions, spaces
 
@@ -88,6 +88,110 @@ def test_inconsistent_rows_are_rejected(num_rows: int, total_added: int, size: i
     buffer = ReplayBuffer(5, SPACE)
     with pytest.raises(ValueError, match="rows"):
         buffer.restore(torch.zeros(num_rows, buffer.rows(0, 0).shape[1]), total_added, size)
+
+
+def looking_ahead(num_steps: int, num_envs: int = 1, capacity: int = 10) -> LookAheadBuffer:
+    options = {"num_steps": num_steps, "num_envs": num_envs}
+    return LookAheadBuffer(capacity, SPACE, discount_factor=0.5, **options)
+
+
+def take_step(buffer: ReplayBuffer, *rows: tuple[int, float, bool]) -> None:
+    """Add a row per environment: its episode, reward and end; it leads from its number to that plus 0.5."""
+    episodes, rewards, ends = zip(*rows, strict=True)
+    batch = random_transitions(len(rows), SPACE)
+    number = torch.arange(buffer.total_added, buffer.total_added + len(rows)).float()[:, None]
+    batch.obs, batch.next_obs = number.expand(-1, 2), (number + 0.5).expand(-1, 2)
+    batch.reward, batch.terminated = torch.tensor(rewards), torch.tensor(ends).float()
+    buffer.add(batch, torch.tensor(episodes))
+
+
+def returns(buffer: ReplayBuffer) -> dict[float, tuple[float, float, float]]:
+    """Return of each row in mini-batches, by its number: reward, row of the last step, `terminated`."""
+    rows = buffer.unpack(buffer.sample_rows(500, torch.Generator().manual_seed(0)))
+    columns = (rows.obs[:, 0], rows.reward, rows.next_obs[:, 0] - 0.5, rows.terminated)
+    numbered = zip(*(column.tolist() for column in columns), strict=True)
+    return {number: (reward, last, ended) for number, reward, last, ended in numbered}
+
+
+def test_the_look_ahead_ends_with_an_episode_that_terminates() -> None:
+    buffer = looking_ahead(3)
+    for row in ((0, 1.0, False), (0, 2.0, False), (0, 4.0, True), (1, 8.0, False), (1, 16.0, False)):
+        take_step(buffer, row)
+    assert returns(buffer) == {
+        0: (1 + 0.5 * 2 + 0.25 * 4, 2, 1),
+        1: (2 + 0.5 * 4, 2, 1),
+        2: (4, 2, 1),
+        # The second episode is not over: two steps, or one, and the value of what follows them.
+        3: (8 + 0.5 * 16, 4, 1 - 0.5),
+        4: (16, 4, 0),
+    }
+
+
+def test_after_a_time_limit_the_value_of_the_last_observation_counts() -> None:
+    buffer = looking_ahead(3)
+    for row in ((0, 1.0, False), (0, 2.0, False), (0, 4.0, False), (1, 8.0, False)):
+        take_step(buffer, row)
+    found = returns(buffer)
+    assert found == {0: (3, 2, 1 - 0.25), 1: (4, 2, 1 - 0.5), 2: (4, 2, 0), 3: (8, 3, 0)}
+    # What an agent makes of it, with the value 10: r + d r + d^2 r + d^3 10.
+    reward, _, terminated = found[0]
+    assert reward + 0.5 * (1 - terminated) * 10 == 1 + 0.5 * 2 + 0.25 * 4 + 0.125 * 10
+
+
+def test_environments_side_by_side_look_ahead_in_their_own_episodes() -> None:
+    buffer = looking_ahead(2, num_envs=2)
+    take_step(buffer, (0, 1.0, False), (1, 10.0, False))
+    take_step(buffer, (0, 2.0, True), (1, 20.0, False))
+    take_step(buffer, (2, 4.0, False), (1, 40.0, False))
+    assert returns(buffer) == {
+        0: (2, 2, 1),
+        1: (20, 3, 0.5),
+        2: (2, 2, 1),
+        3: (40, 5, 0.5),
+        4: (4, 4, 0),
+        5: (40, 5, 0),
+    }
+
+
+def test_a_full_buffer_looks_ahead_over_its_last_slot() -> None:
+    buffer = looking_ahead(3, capacity=4)
+    for number in range(6):
+        take_step(buffer, (0, 2.0**number, False))
+    expected = {2: (12, 4, 0.75), 3: (24, 5, 0.75), 4: (32, 5, 0.5), 5: (32, 5, 0)}
+    assert returns(buffer) == expected
+    restored = looking_ahead(3, capacity=4)
+    restored.restore(buffer.rows(2, 6), 6, 4)
+    assert returns(restored) == expected
+    assert sorted(restored.sample(100, torch.Generator()).reward.unique().tolist()) == [4, 8, 16, 32]
+    assert restored.contents().next_obs[:, 0].tolist() == [4.5, 5.5, 2.5, 3.5], "one step each"
+    plain = ReplayBuffer(1, SPACE).unpack(buffer.rows(2, 6))
+    assert plain.reward.tolist() == [4, 8, 16, 32], "stored experience can be read without its episodes"
+
+
+def test_steps_that_not_all_environments_took_are_not_linked() -> None:
+    # Runs of 5, 6 and 9 steps with two environments, each the extension of the one before.
+    buffer = looking_ahead(2, num_envs=2)
+    for rewards in ((1.0, 10.0), (2.0, 20.0), (3.0,), (4.0,), (5.0, 50.0), (6.0,)):
+        take_step(buffer, *((episode, reward, False) for episode, reward in enumerate(rewards)))
+    found = {number: reward for number, (reward, _, _) in returns(buffer).items()}
+    assert found == {0: 2, 1: 20, 2: 2, 3: 20, 4: 3, 5: 4, 6: 5, 7: 50, 8: 6}
+
+
+def test_episodes_have_different_marks_however_many_there_are() -> None:
+    buffer = looking_ahead(2)
+    for episode in (2**24, 2**24 + 1, 2**24 + 1):
+        take_step(buffer, (episode, 1.0, False))
+    assert [found[0] for _, found in sorted(returns(buffer).items())] == [1, 1.5, 1]
+
+
+def test_only_real_experience_looks_ahead_in_a_mix(g: torch.Generator) -> None:
+    real, generated = looking_ahead(2), ReplayBuffer(10, SPACE)
+    for reward in (2.0, 4.0):
+        take_step(real, (0, reward, False))
+    generated.add(numbered(1000, 10))
+    (batch,), _ = mix(real, generated, 200, 0.5, 1, g)
+    assert batch.reward[:100].tolist() == [4.0] * 100, "2 + 0.5 * 4, and 4 alone"
+    assert set(batch.reward[100:].tolist()) == set(range(1000, 1010))
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,21 @@ KINDS = {
         "checkpoint.save_agent_value=2",
         "checkpoint.keep_saved=3",
     ),
+    "looking_ahead": (
+        "env.kwargs={max_episode_steps: 15}",
+        "env.num_envs=2",
+        "agent=td3",
+        "agent.num_steps_to_look_ahead=3",
+        "agent.learning_frequency=3",
+        "agent.critic_optimizer.algorithm=rmsprop",
+        "agent.actor_optimizer.algorithm=sgdm",
+    ),
+    "learning_by_episode": (
+        "env.kwargs={max_episode_steps: 15}",
+        "agent.learning_frequency=episode",
+        "agent.num_gradient_steps_per_update=4",
+        "agent.num_steps_to_look_ahead=2",
+    ),
     "through_the_model": (
         "algorithm=double_horizon",
         "mbpo.fit_every=10",

@@ -117,6 +117,7 @@ class Recorder:
 
 
 ONE_STEP = (
+    "agent.experience_buffer_length=100",
     "agent.warm_start_hold_steps=1",
     "mbpo.generate_every=episode",
     "mbpo.retained_generations=null",
@@ -153,7 +154,7 @@ class Loop:
             device=torch.device("cpu"),
             collector=Collector(envs, partial(episode_seed, config.seed, "environment")),
             agent=self.spy,
-            real_buffer=ReplayBuffer(100, space),
+            real_buffer=build.build_real_buffer(config, space, torch.device("cpu")),
             model_based=self.model_based,
             evaluate=self.evaluate,
             logger=Logger([self.recorder]),
@@ -336,6 +337,75 @@ def test_several_gradient_steps_use_fresh_batches() -> None:
     assert loop.trainer.gradient_steps == 3
     first, second, _ = loop.spy.batches
     assert not torch.equal(first.obs, second.obs)
+
+
+def test_learning_iterations_are_so_many_steps_apart() -> None:
+    options = ("agent.learning_frequency=4", "agent.num_gradient_steps_per_update=2", "mbpo=off", *QUIET)
+    loop = Loop("trainer.num_env_steps=13", *options)
+    # After the warm start of 5 steps, at steps 8 and 12.
+    assert loop.run() == [*["act"] * 3, *["update"] * 2, *["act"] * 4, *["update"] * 2, "act", "evaluate"]
+
+
+def test_several_environments_learn_as_often_per_step() -> None:
+    loop = Loop(
+        "agent.learning_frequency=4", "env.num_envs=3", "trainer.num_env_steps=18", "mbpo=off", *QUIET
+    )
+    # Six steps of three environments; multiples of 4 are passed at 9 (8), 12, 18 (16), not at 6, which has 4.
+    assert loop.run() == ["update", *["act", "update"] * 2, "act", "act", "update", "evaluate"]
+
+
+def test_agents_can_learn_at_the_end_of_each_episode() -> None:
+    options = (
+        "agent.learning_frequency=episode",
+        "agent.num_gradient_steps_per_update=2",
+        "mbpo=off",
+        *QUIET,
+    )
+    loop = Loop("env.num_envs=2", "trainer.num_env_steps=24", *options)
+    # Episodes of 5 and 6 steps end at 10 and 20, and at 12 and 24; the warm start is over.
+    learn = ["update"] * 2
+    assert loop.run() == [
+        *["act"] * 2,
+        *(*learn, "act", *learn),
+        *(*["act"] * 4, *learn),
+        *(*["act"] * 2, *learn, "evaluate"),
+    ]
+
+
+def test_a_stop_between_a_step_and_its_learning_iterations_is_made_up_for() -> None:
+    loop = Loop("agent.learning_frequency=episode", "trainer.num_env_steps=10", "mbpo=off", *QUIET)
+    stopped = Loop("agent.learning_frequency=episode", "trainer.num_env_steps=10", "mbpo=off", *QUIET)
+
+    def stop(num_updates: int) -> None:
+        raise Stopped
+
+    stopped.trainer._update_agent = stop  # type: ignore[method-assign]
+    assert not stopped.trainer.train()
+    loop.trainer.real_buffer.add(stopped.trainer.real_buffer.contents())
+    loop.trainer.load_state_dict(stopped.trainer.state_dict())
+    assert loop.run() == ["update", "evaluate"]
+
+
+@pytest.mark.parametrize("terminates", [False, True])
+def test_targets_of_several_steps_follow_each_environments_episodes(
+    terminates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Episodes of 5 and 6 steps with the rewards 1, 2, 3 ...; those of 6 steps end by a time limit.
+    options = ("agent.num_steps_to_look_ahead=3", "agent.discount_factor=0.5", "env.num_envs=2", "mbpo=off")
+    env = CountingEnv(episode_steps=5, terminates=terminates)
+    loop = Loop("trainer.num_env_steps=40", *options, *QUIET, env=env)
+    loop.run()
+    buffer = loop.trainer.real_buffer
+    monkeypatch.setattr(buffer, "_draw", lambda count, generator: torch.arange(count))
+    found = buffer.unpack(buffer.sample_rows(40, torch.Generator()))
+    for row, length in ((row, 5 + row % 2) for row in range(40)):
+        step = row // 2 % length  # within the episode
+        num_steps = min(3, length - step, 20 - row // 2)
+        rewards = [step + 1.0, step + 2.0, step + 3.0][:num_steps]
+        assert found.reward[row] == sum(0.5**k * reward for k, reward in enumerate(rewards))
+        assert found.next_obs[row].tolist() == [row // 2 // length, step + num_steps]
+        is_over = terminates and length == 5 and step + num_steps == 5
+        assert found.terminated[row] == (1 if is_over else 1 - 0.5 ** (num_steps - 1))
 
 
 def test_the_agent_is_informed_of_the_start_of_an_episode() -> None:

@@ -47,11 +47,18 @@ class AgentOptions(Component):
     """Options that all base agents share."""
 
     name: str = option("short name, for tables and run names")
+    learning_frequency: int | Literal["episode"] = option(
+        "environment steps between two learning iterations; 'episode' = one at the end of each episode, "
+        "MATLAB's -1",
+        low=1,
+        matlab="LearningFrequency",
+    )
     num_gradient_steps_per_update: int = option(
-        "gradient steps per environment step, each on a fresh mini-batch",
+        "gradient steps per learning iteration, each on a fresh mini-batch; MATLAB's NumEpoch times its "
+        "MaxMiniBatchPerEpoch",
         low=1,
         high=1000,
-        matlab="NumGradientStepsPerUpdate",
+        matlab=("NumGradientStepsPerUpdate", "NumEpoch", "MaxMiniBatchPerEpoch"),
     )
     mini_batch_size: int = option("transitions per mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize")
     experience_buffer_length: int = option(
@@ -64,6 +71,13 @@ class AgentOptions(Component):
     )
     warm_start_hold_steps: int = option(
         "steps for which each random action is held; more than 1 where a single step changes little", low=1
+    )
+    num_steps_to_look_ahead: int = option(
+        "n, real steps whose rewards a target counts before the value of what follows: fewer at the end of "
+        "an episode, and always one in generated experience",
+        low=1,
+        high=1000,
+        matlab="NumStepsToLookAhead",
     )
     discount_factor: float = option("discount of future rewards", low=0, high=1, matlab="DiscountFactor")
     hidden_sizes: list[int] = option("units of each hidden layer, actor and critics", low=1, high=65536)
@@ -100,10 +114,12 @@ class TargetNetworkOptions(AgentOptions):
         "fraction by which target networks move towards their networks; 1 = copy",
         above=0,
         high=1,
-        matlab="TargetSmoothFactor",
+        matlab=("TargetSmoothFactor", "TargetUpdateMethod"),
     )
     target_update_frequency: int = option(
-        "updates per update of the target networks", low=1, matlab="TargetUpdateFrequency"
+        "updates per update of the target networks",
+        low=1,
+        matlab=("TargetUpdateFrequency", "TargetUpdateMethod"),
     )
     policy_smooth_factor: float = option(
         "fraction by which the greedy policy, which is evaluated and saved, moves towards the trained one at "

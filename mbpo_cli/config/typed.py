@@ -215,13 +215,17 @@ def options_in(
 def suggest(key: str, config: Config) -> str | None:
     """Return the option that the user probably meant by `key`, or None.
 
-    MATLAB names are known; of several options with one MATLAB name, the nearest to `key` is meant.
+    MATLAB names are known; of several options with one MATLAB name, the nearest to `key` is meant, with those
+    beside it, which together say what MATLAB's says.
     """
     known = {name: meaning.matlab for name, _, meaning, _ in options_in(config, groups=True)}
     last = key.rpartition(".")[2]
     by_matlab_name = [name for name, matlab in known.items() if last.lower() in map(str.lower, matlab)]
     near = difflib.get_close_matches(key, by_matlab_name, n=1, cutoff=0.0)
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if near:
+        place = near[0].rpartition(".")[0]
+        return " and ".join(name for name in by_matlab_name if name.rpartition(".")[0] == place)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if near:
         return near[0]
     ends = {name.rpartition(".")[2]: name for name in reversed(known)}

@@ -54,6 +54,11 @@ class Collector:
         """True where an episode starts, shape (E,)."""
         return torch.tensor(self.steps) == 0
 
+    @property
+    def numbers(self) -> Tensor:
+        """The number of each current episode, shape (E,)."""
+        return torch.tensor(self._numbers)
+
     def step(self, actions: Tensor) -> tuple[Transitions, dict[str, float]]:
         """Step the first n environments with actions scaled to [-1, 1] or one-hot, shape (n, A).
 

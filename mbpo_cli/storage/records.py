@@ -56,7 +56,12 @@ HARMLESS = (
 # Values for options that older versions did not have, equivalent to what those versions did.
 VALUES_OF_OLDER_VERSIONS = {"precision": "float32"}
 VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
-    "agent": {"from_run": None, "reset_experience_buffer_before_training": True},
+    "agent": {
+        "from_run": None,
+        "reset_experience_buffer_before_training": True,
+        "learning_frequency": 1,
+        "num_steps_to_look_ahead": 1,
+    },
     "model": {
         "allow_mismatch": True,
         "from_run": None,

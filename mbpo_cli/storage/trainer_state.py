@@ -34,7 +34,8 @@ def _parts(trainer: Any) -> dict[str, Any]:
 def state_of(trainer: Any) -> dict[str, Any]:
     """Return all state, except for the contents of the replay buffers."""
     evaluations = {name: getattr(trainer, name) for name in EVALUATIONS}
-    within_step = {"num_new_steps": trainer._num_new_steps, "metrics": trainer.logger.unwritten}
+    # The name is that of older checkpoints, in which each new step brought one learning iteration.
+    within_step = {"num_new_steps": trainer._num_iterations, "metrics": trainer.logger.unwritten}
     return {
         **{name: getattr(trainer, name) for name in COUNTERS},
         **{name: getattr(trainer, name).get_state() for name in STREAMS},
@@ -70,7 +71,7 @@ def restore(trainer: Any, state: dict[str, Any]) -> bool:
         setattr(trainer, name, found)
     trainer._held_actions = state["held_actions"].clone()
     if "within_step" in state:
-        trainer._is_within_step, trainer._num_new_steps = True, state["within_step"]["num_new_steps"]
+        trainer._is_within_step, trainer._num_iterations = True, state["within_step"]["num_new_steps"]
         trainer.logger.log(state["within_step"]["metrics"])
     is_there: bool = trainer.collector.load_state_dict(state["collector"], trainer.should_stop)
     return is_there

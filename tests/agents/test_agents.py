@@ -105,8 +105,16 @@ def test_terminal_states_have_no_value(name: str) -> None:
 
 
 @EVERY_AGENT
-def test_target_networks_move_by_the_smooth_factor_when_due(name: str) -> None:
-    agent = make(name, "agent.target_smooth_factor=0.25", "agent.target_update_frequency=3")
+@pytest.mark.parametrize(
+    ("smooth_factor", "frequency"),
+    [(0.25, 1), (1.0, 3), (0.5, 3)],
+    ids=["smoothing", "periodic", "periodic-smoothing"],  # MATLAB's names of TargetUpdateMethod
+)
+def test_target_networks_move_by_the_smooth_factor_when_due(
+    name: str, smooth_factor: float, frequency: int
+) -> None:
+    options = f"agent.target_smooth_factor={smooth_factor}", f"agent.target_update_frequency={frequency}"
+    agent = make(name, *options)
     targets = {part: module for part, module in modules(agent).items() if part.startswith("target_")}
     assert targets
     for update in range(1, 7):
@@ -114,7 +122,7 @@ def test_target_networks_move_by_the_smooth_factor_when_due(name: str) -> None:
         agent.update([random_transitions(16, spaces_of(name), seed=update)])
         for part, target in targets.items():
             source = getattr(agent, part.removeprefix("target_"))
-            factor = 0.25 if update % 3 == 0 else 0.0
+            factor = smooth_factor if update % frequency == 0 else 0.0
             for new, old, now in zip(target.parameters(), before[part], source.parameters(), strict=True):
                 torch.testing.assert_close(new, (1 - factor) * old + factor * now)
 

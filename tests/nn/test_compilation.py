@@ -50,6 +50,8 @@ PAYS = "agent.num_gradient_steps_per_update=2"
         ((*LONG, "agent.num_gradient_steps_per_update=1"), CPU, False),
         ((*LONG, PAYS), GPU, False),
         ((*LONG, PAYS, "compile=false"), CPU, False),
+        ((*LONG, PAYS, "agent.learning_frequency=2"), CPU, False),
+        ((*LONG, PAYS, "agent.learning_frequency=episode"), CPU, False),
         (("trainer.num_env_steps=10", "compile=true"), CPU, True),
     ],
 )
