@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from mbpo_cli.options import Component, option
 from mbpo_cli.types import ActionSpec, Agent, ContinuousActions, DiscreteActions, SpaceSpec
 
 DECAY = "decay rate: per step after the warm start for agents, per generation of experience for rollouts"
+SCALED = "in units of the scaled action, whose range is [-1, 1]"
 
 
 class Noise(ABC):
@@ -61,18 +62,26 @@ def decayed(value: float, rate: float, minimum: float, num_steps: int) -> float:
 
 @dataclass
 class DecayingNoiseOptions(Component):
-    """Options of noise that is added to actions, in units of the scaled action, whose range is [-1, 1]."""
+    """Options of noise that is added to actions."""
 
-    mean: float = option("mean of the noise", low=-2, high=2, matlab="Mean")
-    standard_deviation: float = option(
-        "initial standard deviation (of a step's increment, if the noise is correlated)",
+    mean: float = option(f"mean of the noise, {SCALED}", low=-2, high=2, matlab="Mean")
+    standard_deviation_units: Literal["scaled", "action"] = option(
+        f"scaled = standard deviations are {SCALED}; action = in units of the environment's action, as in "
+        "MATLAB"
+    )
+    standard_deviation: float | list[float] = option(
+        "initial standard deviation (of a step's increment, if the noise is correlated), one or a list with "
+        "one per element of the action",
         low=0,
-        high=10,
+        high=10**6,
         matlab="StandardDeviation",
     )
     standard_deviation_decay_rate: float = option(DECAY, low=0, high=1, matlab="StandardDeviationDecayRate")
-    standard_deviation_min: float = option(
-        "lower limit of the decay", low=0, high=10, matlab="StandardDeviationMin"
+    standard_deviation_min: float | list[float] = option(
+        "lower limit of the decay, one or a list with one per element of the action",
+        low=0,
+        high=10**6,
+        matlab="StandardDeviationMin",
     )
 
 
@@ -84,20 +93,55 @@ class DecayingNoise(Noise):
 
     def __init__(self, options: DecayingNoiseOptions, spaces: SpaceSpec) -> None:
         self.options = options
-        self.standard_deviation = options.standard_deviation
+        deviation = self._scaled("standard_deviation", spaces)
+        minimum = self._scaled("standard_deviation_min", spaces)
+        size = max(len(deviation), len(minimum))
+        self._minimum = minimum * (size // len(minimum))
+        # In units of the scaled action: of each element, or a number for all.
+        self.standard_deviation = _number_or_list(deviation * (size // len(deviation)))
+
+    def _scaled(self, name: str, spaces: SpaceSpec) -> list[float]:
+        """Return the values of an option in units of the scaled action: of each element, or one for all."""
+        value = getattr(self.options, name)
+        values: list[float] = value if isinstance(value, list) else [value]
+        if isinstance(value, list) and len(value) != spaces.action_size:
+            kinds = f"a number or a list of length {spaces.action_size}"
+            raise ValueError(f"{name}={value}: must be {kinds}, with one value per element of an action")
+        if self.options.standard_deviation_units == "scaled":
+            return values
+        assert isinstance(spaces.actions, ContinuousActions)
+        values = values * (spaces.action_size // len(values))
+        limits = zip(values, spaces.actions.low, spaces.actions.high, strict=True)
+        return [2 * value / (high - low) if high > low else 0.0 for value, low, high in limits]
+
+    def deviation(self, action: Tensor) -> Tensor | float:
+        """Return the standard deviation, which broadcasts with actions of shape (B, A)."""
+        now = self.standard_deviation
+        return action.new_tensor(now) if isinstance(now, list) else now
 
     def decay(self, num_steps: int = 1) -> None:
         """Apply the decay of the standard deviation `num_steps` times."""
-        rate, minimum = self.options.standard_deviation_decay_rate, self.options.standard_deviation_min
-        self.standard_deviation = decayed(self.standard_deviation, rate, minimum, num_steps)
+        now, rate = self.standard_deviation, self.options.standard_deviation_decay_rate
+        pairs = zip(now if isinstance(now, list) else [now], self._minimum, strict=True)
+        self.standard_deviation = _number_or_list(
+            [decayed(value, rate, minimum, num_steps) for value, minimum in pairs]
+        )
+
+
+def _number_or_list(values: list[float]) -> float | list[float]:
+    return values if len(values) > 1 else values[0]
 
 
 @dataclass
 class GaussianNoiseOptions(DecayingNoiseOptions):
     """MATLAB's GaussianActionNoise."""
 
-    lower_limit: float = option("smallest noise", low=-2, high=2, matlab="LowerLimit")
-    upper_limit: float = option("largest noise", low=-2, high=2, matlab="UpperLimit")
+    lower_limit: float = option(
+        "smallest noise, in units of the scaled action", low=-2, high=2, matlab="LowerLimit"
+    )
+    upper_limit: float = option(
+        "largest noise, in units of the scaled action", low=-2, high=2, matlab="UpperLimit"
+    )
 
     def __post_init__(self) -> None:
         if self.lower_limit > self.upper_limit:
@@ -115,7 +159,7 @@ class GaussianNoise(DecayingNoise):
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
         """Return noisy actions, shape (B, A)."""
         noise = torch.randn(action.shape, generator=generator, device=action.device)
-        noise = noise * self.standard_deviation + self.options.mean
+        noise = noise * self.deviation(action) + self.options.mean
         noise = noise.clamp(self.options.lower_limit, self.options.upper_limit)
         return (action + noise).clamp(-1, 1)
 
@@ -124,7 +168,12 @@ class GaussianNoise(DecayingNoise):
 class OrnsteinUhlenbeckNoiseOptions(DecayingNoiseOptions):
     """MATLAB's OrnsteinUhlenbeckActionNoise; the unit of time is a step."""
 
-    initial_action: float = option("noise at the start of an episode", low=-2, high=2, matlab="InitialAction")
+    initial_action: float = option(
+        "noise at the start of an episode, in units of the scaled action",
+        low=-2,
+        high=2,
+        matlab="InitialAction",
+    )
     mean_attraction_constant: float = option(
         "fraction of the distance to the mean that is covered per step",
         above=0,
@@ -152,7 +201,7 @@ class OrnsteinUhlenbeckNoise(DecayingNoise):
     def __call__(self, action: Tensor, generator: torch.Generator) -> Tensor:
         """Return actions with stationary noise, shape (B, A)."""
         kept = 1 - self.options.mean_attraction_constant
-        stationary_deviation = self.standard_deviation / math.sqrt(1 - kept**2)
+        stationary_deviation = self.deviation(action) / math.sqrt(1 - kept**2)
         noise = torch.randn(action.shape, generator=generator, device=action.device)
         return (action + self.options.mean + stationary_deviation * noise).clamp(-1, 1)
 
@@ -161,7 +210,7 @@ class OrnsteinUhlenbeckNoise(DecayingNoise):
         noise = self.noise.to(action.device)
         drift = self.options.mean_attraction_constant * (self.options.mean - noise)
         diffusion = torch.randn(action.shape, generator=generator, device=action.device)
-        moved = noise + drift + self.standard_deviation * diffusion
+        moved = noise + drift + self.deviation(action) * diffusion
         start = torch.full_like(action, self.options.initial_action)
         self.noise = torch.where(first.to(action.device)[:, None], start, moved)
         self.decay(len(action))

@@ -43,7 +43,8 @@ class Transitions:
         reward: Rewards r, shape (B,).
         next_obs: Next observations o', shape (B, O).
         terminated: 1.0 where the episode ended in a terminal state, else 0.0; shape (B,). Time
-            limits are not terminations: the value of o' counts there.
+            limits are not terminations: the value of o' counts there. In mini-batches with returns of
+            several steps, values between discount further; so targets must have the factor 1 - terminated.
     """
 
     obs: Tensor

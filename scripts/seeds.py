@@ -36,7 +36,7 @@ from mbpo_cli.storage.records import (
     HARMLESS,
     SCORED,
     VALUES_OF_OLDER_FUNCTIONS,
-    VALUES_OF_OLDER_OPTIMIZERS,
+    VALUES_OF_OLDER_PARTS,
     evaluations,
 )
 from mbpo_cli.sweeps.processes import run_commands, slots_of
@@ -89,8 +89,7 @@ ROWS = (
 
 # Options that came after some rows were measured, with the values by which they change nothing.
 LATER_OPTIONS = {
-    "agent.learning_frequency": 1,
-    "agent.num_steps_to_look_ahead": 1,
+    **dict.fromkeys(("agent.learning_frequency", "agent.num_steps_to_look_ahead"), 1),
     "agent.activation": "relu",
     "agent.initial_weights": "uniform",
     "agent.critics.bound_quantile": 0.0,
@@ -109,7 +108,7 @@ LATER_OPTIONS = {
     "mbpo.fit_every": None,
     "mbpo.first_updates": 0,
     "mbpo.training_horizon": 0,
-    **{f"*.{name}": value for name, value in VALUES_OF_OLDER_OPTIMIZERS.items()},
+    **{f"*.{name}": value for _, more in VALUES_OF_OLDER_PARTS for name, value in more.items()},
 }
 
 

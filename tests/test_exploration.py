@@ -1,3 +1,4 @@
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -5,15 +6,18 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.build import build_component, build_rollout_policy
+from mbpo_cli.commands.check import check
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.exploration import (
+    DecayingNoise,
     EpsilonGreedy,
     GaussianNoise,
     GaussianNoiseOptions,
     OrnsteinUhlenbeckNoise,
     RolloutPolicy,
 )
-from mbpo_cli.types import Accelerate, Metrics, Transitions
+from mbpo_cli.failures import ConfigError
+from mbpo_cli.types import Accelerate, ContinuousActions, Metrics, SpaceSpec, Transitions
 from tests.conftest import discrete, spaces
 
 PREFIX = "mbpo.model_rollout_options.noise_options"
@@ -102,11 +106,70 @@ def test_noise_in_rollouts_is_added_to_greedy_actions(g: torch.Generator) -> Non
 
 def test_limits_in_the_wrong_order_are_rejected() -> None:
     with pytest.raises(ValueError, match="lower_limit=1"):
-        GaussianNoiseOptions("x", 0, 1, 0, 0, 1.0, 0.5)
+        GaussianNoiseOptions("x", 0, "scaled", 1, 0, 0, 1.0, 0.5)
 
 
 def test_equal_limits_give_constant_noise(g: torch.Generator) -> None:
     assert set(gaussian(lower_limit=0.25, upper_limit=0.25)(HALF, g).flatten().tolist()) == {0.75}
+
+
+# Two elements whose ranges are 4 and 100 wide, 2 and 50 times as wide as half the scaled range.
+TWO = SpaceSpec((3,), ContinuousActions((-2.0, 0.0), (2.0, 100.0)))
+EACH = "agent.exploration.standard_deviation=[0.1,0.4]"
+
+
+def of_two_elements(exploration: str, *overrides: str) -> DecayingNoise:
+    config = make_config("agent=td3", f"agent/exploration={exploration}", *overrides)
+    noise = build_component(config.agent.exploration, TWO)  # type: ignore[attr-defined]
+    assert isinstance(noise, DecayingNoise)
+    return noise
+
+
+@pytest.mark.parametrize("exploration", ["gaussian", "ornstein_uhlenbeck"])
+def test_each_element_can_have_its_own_deviation(exploration: str, g: torch.Generator) -> None:
+    both, first, second = (
+        of_two_elements(exploration, f"agent.exploration.standard_deviation={value}")
+        for value in ("[0.1,0.4]", "0.1", "0.4")
+    )
+    streams = [torch.Generator().manual_seed(1) for _ in range(3)]
+    zero, starts = torch.zeros(5, 2), torch.tensor([False] * 5)
+    for act in (lambda noise, stream: noise(zero, stream), lambda n, stream: n.advance(zero, stream, starts)):
+        each, as_first, as_second = map(act, (both, first, second), streams)
+        torch.testing.assert_close(each, torch.stack((as_first[:, 0], as_second[:, 1]), 1))
+
+
+def test_deviations_of_each_element_decay_to_their_own_minimum_and_are_restored() -> None:
+    rates = "agent.exploration.standard_deviation_decay_rate=0.5"
+    least = "agent.exploration.standard_deviation_min=[0.07,0.15]"
+    noise, restored = (of_two_elements("gaussian", EACH, rates, least) for _ in "ab")
+    seen = []
+    for _ in range(3):
+        seen.append(noise.standard_deviation)
+        noise.decay()
+    assert seen == [[0.1, 0.4], [0.07, 0.2], [0.07, 0.15]]
+    restored.load_state_dict(noise.state_dict())
+    assert restored.standard_deviation == [0.07, 0.15]
+    together = of_two_elements("gaussian", "agent.exploration.standard_deviation=0.4", rates, least)
+    together.decay(2)
+    assert together.standard_deviation == [0.1, 0.15]
+
+
+def test_deviations_can_be_in_the_units_of_the_environments_action() -> None:
+    units = "agent.exploration.standard_deviation_units=action"
+    assert of_two_elements("gaussian", EACH, units).standard_deviation == [0.1 / 2, 0.4 / 50]
+    one = of_two_elements("gaussian", units, "agent.exploration.standard_deviation=5")
+    assert one.standard_deviation == [5 / 2, 5 / 50]
+    assert one.deviation(torch.zeros(1, 2)).tolist() == pytest.approx([2.5, 0.1])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("option", "given"), [("standard_deviation", "[0.1, 0.2]"), ("standard_deviation_min", "[0.1, 0.2, 0.3]")]
+)
+def test_a_list_of_another_length_than_the_action_is_refused(option: str, given: str) -> None:
+    config = make_config("agent=td3", "env=pendulum", f"agent.exploration.{option}={given}")
+    right = "must be a number or a list of length 1, with one value per element of an action of Pendulum-v1"
+    with pytest.raises(ConfigError, match=re.escape(f"agent.exploration.{option}={given}: {right}")):
+        check(config)
 
 
 def ornstein_uhlenbeck(**changes: float) -> OrnsteinUhlenbeckNoise:

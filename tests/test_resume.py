@@ -59,13 +59,16 @@ KINDS = {
         "checkpoint.keep_saved=3",
     ),
     "looking_ahead": (
-        "env.kwargs={max_episode_steps: 15}",
+        *gym_env("tests/Channels-v0"),
         "env.num_envs=2",
         "agent=td3",
         "agent.num_steps_to_look_ahead=3",
         "agent.learning_frequency=3",
         "agent.critic_optimizer.algorithm=rmsprop",
         "agent.actor_optimizer.algorithm=sgdm",
+        "agent.exploration.standard_deviation_units=action",
+        "agent.exploration.standard_deviation=[0.1,0.9]",
+        "agent.exploration.standard_deviation_decay_rate=0.1",
     ),
     "learning_by_episode": (
         "env.kwargs={max_episode_steps: 15}",

@@ -15,19 +15,23 @@ from mbpo_cli.agents.bookkeeping import Draws
 from mbpo_cli.agents.deterministic import DeterministicAgent
 from mbpo_cli.agents.networks import smallest
 from mbpo_cli.agents.options import DeterministicActorOptions
+from mbpo_cli.exploration import SCALED
 from mbpo_cli.options import Component, option
 from mbpo_cli.types import Transitions
 
 
 @dataclass
 class TargetPolicySmoothOptions:
-    """Gaussian noise on target actions, in units of the scaled action."""
+    """Gaussian noise on target actions."""
 
     standard_deviation: float = option(
-        "standard deviation of the noise", low=0, high=10, matlab="StandardDeviation"
+        f"standard deviation of the noise, {SCALED}", low=0, high=10, matlab="StandardDeviation"
     )
     limit: float = option(
-        "largest absolute value of the noise", low=0, high=2, matlab=("LowerLimit", "UpperLimit")
+        "largest absolute value of the noise, in the same units",
+        low=0,
+        high=2,
+        matlab=("LowerLimit", "UpperLimit"),
     )
 
 

@@ -140,3 +140,8 @@ def _check_actions(config: Config, spaces: SpaceSpec) -> None:
         if not isinstance(spaces.actions, getattr(component, "actions", object)):  # default: both kinds
             name = config.agent.name if key == "agent" else component.__name__
             raise ConfigError(f"{key}={name}: not for {kind}, which {config.env.id} has; use {suitable}")
+        if key != "agent":
+            try:
+                build.build_component(options, spaces)
+            except ValueError as error:
+                raise ConfigError(f"{key}.{error} of {config.env.id}") from error

@@ -96,6 +96,12 @@ VALUES_OF_OLDER_OPTIMIZERS = {
     "squared_gradient_decay_factor": 0.999,
     "epsilon": 1e-8,
 }
+VALUES_OF_OLDER_NOISE = {"standard_deviation_units": "scaled"}
+# Of groups anywhere in a configuration that have these options.
+VALUES_OF_OLDER_PARTS: tuple[tuple[set[str], dict[str, Any]], ...] = (
+    ({"learn_rate", "gradient_threshold", "l2_regularization"}, VALUES_OF_OLDER_OPTIMIZERS),
+    ({"standard_deviation_decay_rate", "standard_deviation_min"}, VALUES_OF_OLDER_NOISE),
+)
 # Of the base agents, by their class; all had two critics, or one.
 VALUES_OF_OLDER_AGENTS = {
     f"mbpo_cli.agents.{name.lower()}.{name}": {
@@ -161,18 +167,19 @@ def _with_later_options(config: dict[str, Any]) -> dict[str, Any]:
                 _add_missing(part, VALUES_OF_OLDER_FUNCTIONS)
             if isinstance(part, dict) and part.get("_target_") == "mbpo_cli.models.is_done.LearnedIsDone":
                 _add_missing(part, {"max_false_ends": None, "early_stopping": True})
-    for group in (agent, *(model.values() if isinstance(model, dict) else ())):
-        _complete_optimizers(group)
+    for name in ("agent", "model", "mbpo"):
+        _complete_parts(config.get(name))
     return config
 
 
-def _complete_optimizers(group: Any) -> None:
-    """Add the options that older optimizers lack to all in a group."""
+def _complete_parts(group: Any) -> None:
+    """Add the options that older optimizers and older noise lack to all in a group."""
     if isinstance(group, dict):
-        if {"learn_rate", "gradient_threshold", "l2_regularization"} <= group.keys():
-            _add_missing(group, VALUES_OF_OLDER_OPTIMIZERS)
+        for names, values in VALUES_OF_OLDER_PARTS:
+            if names <= group.keys():
+                _add_missing(group, values)
         for part in group.values():
-            _complete_optimizers(part)
+            _complete_parts(part)
 
 
 def _add_missing(values: dict[str, Any], more: Mapping[str, Any]) -> None:

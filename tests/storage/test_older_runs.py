@@ -94,6 +94,18 @@ def test_its_learned_is_done_function_predicts_ends_as_before(old_run: Path) -> 
     assert all("max_false_ends" not in model[part] for part in ("transition", "reward"))
 
 
+def test_noise_of_older_runs_is_in_units_of_the_scaled_action(old_run: Path) -> None:
+    path = old_run / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    noise = {"standard_deviation": 0.3, "standard_deviation_decay_rate": 0.0, "standard_deviation_min": 0.1}
+    config["agent"]["exploration"] = noise
+    config["mbpo"]["model_rollout_options"]["noise_options"] = dict(noise)  # no alias in YAML
+    path.write_text(yaml.safe_dump(config))
+    stored = stored_config(old_run)
+    for each in (stored["agent"]["exploration"], stored["mbpo"]["model_rollout_options"]["noise_options"]):
+        assert each == {**noise, "standard_deviation_units": "scaled"}
+
+
 def test_all_its_optimizers_are_adam_with_one_limit_for_a_network(old_run: Path) -> None:
     config = stored_config(old_run)
     optimizers = [
