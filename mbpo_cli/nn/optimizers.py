@@ -16,7 +16,7 @@ RATE = "learning rate; 0 = do not train this part"
 THRESHOLD = "limit of the gradient, as gradient_threshold_method says; null = no limit"
 L2 = (
     "L2 penalty: factor of each parameter (also biases, limits of the log-variance and the logarithm of the "
-    "entropy weight) that is added to its gradient, after the limit of the norm; in adamw, parameters shrink "
+    "entropy weight) that is added to its gradient, after the limit of that; in adamw, parameters shrink "
     "by it times the learning rate instead"
 )
 
