@@ -17,6 +17,7 @@ from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.typed import Config
 from mbpo_cli.run import run
 from tests.conftest import TINY, gym_env
+from tests.test_resume import KINDS as RESUMED
 from tests.test_resume import outcome
 
 # Checkpoints, fits, rollouts and evaluations each take a considerable share of the time.
@@ -32,6 +33,7 @@ BUSY = (
 KINDS = {
     "sac": BUSY,
     "dqn": (*BUSY, "agent=dqn", *gym_env("tests/DiscretePointMass-v0"), "model/reward=deterministic"),
+    "through_the_model": (*BUSY, *RESUMED["through_the_model"]),
 }
 
 
