@@ -42,6 +42,7 @@ from mbpo_cli.rollouts import MBPOOptions
 from mbpo_cli.storage import trainer_state
 from mbpo_cli.types import Agent, ImaginingAgent, Metrics, Policy, Transitions
 
+EVALUATED = ("return_mean", "return_std", "length_mean")
 PHASES = ("env", "fit", "generate", "update", "evaluate", "diagnose", "checkpoint")
 # A resumed run compares again what its earlier part has compared.
 MAX_COMPARED = 10_000
@@ -274,8 +275,7 @@ class Trainer:
         generated = self.buffers.get("generated")
         with self.stopwatch.phase("update"):
             with self.undoing_if_stopped(self.agent, self._mix_stream):
-                stream = self._mix_stream
-                batches, mixed = mix(self.real_buffer, generated, size, ratio, num_updates, stream)
+                batches, mixed = mix(self.real_buffer, generated, size, ratio, num_updates, self._mix_stream)
                 updates = self._update(batches)
             self.logger.collect(mixed)
             earlier, spaces = self.gradient_steps, self.collector.spaces
@@ -296,13 +296,7 @@ class Trainer:
         best = self.best_evaluation
         if best is None or evaluation.return_mean > best.return_mean:
             self.best_evaluation, self.best_step = evaluation, self.env_steps
-        self.logger.log(
-            {
-                "eval/return_mean": evaluation.return_mean,
-                "eval/return_std": evaluation.return_std,
-                "eval/length_mean": evaluation.length_mean,
-            }
-        )
+        self.logger.log({f"eval/{name}": getattr(evaluation, name) for name in EVALUATED})
         with self.stopwatch.phase("diagnose"):
             self.after_evaluation(self)
 
@@ -329,8 +323,7 @@ class Trainer:
     @property
     def record(self) -> TrainingRecord:
         """What criteria know of the training so far."""
-        episodes = self.collector.episodes
-        return TrainingRecord(self.env_steps, episodes, self._last_episodes, self.evaluation)
+        return TrainingRecord(self.env_steps, self.collector.episodes, self._last_episodes, self.evaluation)
 
     @property
     def buffers(self) -> dict[str, ReplayBuffer]:

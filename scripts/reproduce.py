@@ -384,7 +384,9 @@ def main() -> int:
         parser.error(f"--tasks {' '.join(unknown)}: {study.name} has {', '.join(study.tasks)}")
     jobs = [] if options.dry else [(task, seed) for task in tasks for seed in options.seeds]
     with ThreadPoolExecutor(options.jobs) as pool:
-        codes = list(pool.map(lambda job: train(study, *job, options.steps, options.precision), jobs))
+        codes = list(
+            pool.map(lambda job: train(study, job[0], job[1], options.steps, options.precision), jobs)
+        )
     study.folder.mkdir(parents=True, exist_ok=True)
     text = page(study)
     (study.folder / "README.md").write_text(text, encoding="utf-8")

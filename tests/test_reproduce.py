@@ -129,7 +129,7 @@ def test_single_evaluations_are_compared_with_single_evaluations(folders: Path) 
 def test_presets_of_the_double_horizon(task: str) -> None:
     config = make_config(f"experiment=double_horizon/{task}")
     assert (config.env.name, config.agent.name, config.mbpo.training_horizon) == (task, "sac", 5)
-    assert (config.agent.critics.number, config.model.transition.num_networks) == (5, 8)
+    assert (vars(config.agent)["critics"].number, vars(config.model.transition)["num_networks"]) == (5, 8)
 
 
 def test_an_unknown_task_is_named(
