@@ -78,7 +78,7 @@ BY_SIZE: Mapping[str, tuple[Any, Any]] = {
     "imagining_layer_norm": (False, True),
     "imagining_patience": (5, 30),
     "imagining_significance": (None, 0.1),
-    "imagining_epochs": (100, 240),
+    "imagining_epochs": (100, 60),
     # and its rollouts.
     "imagining_first_updates": (0, 1_000),
     "imagining_generate_every": (10, 20),
@@ -89,11 +89,11 @@ BY_SIZE: Mapping[str, tuple[Any, Any]] = {
 }
 """Values for small tasks, and for all others."""
 
-# A tenth of a run has random actions, and a fortieth passes between two generations.
+# A tenth of a run has random actions, and a fortieth passes between two generations, or two fits.
 BY_STEPS: Mapping[str, Callable[[int], Any]] = {
     "num_warm_start_steps": lambda steps: clip(steps / 10, 50, 5_000),
     "generate_every": lambda steps: clip(steps / 40, 50, 250),
-    "fit_every": lambda steps: clip(steps / 40, 50, 1_000),
+    "fit_every": lambda steps: clip(steps / 40, 50, 250),
 }
 """From the environment steps of a run to a value."""
 
