@@ -166,6 +166,7 @@ def test_deviations_can_be_in_the_units_of_the_environments_action() -> None:
     ("option", "given"), [("standard_deviation", "[0.1, 0.2]"), ("standard_deviation_min", "[0.1, 0.2, 0.3]")]
 )
 def test_a_list_of_another_length_than_the_action_is_refused(option: str, given: str) -> None:
+    check(make_config("agent=td3", "env=pendulum", f"agent.exploration.{option}=[0.1]"))
     config = make_config("agent=td3", "env=pendulum", f"agent.exploration.{option}={given}")
     right = "must be a number or a list of length 1, with one value per element of an action of Pendulum-v1"
     with pytest.raises(ConfigError, match=re.escape(f"agent.exploration.{option}={given}: {right}")):

@@ -16,6 +16,7 @@ from mbpo_cli.buffers import num_bytes
 from mbpo_cli.config.typed import Config
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.envs.probe import endless
+from mbpo_cli.exploration import EmptyOptions
 from mbpo_cli.failures import ConfigError, one_line
 from mbpo_cli.models.known import KnownOptions
 from mbpo_cli.nn.machine import free_memory
@@ -140,7 +141,7 @@ def _check_actions(config: Config, spaces: SpaceSpec) -> None:
         if not isinstance(spaces.actions, getattr(component, "actions", object)):  # default: both kinds
             name = config.agent.name if key == "agent" else component.__name__
             raise ConfigError(f"{key}={name}: not for {kind}, which {config.env.id} has; use {suitable}")
-        if key != "agent":
+        if key != "agent" and not isinstance(options, EmptyOptions):
             try:
                 build.build_component(options, spaces)
             except ValueError as error:
