@@ -235,7 +235,8 @@ def test_groups_ignore_options_that_do_not_affect_the_result(tmp_path: Path) -> 
     for seed in range(3):
         harmless: dict[str, Any] = {"threads": seed, "trainer__num_env_steps": seed}
         write_run(tmp_path / f"{seed}", (1.0,), seed=seed, mbpo__real_ratio=0.2, **harmless)
-    write_run(tmp_path / "alone", (1.0,), mbpo__real_ratio=0.2, mbpo__use_model=False)
+    alone: dict[str, Any] = {"mbpo__real_ratio": 0.2, "mbpo__use_model": False}
+    write_run(tmp_path / "alone", (1.0,), trainer__num_env_steps=3, **alone)
     write_run(tmp_path / "td3", (1.0,), agent__name="td3")
     labels = {group.label: len(group.runs) for group in groups_in(tmp_path)}
     assert labels == {

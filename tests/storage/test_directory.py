@@ -10,14 +10,15 @@ import torch
 
 from mbpo_cli.failures import Busy, ConfigError
 from mbpo_cli.storage.directory import RunDirectory, check_free, check_same, check_usable
+from mbpo_cli.storage.records import VALUES_OF_OLDER_GROUPS as ADDED
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
     "threads": 1,
     "precision": "float32",
-    "agent": {"name": "sac", "hidden_sizes": [8, 8]},
-    "trainer": {"num_env_steps": 10, "diagnostics": False},
-    "checkpoint": {"keep": 2},
+    "agent": {"name": "sac", "hidden_sizes": [8, 8], **ADDED["agent"]},
+    "trainer": {"num_env_steps": 10, "diagnostics": False, **ADDED["trainer"]},
+    "checkpoint": {"keep": 2, **ADDED["checkpoint"]},
 }
 
 
