@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mbpo_cli.evaluation.evaluate import Evaluation
@@ -148,8 +148,9 @@ def reason(
 ) -> str | None:
     """Return in words how a criterion is satisfied, or None if it is not.
 
-    Averages are of `window` episodes, never of fewer.
+    It sees the last `window` episodes, and averages are never of fewer.
     """
+    record = replace(record, last_episodes=record.last_episodes[-window:])  # a resumed run may have more
     if criterion == "custom":
         return f"{value} returned true" if resolve(str(value))(record) else None
     what, measured = _measured(criterion, record, window)

@@ -36,6 +36,7 @@ SCORED = (
     "trainer.num_env_steps",
     "trainer.num_eval_episodes",
     "trainer.num_score_evaluations",
+    "trainer.score_averaging_window_length",
     "trainer.stop_training_criteria",
     "trainer.stop_training_value",
 )

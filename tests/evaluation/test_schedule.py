@@ -61,6 +61,8 @@ def test_nothing_is_satisfied_before_there_are_numbers(criterion: Criterion) -> 
 
 
 def test_averages_are_of_a_full_window() -> None:
+    words = "the average return of 2 episodes, 12.25, reached 12.25"  # (20 + 4.5) / 2
+    assert reason("average_reward", 12.25, RECORD, 2) == words
     assert reason("average_reward", 0.0, RECORD, 4) is None
     assert reason("average_steps", 0.0, RECORD, 4) is None
 
