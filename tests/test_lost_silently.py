@@ -132,9 +132,9 @@ def test_a_buffer_that_a_device_cannot_hold_is_named(monkeypatch: pytest.MonkeyP
     def full(*arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
 
-    monkeypatch.setattr(build, "ReplayBuffer", full)
     monkeypatch.setattr(build, "free_memory", lambda device: 2_000_000_000)
-    config = make_config("agent.experience_buffer_length=1_000_000_000")
+    key, device = "agent.experience_buffer_length", torch.device("cuda:1")
+    config = make_config(f"{key}=1_000_000_000")
     with pytest.raises(
         RunFailed,
         match=re.escape(
@@ -142,7 +142,7 @@ def test_a_buffer_that_a_device_cannot_hold_is_named(monkeypatch: pytest.MonkeyP
             "but 2.0 GB is free; use a smaller buffer"
         ),
     ):
-        build.build_buffer(config, "agent.experience_buffer_length", spaces((3,)), torch.device("cuda:1"))
+        build.build_buffer(config, key, spaces((3,)), device, make=full)
 
 
 @pytest.mark.parametrize("version", [1, 2])
