@@ -275,3 +275,15 @@ def test_a_million_humanoid_transitions_need_little_more_memory_than_their_numbe
     print(f"{full:,.0f} MB for {numbers:,.0f} MB of numbers")
     assert empty < 0.01 * numbers, "memory is used only when rows are written"
     assert full < 1.2 * numbers
+
+
+def test_nothing_is_looked_ahead_from_transitions_without_episodes() -> None:
+    buffer = looking_ahead(3)
+    batch = numbered(0, 3)
+    batch.obs = torch.arange(3.0)[:, None].expand(-1, 2)
+    batch.next_obs, batch.terminated = batch.obs + 0.5, torch.zeros(3)
+    buffer.add(batch)
+    take_step(buffer, (0, 8.0, False))
+    take_step(buffer, (0, 16.0, False))
+    alone = {float(number): (float(number), float(number), 0.0) for number in range(3)}
+    assert returns(buffer) == {**alone, 3.0: (16.0, 4.0, 0.5), 4.0: (16.0, 4.0, 0.0)}
