@@ -64,13 +64,13 @@ def run(config: Config, path: Path, in_sweep: bool = False, trust: Sequence[str]
         log.error("%s", error)
         raise
     with directory:
+        if config.trainer.num_env_steps <= config.agent.num_warm_start_steps:
+            log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
         return _run(config, directory, trust)
 
 
 def _run(config: Config, directory: RunDirectory, trust: Sequence[str]) -> float:
     start = time.monotonic()
-    if config.trainer.num_env_steps <= config.agent.num_warm_start_steps:
-        log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
     checkpointer = Checkpointer(config.checkpoint, directory)
     trainer: Trainer | None = None
     status, error, code = "failed", None, None
