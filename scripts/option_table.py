@@ -35,7 +35,7 @@ def table() -> str:
                 continue
             matlab = ", ".join(name for name in meaning.matlab if not name.startswith("rl"))
             rows.setdefault(key, (f"{meaning.text} | {words(hint, meaning)}", matlab))
-            defaults.setdefault(key, {})[agent] = _shown(value)
+            defaults.setdefault(key, {})[agent] = shown(value)
     lines = ["| key | meaning | value | default | MATLAB |", "|---|---|---|---|---|"]
     for key, (described, matlab) in sorted(rows.items(), key=lambda row: _section(row[0])):
         lines.append(f"| `{key}` | {described} | {_default(defaults[key])} | {matlab} |")
@@ -57,7 +57,8 @@ def _default(by_agent: dict[str, str]) -> str:
     return "; ".join(f"{', '.join(agents)}: {value}" for value, agents in agents_of.items())
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as it is written in YAML."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

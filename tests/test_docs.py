@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import importlib
 import json
 import os
@@ -26,8 +25,6 @@ from mbpo_cli.commands.export import _parser as export_parser
 from mbpo_cli.commands.model import _parser as model_parser
 from mbpo_cli.commands.report import _parser as report_parser
 from mbpo_cli.config.compose import make_config
-from mbpo_cli.config.typed import options_in
-from scripts.option_table import COMMON, VARIANTS
 from scripts.pictures import BOXES
 from tests.conftest import CONF, TINY
 
@@ -264,27 +261,6 @@ def test_every_exit_code_is_documented() -> None:
     codes = {0, 130, 143, *(code for code in declared if isinstance(code, int))}
     table = (ROOT / "docs" / "commands.md").read_text()
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, flags=re.MULTILINE)} == codes
-
-
-def test_the_glossary_has_the_declared_names_of_matlab_and_no_others() -> None:
-    page = (ROOT / "docs" / "glossary.md").read_text()
-    table = page.partition("<!-- matlab: begin -->")[2].partition("<!-- matlab: end -->")[0]
-    rows = [
-        tuple(set(re.findall(r"`([^`]+)`", cell)) for cell in line.strip("|").split("|"))
-        for line in table.strip().splitlines()[2:]
-    ]
-    declared: set[str] = set()
-    for agent, choices in VARIANTS.items():
-        for key, _, meaning, _ in options_in(make_config(*COMMON, f"agent={agent}", *choices)):
-            for name in meaning.matlab:
-                declared.add(name)
-                found = [keys for names, keys in rows if name in names]
-                assert any(fnmatch.fnmatch(key, known) for keys in found for known in keys), f"{name}: {key}"
-    # Options that are groups of options.
-    sources = "".join(path.read_text() for path in Path(mbpo_cli.__file__).parent.rglob("*.py"))
-    for names in re.findall(r"matlab=(\([^)]*\)|\"\w+\")", sources):
-        declared |= set(re.findall(r"\w+", names))
-    assert {name for names, _ in rows for name in names} == declared
 
 
 def test_modules_import_only_from_their_row_of_the_picture_and_below() -> None:

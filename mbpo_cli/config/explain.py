@@ -95,15 +95,14 @@ def _unknown_key(key: str, given: Mapping[str, str], compose: Compose) -> str:
         return f"{shown}: no such group; known are {', '.join(within or groups)}"
     if near and "." not in key and key in given:
         return f"{shown}: no such option or group; did you mean {near[0]}={given[key]}?"
-    from mbpo_cli.config.typed import suggest  # slow to import
+    from mbpo_cli.config.suggest import suggest  # slow to import
 
     try:
         typed = typed_config(config)
     except ConfigError:  # such as env=gym without env.id
         typed = typed_config(compose([]))
-    meant = suggest(key, typed)
-    hint = f"did you mean {meant}?" if meant else "mbpo-train --cfg job lists all options"
-    return f"{shown}: no such option; {hint}"
+    answer = suggest(key, typed, lambda choices: typed_config(compose(list(choices))))
+    return f"{shown}: no such option; {answer or 'mbpo-train --cfg job lists all options'}"
 
 
 def _unknown_choice(path: str, given: Mapping[str, str], choices: Choices) -> str:

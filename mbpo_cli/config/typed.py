@@ -32,9 +32,9 @@ NAMES = {
 class ModelOptions:
     """The model of the environment: MATLAB's rlNeuralNetworkEnvironment."""
 
-    transition: Component = option("transition functions (group model/transition)")
-    reward: Component = option("reward function (group model/reward)")
-    is_done: Component = option("is-done function (group model/is_done)")
+    transition: Component = option("transition functions (group model/transition)", matlab="TransitionFcn")
+    reward: Component = option("reward function (group model/reward)", matlab="RewardFcn")
+    is_done: Component = option("is-done function (group model/is_done)", matlab="IsDoneFcn")
     training: ModelTrainingOptions = option("how the model is fitted (group model/training)")
     allow_mismatch: bool = option(
         "true = warn once if a known function differs from what really happens; false = end the run if it "
@@ -61,7 +61,7 @@ class Config:
     """Everything that determines a run."""
 
     seed: int = option("seed of all random streams", low=0, high=2**63 - 1)
-    device: str = option("cpu, cuda, cuda:i, or auto = a GPU if there is one")
+    device: str = option("cpu, cuda, cuda:i, or auto = a GPU if there is one", matlab="UseDevice")
     threads: int | Literal["auto"] = option(
         "CPU threads of torch; auto = half of the cores, at most 4; 1 in a sweep and for small networks",
         low=1,
@@ -107,7 +107,8 @@ def _group(values: Any, cls: type[Any], path: str) -> Any:
     declared = options_of(cls)
     for name in values:
         if name not in declared:
-            near = difflib.get_close_matches(str(name), declared, n=1)
+            near = [known for known, (_, meaning) in declared.items() if name in meaning.matlab]
+            near = near or difflib.get_close_matches(str(name), declared, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(sorted(declared))}"
             raise ConfigError(f"{prefix}{name}={values[name]}: no such option; {hint}")
     converted = {}
@@ -210,24 +211,3 @@ def options_in(
             yield prefix + name, hint, meaning, value
         if is_dataclass(value):
             yield from options_in(value, f"{prefix}{name}.", groups)
-
-
-def suggest(key: str, config: Config) -> str | None:
-    """Return the option that the user probably meant by `key`, or None.
-
-    MATLAB names are known; of several options with one MATLAB name, the nearest to `key` is meant, with those
-    beside it, which together say what MATLAB's says.
-    """
-    known = {name: meaning.matlab for name, _, meaning, _ in options_in(config, groups=True)}
-    last = key.rpartition(".")[2]
-    by_matlab_name = [name for name, matlab in known.items() if last.lower() in map(str.lower, matlab)]
-    near = difflib.get_close_matches(key, by_matlab_name, n=1, cutoff=0.0)
-    if near:
-        place = near[0].rpartition(".")[0]
-        return " and ".join(name for name in by_matlab_name if name.rpartition(".")[0] == place)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    if near:
-        return near[0]
-    ends = {name.rpartition(".")[2]: name for name in reversed(known)}
-    near = difflib.get_close_matches(last, ends, n=1, cutoff=0.75)
-    return ends[near[0]] if near else None

@@ -73,8 +73,10 @@ class TrainerOptions:
     score_averaging_window_length: int = option(
         "last episodes over which criteria average", low=1, high=10_000, matlab="ScoreAveragingWindowLength"
     )
-    evaluate_every_steps: int = option("environment steps between two evaluations", low=1)
-    num_eval_episodes: int = option("episodes per evaluation", low=1, high=10_000)
+    evaluate_every_steps: int = option(
+        "environment steps between two evaluations", low=1, matlab="EvaluationFrequency"
+    )
+    num_eval_episodes: int = option("episodes per evaluation", low=1, high=10_000, matlab="NumEpisodes")
     num_score_evaluations: int = option("last evaluations whose mean return is the run's score", low=1)
     log_every_steps: int = option("environment steps over which logged metrics are averaged", low=1)
     diagnostics: bool = option("true = examine model and critics after each evaluation, with pictures")

@@ -57,9 +57,7 @@ Inputs = Literal["obs_action_next_obs", "obs_action", "action_next_obs", "next_o
 class OutcomeOptions(LearnedOptions):
     """Options of learned reward and is-done functions."""
 
-    optimizer: OptimizerOptions = option(
-        "how it is trained", matlab=("RewardOptimizerOptions", "IsDoneOptimizerOptions")
-    )
+    optimizer: OptimizerOptions = option("how it is trained")
     inputs: Inputs = option(
         "inputs of the function, out of observation, action and next observation",
         matlab=("ObservationInputNames", "ActionInputNames", "NextObservationInputNames"),

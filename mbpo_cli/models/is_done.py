@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mbpo_cli.models.function import LearnedFunction, Network, OutcomeOptions
 from mbpo_cli.models.losses import is_done_loss
+from mbpo_cli.nn.optimizers import OptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import Metrics, SpaceSpec, Transitions
 
@@ -23,6 +24,7 @@ MAX_ROWS = 20_000  # real transitions that are looked at to choose a threshold
 class LearnedIsDoneOptions(OutcomeOptions):
     """Options of a learned is-done function: MATLAB's rlIsDoneFunction."""
 
+    optimizer: OptimizerOptions = option("how it is trained", matlab="IsDoneOptimizerOptions")
     use_deterministic_predict: bool = option(
         "true = done if the predicted probability is at least 0.5; false = drawn with that probability, which"
         " the weighted loss fits to balanced classes",

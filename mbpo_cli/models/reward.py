@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mbpo_cli.models.function import LearnedFunction, OutcomeOptions
 from mbpo_cli.models.regression import Distribution, Regression
+from mbpo_cli.nn.optimizers import OptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec, Transitions
 
@@ -17,6 +18,7 @@ from mbpo_cli.types import SpaceSpec, Transitions
 class LearnedRewardOptions(OutcomeOptions):
     """Options of a learned reward function."""
 
+    optimizer: OptimizerOptions = option("how it is trained", matlab="RewardOptimizerOptions")
     distribution: Distribution = option(
         "deterministic: half-mean loss; gaussian: maximum likelihood with a variance that is learned, "
         "constant_noise: with one that does not depend on the inputs",

@@ -32,7 +32,7 @@ class TransitionOptions(LearnedOptions):
     num_elites: int | None = option(
         "members used in rollouts: those with the smallest hold-out error; null = all", low=1
     )
-    predict_difference: bool = option("predict o' - o instead of o'")
+    predict_difference: bool = option("predict o' - o instead of o'", matlab="PredictDiff")
 
     def __post_init__(self) -> None:
         super().__post_init__()
