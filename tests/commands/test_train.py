@@ -311,7 +311,7 @@ def test_a_broken_or_hostile_configuration_gives_a_one_line_error(text: str, tmp
         ("-m  agent=sac,td3  agent.lrr=1", "agent.lrr=1: no such option"),
         (
             "-m  agent=td3,sac  agent.exploration.mean=0",
-            "mean=0: no such option; mbpo-train --cfg job lists all",
+            "mean=0: no such option; did you mean agent.exploration.mean, with agent=td3?",
         ),
         ("-m  agent=sac,null", "agent=null: no such choice"),
         ("-m  agent=glob(x*)", "agent=glob(x*): has no values"),
