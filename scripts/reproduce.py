@@ -268,7 +268,7 @@ def draw(study: Study, name: str, curves: Mapping[int, Curve]) -> None:
         axes.fill_between(shared, mean - half, mean + half, color="tab:blue", alpha=0.15, linewidth=0)
     axes.plot(shared, mean, color="tab:blue", linewidth=2.2, label=label)
     last = max(max(curve.returns) for curve in curves.values())
-    for algorithm in (study.published, *study.others):
+    for number, algorithm in enumerate((study.published, *study.others)):
         points = [point for point in published(study, algorithm, task.title) if point[0] <= 1.1 * last]
         if not points:
             continue
@@ -278,7 +278,8 @@ def draw(study: Study, name: str, curves: Mapping[int, Curve]) -> None:
             axes.plot(at, theirs, color="black", linewidth=1.6, label=label)
             axes.fill_between(at, theirs - std, theirs + std, color="black", alpha=0.1, linewidth=0)
         else:
-            axes.plot(at, theirs, linewidth=1.0, linestyle="--", label=f"published {algorithm}")
+            label = f"published {algorithm}"
+            axes.plot(at, theirs, color=f"C{number}", linewidth=1.0, linestyle="--", label=label)
     axes.set(xlabel="real environment steps", ylabel="evaluation return", title=task.title)
     axes.legend(frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
@@ -306,8 +307,8 @@ def row(study: Study, name: str, curves: Mapping[int, Curve]) -> str:
         ours = f"{np.mean(at):,.0f} ± {half_interval(at):,.0f}"
     firsts = sorted(curve.first(task.threshold) for curve in curves.values())
     median = statistics.median_high(firsts)
-    hours = [curve.hours.get(curve.first(task.threshold)) for curve in curves.values()]
-    taken = statistics.median(hour for hour in hours if hour is not None) if any(hours) else None
+    reached = [curve.hours.get(curve.first(task.threshold)) for curve in curves.values()]
+    hours = [each for each in reached if each is not None]
     cells = [
         f"`experiment={study.name}/{name}`",
         ", ".join(sorted({curve.precision for curve in curves.values()})),
@@ -318,7 +319,7 @@ def row(study: Study, name: str, curves: Mapping[int, Curve]) -> str:
         theirs.get(compared, ""),
         f"{task.threshold:,.0f}",
         f"{median:,}" if median < sys.maxsize else "not yet",
-        "" if taken is None else f"{taken:.1f}",
+        f"{statistics.median(hours):.1f}" if hours and median < sys.maxsize else "",
     ]
     return f"| {' | '.join(cells)} |"
 
