@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mbpo_cli import build
-from mbpo_cli.buffers import num_bytes
+from mbpo_cli.buffers import ReplayBuffer, num_bytes
 from mbpo_cli.commands import check
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import ConfigError, RunFailed
@@ -129,7 +129,7 @@ def test_buffers_larger_than_the_free_memory_are_refused(
 
 
 def test_a_buffer_that_a_device_cannot_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any) -> ReplayBuffer:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
 
     monkeypatch.setattr(build, "free_memory", lambda device: 2_000_000_000)
