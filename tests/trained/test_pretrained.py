@@ -14,7 +14,6 @@ import torch
 
 from mbpo_cli.build import build_trainer
 from mbpo_cli.commands.check import check
-from mbpo_cli.commands.train import main
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.typed import Config
 from mbpo_cli.failures import ConfigError, Interrupted
@@ -24,7 +23,8 @@ from mbpo_cli.run import run
 from mbpo_cli.trained import pretrained
 from mbpo_cli.trained.load import load
 from mbpo_cli.types import Transitions
-from tests.conftest import TINY, gym_env, random_transitions
+from tests.commands.test_train import command
+from tests.conftest import CONF, TINY, gym_env, random_transitions
 from tests.test_resume import outcome, stop_after
 
 POINT = (
@@ -381,20 +381,15 @@ def test_what_does_not_fit_is_named_in_one_line(
     assert str(error.value).startswith(message.format(other))
 
 
-def test_code_that_the_other_run_names_needs_trust(
-    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_code_that_the_other_run_names_needs_trust(first: Path, tmp_path: Path) -> None:
     words = [*POINT, f"agent.from_run={first}", f"hydra.run.dir={tmp_path / 'second'}"]
-    monkeypatch.setattr("sys.argv", ["mbpo-train", *words])
-    with pytest.raises(SystemExit) as ending:
-        main()
-    assert ending.value.code == 2
-    line = capsys.readouterr().err.splitlines()[-1]
+    refused = command(*words, cwd=CONF.parent)
+    assert refused.returncode == 2
+    line = refused.stderr.splitlines()[-1]
     assert line.startswith(f"mbpo-train: error: agent.from_run={first}: env.id=tests/PointMass-v0: ")
     assert line.endswith("trust=[tests] lets it be imported")
     assert not (tmp_path / "second").exists()
-    monkeypatch.setattr("sys.argv", ["mbpo-train", *words, "trust=[tests]", "trainer.num_env_steps=3"])
-    main()
+    assert command(*words, "trust=[tests]", "trainer.num_env_steps=3", cwd=CONF.parent).returncode == 0
     assert (tmp_path / "second" / "summary.json").exists()
 
 
