@@ -382,7 +382,8 @@ def test_what_does_not_fit_is_named_in_one_line(
 
 
 def test_code_that_the_other_run_names_needs_trust(first: Path, tmp_path: Path) -> None:
-    words = [*POINT, f"agent.from_run={first}", f"hydra.run.dir={tmp_path / 'second'}"]
+    here = f"hydra.run.dir={tmp_path / 'second'}"
+    words = [*POINT, "env.module=tests.conftest", f"agent.from_run={first}", here]
     refused = command(*words, cwd=CONF.parent)
     assert refused.returncode == 2
     line = refused.stderr.splitlines()[-1]
