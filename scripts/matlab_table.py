@@ -14,7 +14,7 @@ from typing import Any
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.matlab import OBJECTS, REMARKS, MatlabObject
 from mbpo_cli.config.typed import options_in
-from scripts.option_table import COMMON, shown
+from scripts.option_table import COMMON, shown, with_part
 
 PAGE = Path(__file__).parents[1] / "docs" / "matlab.md"
 BEGIN, END = "<!-- matlab: begin -->", "<!-- matlab: end -->"
@@ -67,9 +67,7 @@ def _place(entry: MatlabObject, key: str) -> str:
 
 def with_table(text: str) -> str:
     """Return the page's text with fresh tables."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return with_part(text, BEGIN, table(), END)
 
 
 if __name__ == "__main__":

@@ -64,9 +64,14 @@ def shown(value: Any) -> str:
 
 def with_table(text: str) -> str:
     """Return the page's text with a fresh table."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return with_part(text, BEGIN, table(), END)
+
+
+def with_part(text: str, begin: str, part: str, end: str) -> str:
+    """Return a page's text with a new part between two marks."""
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{part}\n{end}{after}"
 
 
 if __name__ == "__main__":
