@@ -220,6 +220,8 @@ class Checkpointer:
     def _reason_to_keep(self, trainer: Trainer) -> str | None:
         """Return why the checkpoint of this step is kept besides the latest and the best, or None."""
         criterion = self._options.save_agent_criteria
+        if criterion == "none":  # asked at every step
+            return None
         has_ended = bool(trainer.collector.first.any())
         has_evaluated = trainer.is_due(trainer.options.evaluate_every_steps)
         news = {"evaluation": has_evaluated, "custom": has_evaluated or has_ended}

@@ -152,6 +152,8 @@ def reason(
 
     It sees the last `window` episodes, and averages are never of fewer.
     """
+    if criterion == "none":  # asked at every step
+        return None
     record = replace(record, last_episodes=record.last_episodes[-window:])  # a resumed run may have more
     if criterion == "custom":
         return f"{value} returned true" if resolve(str(value))(record) else None
@@ -178,8 +180,6 @@ def _measured(criterion: Criterion, record: TrainingRecord, window: int) -> tupl
             return "the number of episodes", record.episodes
         case "global_step_count":
             return "the number of environment steps", record.env_steps
-        case "evaluation":
+        case _:  # evaluation
             last = record.evaluation
             return "the mean return of an evaluation", None if last is None else last.return_mean
-        case _:
-            return "nothing", None

@@ -65,6 +65,9 @@ def check(config: Config, spaces: SpaceSpec, trust: Sequence[str]) -> None:
     Raises:
         ConfigError: It cannot, or does not.
     """
+    parts = (config.agent, config.model.transition, config.model.reward, config.model.is_done)
+    if all(getattr(part, "from_run", None) is None for part in parts):
+        return  # nothing is built in vain
     cpu = torch.device("cpu")
     model = build_model(config, spaces, cpu) if uses_model(config) else None
     _load(config, spaces, trust, build_agent(config, spaces, cpu), model)
