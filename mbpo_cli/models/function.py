@@ -23,7 +23,9 @@ from mbpo_cli.types import Accelerate, GradientSteps, SpaceSpec, Transitions
 class LearnedOptions(Component):
     """Options of every learned function."""
 
-    hidden_sizes: list[int] = option("units of each hidden layer", low=1, high=65536)
+    hidden_sizes: list[int] = option(
+        "units of each hidden layer, the same in all members of an ensemble", low=1, high=65536
+    )
     layer_decays: float | list[float] | None = option(
         "weight decay, one or a list with one per layer, the output layer included: factor of half the sum "
         "of squared weights, added to the loss; null = none",
@@ -38,7 +40,7 @@ class LearnedOptions(Component):
     dropout: float = option("fraction of hidden units left out at random in training", low=0, high=0.9)
     from_run: str | None = option(
         "directory of a run, or of one of its checkpoints, whose function this one begins with, with its "
-        "normalization; null = random weights"
+        "normalization; or a file with the tensors of its network; null = random weights"
     )
 
     def __post_init__(self) -> None:

@@ -1,24 +1,28 @@
 """Begin a run with what other runs have learned: an agent, functions of the model, real experience.
 
-Other runs are read before the first step and never again, as a checkpoint of the new run holds everything.
-Does not know training.
+Other runs, and files with weights, are read before the first step and never again, as a checkpoint of the new
+run holds everything. Does not know training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from mbpo_cli.build import build_agent, build_model, uses_model
 from mbpo_cli.config.typed import Config
 from mbpo_cli.exploration import Noise
 from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.models.function import LearnedFunction
 from mbpo_cli.nn.optimizers import Optimizer
 from mbpo_cli.trained.load import Trained, load
 from mbpo_cli.trainer import Trainer
@@ -87,6 +91,9 @@ def _load(
         options = getattr(config.model, name)
         if options.from_run is not None:
             with _explained(f"model.{name}", options.from_run):
+                if Path(options.from_run).is_file():
+                    _begin_with_weights(function, Path(options.from_run))
+                    continue
                 run = trained(options.from_run)
                 _check_same_spaces(run.spaces, spaces)
                 _check_same_options(getattr(run.config.model, name), options, OF_FUNCTIONS)
@@ -106,6 +113,30 @@ def _load(
         if len(experience) == 0:
             raise ConfigError("it has no real experience yet")
         return experience
+
+
+def _begin_with_weights(function: LearnedFunction, path: Path) -> None:
+    """Begin with the tensors in a file, named as in the `state_dict` of the function's network."""
+    is_safe = path.suffix == ".safetensors"
+    try:
+        read = safetensors.torch.load_file(path) if is_safe else torch.load(path, "cpu", weights_only=True)
+    except (pickle.UnpicklingError, safetensors.SafetensorError):
+        read = None  # whose message recommends to run what the file contains
+    if not isinstance(read, Mapping):
+        raise ConfigError("must have tensors by name, such as mlp.weights.0, and nothing else")
+    own = function.network.state_dict()
+    if unknown := sorted(map(str, read.keys() - own.keys())):
+        raise ConfigError(f"has {', '.join(unknown)}, which the network has not")
+    for name, tensor in own.items():
+        value, shape = read.get(name), list(tensor.shape)
+        if not isinstance(value, Tensor) or list(value.shape) != shape:
+            found = list(value.shape) if isinstance(value, Tensor) else "missing"
+            raise ConfigError(f"{name} must have the shape {shape}, and is {found}")
+        if not bool(value.isfinite().all()):
+            raise ConfigError(f"{name} is not finite")
+        if name.endswith(".std") and not bool((value > 0).all()):
+            raise ConfigError(f"{name}, which normalizes, must be above 0")
+    function.begin_with({**function.state_dict(), "network": read})
 
 
 def _load_agent(agent: Agent, state: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from mbpo_cli.build import build_trainer
 from mbpo_cli.commands.check import check
@@ -379,6 +381,42 @@ def test_what_does_not_fit_is_named_in_one_line(
     with pytest.raises(ConfigError) as error:
         check(config(*(item.format(other) for item in overrides)), trust=TRUST)
     assert str(error.value).startswith(message.format(other))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+def test_a_function_begins_with_the_weights_in_a_file(name: str, first: Path, tmp_path: Path) -> None:
+    tensors = load(first, trust=TRUST).state["model"]["reward"]["network"]
+    path = tmp_path / name
+    (save_file if path.suffix == ".safetensors" else torch.save)(tensors, path)
+    second = begun(tmp_path / "second", first, f"model.reward.from_run={path}", *UNTRAINED)
+    assert same_state(load(second, trust=TRUST).state["model"]["reward"]["network"], dict(tensors))
+
+
+def renamed(tensors: dict[str, Tensor]) -> object:
+    return {"bias" if name == "mlp.biases.0" else name: tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (renamed, "has bias, which the network has not"),
+        (lambda tensors: list(tensors.values()), "must have tensors by name, such as mlp.weights.0"),
+        (lambda tensors: {}, "max_log_variance must have the shape [1, 1, 1], and is missing"),
+        (lambda tensors: tensors | {"inputs.std": torch.ones(2)}, "inputs.std must have the shape [3], "),
+        (lambda tensors: tensors | {"inputs.std": "one"}, "inputs.std must have the shape [3], "),
+        (lambda tensors: tensors | {"inputs.std": torch.zeros(3)}, "inputs.std, which normalizes, must be"),
+        (lambda tensors: tensors | {"inputs.mean": torch.full((3,), torch.nan)}, "inputs.mean is not finite"),
+        (lambda tensors: Path, "must have tensors by name, such as mlp.weights.0, and nothing else"),
+    ],
+)
+def test_weights_in_a_file_that_do_not_fit_are_named(
+    change: Callable[[dict[str, Tensor]], object], message: str, first: Path, tmp_path: Path
+) -> None:
+    tensors = load(first, trust=TRUST).state["model"]["reward"]["network"]
+    torch.save(change(tensors), path := tmp_path / "weights.pt")
+    with pytest.raises(ConfigError) as error:
+        check(config(f"model.reward.from_run={path}"), trust=TRUST)
+    assert str(error.value).startswith(f"model.reward.from_run={path}: {message}")
 
 
 def test_code_that_the_other_run_names_needs_trust(first: Path, tmp_path: Path) -> None:
