@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import re
 import statistics
@@ -50,8 +51,7 @@ return of ours beside a published one is such a mean as well, without the random
 every evaluation.
 
 **Ours**: for three seeds and more, the mean and its 95 % interval (Student's t); for fewer, each seed; at
-the last published step that all have reached. A threshold is reached with the first evaluation at or above
-it; the median counts seeds that have not reached it as later than all others.
+the last published step that all have reached.
 """
 DOUBLE_HORIZON = """\
 # The double horizon, measured
@@ -61,12 +61,18 @@ Written by `make reproduce ARGS="--experiment double_horizon"` (`scripts/reprodu
 **Published** are the learning curves of DHMBPO, its mean and standard deviation over eight seeds, and of
 MBPO, SAC and DHMBPO with other values beside it, in [`published.csv`](published.csv) (Kubo et al. 2025;
 `results` of `4kubo/erl_lib`). Their environments are of version 4, ours of version 5, which limits the
-velocities in observations and pays no reward for health on the step on which an episode ends.
+velocities in observations and pays no reward for health on the step on which an episode ends. For the tasks
+of DM Control, published are TD-MPC2 and SAC, means over three seeds (`results` of `nicklashansen/tdmpc2`);
+a step is a decision there, of two frames.
 
 **Ours**: each evaluation is the mean of ten greedy episodes. For three seeds and more, the mean and its 95 %
-interval (Student's t); for fewer, each seed; at the last published step that all have reached. A threshold
-is reached with the first evaluation at or above it; the median counts seeds that have not reached it as
-later than all others. Hours are those of a run on one thread of a CPU until it reached the threshold.
+interval (Student's t); for fewer, each seed; at the last published step that all have reached.
+"""
+RULE = """\
+**Steps to the threshold**: a curve reaches it at the first evaluation at or above it whose successor is not
+below 90 % of it; an evaluation without a successor does not count yet. The median is over the seeds, of which
+those that have not reached it count as later than all others; for means over seeds, ours and the published,
+the same rule holds. Hours are those of a run on one thread of a CPU.
 """
 
 MAX_ROWS = 8
@@ -87,16 +93,21 @@ class Curve:
     hours: dict[int, float]
     precision: str
 
-    def first(self, threshold: float) -> int:
-        """Return the step of the first evaluation that reached a return; a huge number if none has."""
-        return min((step for step, value in self.returns.items() if value >= threshold), default=sys.maxsize)
-
     def recent(self, step: int, window: int) -> float:
         """Return the mean over the last steps, without random ones; with `window` 0, the one evaluation."""
         if window == 0:
             return self.returns[step]
         first = max(step - window, RANDOM_STEPS if step > RANDOM_STEPS else 0)
         return statistics.fmean(value for at, value in self.returns.items() if first < at <= step)
+
+
+def first(returns: Mapping[int, float], threshold: float) -> int:
+    """Return the step at which a curve reaches a threshold by `RULE`; a huge number if it does not."""
+    steps = sorted(returns)
+    for step, following in itertools.pairwise(steps):
+        if returns[step] >= threshold and returns[following] >= 0.9 * threshold:
+            return step
+    return sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -106,10 +117,14 @@ class Task:
     Attributes:
         title: Its name in the published curves.
         threshold: A return to reach, by which learning speed is compared.
+        published: The published algorithm with which ours is compared.
+        num_published_seeds: Seeds behind its curve.
     """
 
     title: str
     threshold: float
+    published: str = "DHMBPO"
+    num_published_seeds: int = 8
 
 
 @dataclass(frozen=True)
@@ -119,16 +134,12 @@ class Study:
     Attributes:
         name: Also that of its folder in `docs/` and `outputs/`.
         introduction: The beginning of its page.
-        published: The published algorithm with which ours is compared.
-        num_published_seeds: Seeds behind its curves.
         window: Steps over which each published point is a mean; 0 = it is one evaluation.
         others: Further published algorithms that are drawn beside it.
     """
 
     name: str
     introduction: str
-    published: str
-    num_published_seeds: int
     window: int
     tasks: Mapping[str, Task]
     others: Sequence[str] = ()
@@ -139,35 +150,35 @@ class Study:
         return FOLDER / self.name
 
 
-LOCOMOTION = {
-    "hopper": Task("Hopper", 3_000),
-    "walker2d": Task("Walker2d", 4_000),
-    "half_cheetah": Task("HalfCheetah", 10_000),
-    "ant": Task("Ant", 4_000),
-    "humanoid": Task("Humanoid", 4_000),
-}
 STUDIES = {
     "paper": Study(
         name="paper",
         introduction=PAPER,
-        published="MBPO",
-        num_published_seeds=5,
         window=10_000,
         tasks={
-            "inverted_pendulum": Task("InvertedPendulum", 1_000),
-            **LOCOMOTION,
-            "walker2d": Task("Walker2d", 3_000),
-            "ant": Task("Ant", 3_000),
-            "humanoid": Task("Humanoid", 3_000),
+            "inverted_pendulum": Task("InvertedPendulum", 1_000, "MBPO", 5),
+            "hopper": Task("Hopper", 3_000, "MBPO", 5),
+            "walker2d": Task("Walker2d", 3_000, "MBPO", 5),
+            "half_cheetah": Task("HalfCheetah", 10_000, "MBPO", 5),
+            "ant": Task("Ant", 3_000, "MBPO", 5),
+            "humanoid": Task("Humanoid", 3_000, "MBPO", 5),
         },
     ),
     "double_horizon": Study(
         name="double_horizon",
         introduction=DOUBLE_HORIZON,
-        published="DHMBPO",
-        num_published_seeds=8,
         window=0,
-        tasks=LOCOMOTION,
+        tasks={
+            "hopper": Task("Hopper", 3_000),
+            "walker2d": Task("Walker2d", 4_000),
+            "half_cheetah": Task("HalfCheetah", 10_000),
+            "ant": Task("Ant", 4_000),
+            "humanoid": Task("Humanoid", 4_000),
+            # Thresholds: what TD-MPC2 has after 50,000 decisions.
+            "dmc_walker_walk": Task("walker-walk", 961.9, "TD-MPC2", 3),
+            "dmc_cheetah_run": Task("cheetah-run", 519, "TD-MPC2", 3),
+            "dmc_hopper_stand": Task("hopper-stand", 28, "TD-MPC2", 3),
+        },
         others=("DHMBPO (T=9)", "DHMBPO (2 updates per step)", "MBPO", "SAC"),
     ),
 }
@@ -268,13 +279,13 @@ def draw(study: Study, name: str, curves: Mapping[int, Curve]) -> None:
         axes.fill_between(shared, mean - half, mean + half, color="tab:blue", alpha=0.15, linewidth=0)
     axes.plot(shared, mean, color="tab:blue", linewidth=2.2, label=label)
     last = max(max(curve.returns) for curve in curves.values())
-    for number, algorithm in enumerate((study.published, *study.others)):
+    for number, algorithm in enumerate((task.published, *study.others)):
         points = [point for point in published(study, algorithm, task.title) if point[0] <= 1.1 * last]
         if not points:
             continue
         at, theirs, std = (np.array(column) for column in zip(*points, strict=True))
-        if algorithm == study.published:
-            label = f"published {algorithm}, {study.num_published_seeds} seeds, ± std"
+        if algorithm == task.published:
+            label = f"published {algorithm}, {task.num_published_seeds} seeds, ± std"
             axes.plot(at, theirs, color="black", linewidth=1.6, label=label)
             axes.fill_between(at, theirs - std, theirs + std, color="black", alpha=0.1, linewidth=0)
         else:
@@ -287,17 +298,22 @@ def draw(study: Study, name: str, curves: Mapping[int, Curve]) -> None:
     plt.close(figure)
 
 
-def published_shown(study: Study, title: str) -> dict[int, str]:
+def published_shown(study: Study, task: Task) -> dict[int, str]:
     """Return the published mean and standard deviation by step, as text."""
-    points = published(study, study.published, title)
+    points = published(study, task.published, task.title)
     return {step: f"{mean:,.0f} ± {std:,.0f}" for step, mean, std in points}
+
+
+def shown(step: int) -> str:
+    """Return the step at which a threshold was reached, as text."""
+    return f"{step:,}" if step < sys.maxsize else "not yet"
 
 
 def row(study: Study, name: str, curves: Mapping[int, Curve]) -> str:
     """Return the row of a task."""
     task = study.tasks[name]
     last = min(max(curve.returns) for curve in curves.values())
-    theirs = published_shown(study, task.title)
+    theirs = published_shown(study, task)
     compared = max(theirs.keys() & set(shared_steps(curves)), default=last)
     window = study.window if theirs else 0
     at = [curve.recent(compared, window) for curve in curves.values()]
@@ -305,10 +321,15 @@ def row(study: Study, name: str, curves: Mapping[int, Curve]) -> str:
     ours = ", ".join(f"{value:,.0f}" for value in at)
     if len(at) > 2:
         ours = f"{np.mean(at):,.0f} ± {half_interval(at):,.0f}"
-    firsts = sorted(curve.first(task.threshold) for curve in curves.values())
-    median = statistics.median_high(firsts)
-    reached = [curve.hours.get(curve.first(task.threshold)) for curve in curves.values()]
+    firsts = {seed: first(curve.returns, task.threshold) for seed, curve in curves.items()}
+    median = statistics.median_high(firsts.values())
+    reached = [curve.hours.get(firsts[seed]) for seed, curve in curves.items()]
     hours = [each for each in reached if each is not None]
+    means = {
+        step: statistics.fmean(curve.returns[step] for curve in curves.values())
+        for step in shared_steps(curves)
+    }
+    their_means = {step: mean for step, mean, _ in published(study, task.published, task.title)}
     cells = [
         f"`experiment={study.name}/{name}`",
         ", ".join(sorted({curve.precision for curve in curves.values()})),
@@ -318,7 +339,9 @@ def row(study: Study, name: str, curves: Mapping[int, Curve]) -> str:
         ours,
         theirs.get(compared, ""),
         f"{task.threshold:,.0f}",
-        f"{median:,}" if median < sys.maxsize else "not yet",
+        shown(median),
+        shown(first(means, task.threshold)),
+        shown(first(their_means, task.threshold)) if their_means else "",
         f"{statistics.median(hours):.1f}" if hours and median < sys.maxsize else "",
     ]
     return f"| {' | '.join(cells)} |"
@@ -327,7 +350,7 @@ def row(study: Study, name: str, curves: Mapping[int, Curve]) -> str:
 def by_step(study: Study, name: str, curves: Mapping[int, Curve]) -> list[str]:
     """Return the table of a task: our returns and the published ones, at up to eight common steps."""
     task = study.tasks[name]
-    theirs = published_shown(study, task.title)
+    theirs = published_shown(study, task)
     steps = [step for step in shared_steps(curves) if step in theirs]
     if not steps:
         return []
@@ -336,8 +359,8 @@ def by_step(study: Study, name: str, curves: Mapping[int, Curve]) -> list[str]:
     lines = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for step in sorted(steps[::-every]):
         values = [curve.recent(step, study.window) for curve in curves.values()]
-        shown = [f"{value:,.0f}" for value in (*values, statistics.fmean(values))]
-        lines.append(f"| {step:,} | {' | '.join(shown)} | {theirs[step]} |")
+        cells = [f"{value:,.0f}" for value in (*values, statistics.fmean(values))]
+        lines.append(f"| {step:,} | {' | '.join(cells)} | {theirs[step]} |")
     return lines
 
 
@@ -353,9 +376,11 @@ def page(study: Study) -> str:
         "published",
         "threshold",
         "median steps to it",
+        "mean of seeds",
+        "published mean",
         "hours to it",
     )
-    lines = [study.introduction, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = [study.introduction, RULE, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     pictures = []
     for name, task in study.tasks.items():
         curves = collected(study, name)

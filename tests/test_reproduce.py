@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def test_table_and_curves(folders: Path) -> None:
         precision="bfloat16",
     )
     page = reproduce.page(PAPER)
-    row = "bfloat16, float32 | 2 | 20,000 | 20,000 | 3,100, 900 | 442 ± 229 | 3,000 | not yet |  |"
+    row = "bfloat16, float32 | 2 | 20,000 | 20,000 | 3,100, 900 | 442 ± 229 | 3,000"
+    row = f"{row} | not yet | not yet | 75,000 |  |"
     assert f"| `experiment=paper/hopper` | {row}" in page
     assert (folders / "docs" / "paper" / "hopper.png").stat().st_size > 10_000
     assert len((folders / "docs" / "paper" / "hopper.csv").read_text().splitlines()) == 1 + 5
@@ -58,15 +60,32 @@ def test_table_and_curves(folders: Path) -> None:
 
 def test_one_seed_that_reaches_the_threshold(folders: Path) -> None:
     write_run(folders, "inverted_pendulum_seed3", {250: 100.0, 500: 1_000.0, 750: 1_000.0})
-    row = "| `experiment=paper/inverted_pendulum` | float32 | 1 | 750 | 750 | 1,000 |  | 1,000 | 500 |  |"
+    row = "| `experiment=paper/inverted_pendulum` | float32 | 1 | 750 | 750 | 1,000 |  | 1,000 | 500 | 500 |"
     assert row in reproduce.page(PAPER)
+
+
+@pytest.mark.parametrize(
+    ("returns", "step"),
+    [
+        ((100.0, 3_000.0, 2_700.0), 2),
+        ((100.0, 3_000.0, 2_699.0), None),  # it fell again
+        ((3_100.0, 600.0, 3_100.0, 3_200.0), 3),
+        ((100.0, 3_100.0), None),  # what comes next is unknown
+        ((2_999.0, 2_999.0), None),
+    ],
+)
+def test_a_threshold_is_reached_if_the_next_evaluation_is_close_to_it(
+    returns: tuple[float, ...], step: int | None
+) -> None:
+    found = reproduce.first(dict(enumerate(returns, 1)), 3_000)
+    assert found == (step or sys.maxsize)
 
 
 def test_seeds_are_compared_at_the_last_published_step_that_all_reached(folders: Path) -> None:
     for seed, value in enumerate((100.0, 200.0, 600.0)):
         write_run(folders, f"hopper_seed{seed}", {20_000: value, 21_000: 5.0, 22_000 + seed: 7.0})
     # Student's t for three values is 4.303, and the standard error of these is 152.75.
-    row = "float32 | 3 | 22,000 | 20,000 | 300 ± 657 | 442 ± 229 | 3,000 | not yet |  |"
+    row = "float32 | 3 | 22,000 | 20,000 | 300 ± 657 | 442 ± 229 | 3,000 | not yet | not yet | 75,000 |  |"
     page = reproduce.page(PAPER)
     assert f"| `experiment=paper/hopper` | {row}" in page
     assert "| Hopper | seed 0 | seed 1 | seed 2 | mean | published |" in page
@@ -119,7 +138,8 @@ def test_single_evaluations_are_compared_with_single_evaluations(folders: Path) 
         rest=json.dumps(spent) + "\n",
     )
     page = reproduce.page(DOUBLE_HORIZON)
-    row = "float32 | 3 | 20,000 | 20,000 | 2,401 ± 5,073 | 2,101 ± 1,102 | 3,000 | 19,000 | 2.0 |"
+    row = "float32 | 3 | 20,000 | 20,000 | 2,401 ± 5,073 | 2,101 ± 1,102 | 3,000"
+    row = f"{row} | 19,000 | not yet | 30,000 | 2.0 |"
     assert f"| `experiment=double_horizon/hopper` | {row}" in page
     assert "\n| 10,000 | 1 | 1 | 1 | 1 | 595 ± 347 |\n" in page
     assert reproduce.page(DOUBLE_HORIZON) == page  # from the stored curves, too
