@@ -27,13 +27,14 @@ from mbpo_cli import failures
 from mbpo_cli.build import build_env, build_trainer, num_threads
 from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs.probe import unrepeated
+from mbpo_cli.evaluation.curve import CurvePicture
 from mbpo_cli.evaluation.schedule import CheckpointOptions, reason
 from mbpo_cli.logs.logger import JsonLines, Logger, OptionalEvents, Sink, TensorBoardEvents
 from mbpo_cli.logs.progress import Progress
 from mbpo_cli.nn.seeding import episode_seed, generator
 from mbpo_cli.storage.checkpoint import Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
-from mbpo_cli.storage.records import EVENTS, METRICS, STOP, evaluations
+from mbpo_cli.storage.records import CURVE, EVENTS, METRICS, STOP, evaluations
 from mbpo_cli.trained import pretrained
 from mbpo_cli.trainer import Trainer
 
@@ -241,11 +242,15 @@ def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], st
         if value is not None and not key.endswith("_target_")
     }
     events = TensorBoardEvents if config.trainer.events_required else OptionalEvents
-    return [
+    sinks: list[Sink] = [
         JsonLines(directory.path / METRICS, logs.get(METRICS, 0)),
         events(directory.path / name, logs.get(name, 0), hyperparameters),
         Progress(config.trainer.num_env_steps, step),
     ]
+    if config.trainer.diagnostics:  # after the metrics are truncated
+        title = f"{config.agent.name} on {config.env.name}, seed {config.seed}"
+        sinks.append(CurvePicture(directory.path, title))
+    return sinks
 
 
 def summarize(
@@ -293,6 +298,8 @@ def closing_table(summary: dict[str, Any], path: Path) -> str:
         rows["best evaluation"] = f"{summary['best_eval_return_mean']:.1f}"
         rows["score"] = f"{summary['score']:.1f}"
     rows["run directory"] = str(path)
+    if (path / CURVE).exists():
+        rows["learning curve"] = str(path / CURVE)
     rows["TensorBoard"] = f"tensorboard --logdir {path}"
     width = max(map(len, rows))
     title = f"{summary['agent']} on {summary['env']}, seed {summary['seed']}"

@@ -44,6 +44,7 @@ def test_a_run_writes_all_its_files(train_in: Train) -> None:
     assert [name for name in names if "tfevents" not in name] == [
         "checkpoints",
         "config.yaml",
+        "curve.png",
         "experience",
         "metrics.jsonl",
         "policy.pt",

@@ -79,7 +79,9 @@ class TrainerOptions:
     num_eval_episodes: int = option("episodes per evaluation", low=1, high=10_000, matlab="NumEpisodes")
     num_score_evaluations: int = option("last evaluations whose mean return is the run's score", low=1)
     log_every_steps: int = option("environment steps over which logged metrics are averaged", low=1)
-    diagnostics: bool = option("true = examine model and critics after each evaluation, with pictures")
+    diagnostics: bool = option(
+        "true = draw the learning curve and examine model and critics after each evaluation, with pictures"
+    )
     max_hours: float | None = option(
         "hours until the run saves and stops; null = no limit", above=0, high=10**5
     )

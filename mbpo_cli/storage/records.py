@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from mbpo_cli.failures import ConfigError
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 LOCK, STOP = "run.lock", "stop"
-POLICY, LOG = "policy.pt", "train.log"
+POLICY, LOG, CURVE = "policy.pt", "train.log", "curve.png"
 CHECKPOINTS, EXPERIENCE = "checkpoints", "experience"
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"  # of a checkpoint
 EVENTS = "events.out.tfevents."  # a prefix
 EVALUATION = "eval/return_mean"
 FOLDERS = {CHECKPOINTS, EXPERIENCE, ".hydra"}  # the last one is Hydra's, if the user wants it
-FILES = {CONFIG, METRICS, SUMMARY, LOCK, STOP, POLICY, LOG}
+FILES = {CONFIG, METRICS, SUMMARY, LOCK, STOP, POLICY, LOG, CURVE}
 MAX_CONFIG = 256_000  # characters
 
 # Options that change when a run is scored and stops, but not what it computes.
@@ -272,14 +273,22 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def evaluations(path: Path) -> dict[int, float]:
     """Return the mean evaluation returns of the run in a directory so far, by environment step."""
+    return history(path, (EVALUATION,))[EVALUATION]
+
+
+def history(path: Path, tags: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Return what the run in a directory has logged under each tag so far, by environment step."""
+    curves: dict[str, dict[int, float]] = {tag: {} for tag in tags}
     metrics = path / METRICS
     if not metrics.exists():
-        return {}
-    returns = {}
+        return curves
+    named = re.compile("|".join(map(re.escape, tags)).encode())
     # The rest after the last line break is an incomplete line of a run that is still writing or was cut off.
     for line in metrics.read_bytes().split(b"\n")[:-1]:
-        if EVALUATION.encode() in line:
-            with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):  # not ours
+        if named.search(line):
+            # Lines that are not ours.
+            with suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                 row = json.loads(line)
-                returns[int(row["step"])] = float(row[EVALUATION])
-    return returns
+                for tag in curves.keys() & row.keys():
+                    curves[tag][int(row["step"])] = float(row[tag])
+    return curves

@@ -170,7 +170,8 @@ class Payload:
 
 LINKS = {
     **{f"link {name}": linked(name) for name in ("run.lock", "metrics.jsonl", "train.log", "summary.json")},
-    **{f"link {name}": linked(name) for name in ("policy.pt", "config.yaml", "stop", "events.out.tf*")},
+    **{f"link {name}": linked(name) for name in ("policy.pt", "curve.png", "config.yaml", "stop")},
+    "link events": linked("events.out.tf*"),
     **{f"link {name}": linked(name) for name in ("config.yaml.tmp", "summary.json.tmp", "policy.pt.tmp")},
     **{
         f"link {name}": linked(name)

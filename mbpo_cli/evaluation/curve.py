@@ -1,0 +1,118 @@
+"""The learning curve of a run as a picture in its directory, drawn anew at evaluations.
+
+Knows logged returns and how to draw them; does not know what logs them. The report draws with it, too, so it
+imports no torch, and matplotlib, which takes half a second to import, only when there is something to draw.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mbpo_cli.storage.files import write_whole
+from mbpo_cli.storage.records import CURVE, EVALUATION, history
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+log = logging.getLogger(__name__)
+
+DEVIATION, EPISODE = "eval/return_std", "train/episode_return"
+TAGS = (EVALUATION, DEVIATION, EPISODE)
+MAX_NUMBER = 1e30  # what is larger cannot be drawn
+MAX_SHARE = 0.02  # of a run's time, for drawing
+
+Curve = Mapping[int, float]
+"""Values by environment step."""
+
+
+class CurvePicture:
+    """A sink that keeps the picture of a run's learning curve up to date.
+
+    It is drawn after an evaluation, or later if drawing would take more than `MAX_SHARE` of the time, and
+    at the end. A resumed run goes on with the curve in its metrics. An error ends the drawing, not the run.
+    """
+
+    def __init__(self, path: Path, title: str) -> None:
+        self._path, self._title = path, title
+        self._curves = history(path, TAGS)
+        self._is_due, self._works, self._next_time = False, True, 0.0
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Draw the curve if it has a new evaluation, or had one when it was too early to draw."""
+        for tag, curve in self._curves.items():
+            if tag in scalars:
+                curve[step] = scalars[tag]
+        self._is_due = self._is_due or EVALUATION in scalars
+        if time.monotonic() >= self._next_time:
+            self._draw_if_due()
+
+    def commit(self) -> dict[str, int]:
+        """Return nothing: the picture follows from the metrics."""
+        return {}
+
+    def close(self) -> None:
+        """Draw what is not drawn yet."""
+        self._draw_if_due()
+
+    def _draw_if_due(self) -> None:
+        if not (self._is_due and self._works):
+            return
+        self._is_due, start = False, time.monotonic()
+        try:
+            write_whole(self._path / CURVE, picture(self._curves, self._title))
+        except Exception as error:  # a run is worth more than its picture
+            self._works = False
+            log.warning("the run continues without %s: %s: %s", CURVE, type(error).__name__, error)
+        end = time.monotonic()
+        self._next_time = end + (end - start) / MAX_SHARE
+
+
+def picture(curves: Mapping[str, Curve], title: str) -> bytes:
+    """Return a PNG of the logged values of `TAGS`."""
+    from matplotlib.figure import Figure
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in names
+        figure = Figure(figsize=(8, 4.2))
+        # The layout is fixed, as automatic layout takes twice as long.
+        axes = figure.subplots(gridspec_kw={"left": 0.11, "right": 0.98, "top": 0.92, "bottom": 0.13})
+        draw(axes, curves)
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold", parse_math=False)
+        contents = io.BytesIO()
+        figure.savefig(contents, format="png", dpi=100)
+    return contents.getvalue()
+
+
+def draw(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    """Draw evaluations, with the standard deviation over their episodes, and the episodes of the training."""
+    episodes, returns = _drawable(curves[EPISODE]), _drawable(curves[EVALUATION])
+    if episodes:
+        x, y = list(episodes), list(episodes.values())
+        axes.plot(x, y, ".", color="tab:gray", alpha=0.5, markersize=4, label="training episodes")
+    if returns:
+        x, y = list(returns), list(returns.values())
+        deviations = _drawable(curves[DEVIATION])
+        low, high = ([returns[at] + sign * deviations.get(at, 0.0) for at in x] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color="tab:blue", alpha=0.2, linewidth=0)
+        best = max(returns, key=lambda step: returns[step])
+        label = f"evaluations ± std: last {y[-1]:,.4g}, best {returns[best]:,.4g} at step {best:,}"
+        axes.plot(x, y, "o-", color="tab:blue", markersize=3, label=label)
+    axes.set(xlabel="real environment steps", ylabel="return")
+    axes.set_xlim(left=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,g}")
+    if episodes or returns:
+        axes.legend(loc="lower right", fontsize=8, framealpha=0.8, edgecolor="none")
+
+
+def _drawable(curve: Curve) -> dict[int, float]:
+    return {
+        step: value for step, value in curve.items() if 0 <= step <= MAX_NUMBER and abs(value) <= MAX_NUMBER
+    }
