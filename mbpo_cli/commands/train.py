@@ -9,10 +9,11 @@ import gc
 import io
 import logging
 import os
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -58,7 +59,7 @@ def main() -> None:
         if flags.schema:
             return _print_schema(flags.config_dir)
         sys.argv[1:] = with_directory(sys.argv[1:])
-        _shown() if flags.shows else train_job()
+        _shown(flags) if flags.shows else train_job()
     except KeyboardInterrupt as error:
         print("mbpo-train: interrupted", file=sys.stderr)
         gc.freeze()  # or Python would take a second to look through torch's compiler before it ends
@@ -129,11 +130,12 @@ def checked_flags(arguments: Sequence[str]) -> Namespace:
     return flags
 
 
-def _shown() -> None:
+def _shown(flags: Namespace) -> None:
     """Let Hydra print what flags ask for; all its errors are those of the command line."""
-    errors = io.StringIO()
+    errors, explained = io.StringIO(), io.StringIO()
+    is_for_a_person = flags.cfg == "job" and sys.stdout.isatty()
     try:
-        with redirect_stderr(errors):
+        with redirect_stderr(errors), redirect_stdout(explained if is_for_a_person else sys.stdout):
             train_job()
     except (ConfigError, HydraException):
         if not any(word.startswith("query=") for word in sys.argv):  # a key was pressed to complete a word
@@ -143,7 +145,18 @@ def _shown() -> None:
     except SystemExit as error:
         if error.code:
             raise ConfigError(errors.getvalue()) from error
+    if is_for_a_person:
+        print(_with_comments(explained.getvalue(), flags), end="")
     print(errors.getvalue(), end="", file=sys.stderr)
+
+
+def _with_comments(text: str, flags: Namespace) -> str:
+    from mbpo_cli.config.comments import commented, schema_for
+
+    package = "" if flags.package in (None, "_global_") else flags.package
+    is_colored = not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
+    schema, width = schema_for(text, flags.config_dir), shutil.get_terminal_size().columns
+    return commented(text, schema, package, width, is_colored)
 
 
 @hydra.main(version_base=HYDRA_VERSION_BASE, config_path=f"pkg://{CONFIG_MODULE}", config_name=CONFIG_NAME)
