@@ -38,7 +38,9 @@ def test_the_wheel_runs_from_another_directory(tmp_path: Path) -> None:
     presets = {str(path.relative_to(ROOT)) for path in (ROOT / "hydra_plugins").rglob("*.yaml")}
     assert len(presets) == 2
     assert presets <= packed
-    assert {"mbpo_cli/py.typed", "mbpo_cli/report/page.html"} <= packed
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "mbpo_cli").rglob("*.html")}
+    assert len(pages) == 4
+    assert {"mbpo_cli/py.typed", *pages} <= packed
 
     venv.create(tmp_path / "venv", with_pip=True)
     python = str(tmp_path / "venv" / "bin" / "python")

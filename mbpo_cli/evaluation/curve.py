@@ -91,13 +91,13 @@ def picture(curves: Mapping[str, Curve], title: str) -> bytes:
 
 def draw(axes: Axes, curves: Mapping[str, Curve]) -> None:
     """Draw evaluations, with the standard deviation over their episodes, and the episodes of the training."""
-    episodes, returns = _drawable(curves[EPISODE]), _drawable(curves[EVALUATION])
+    episodes, returns = drawable(curves[EPISODE]), drawable(curves[EVALUATION])
     if episodes:
         x, y = list(episodes), list(episodes.values())
         axes.plot(x, y, ".", color="tab:gray", alpha=0.5, markersize=4, label="training episodes")
     if returns:
         x, y = list(returns), list(returns.values())
-        deviations = _drawable(curves[DEVIATION])
+        deviations = drawable(curves[DEVIATION])
         low, high = ([returns[at] + sign * deviations.get(at, 0.0) for at in x] for sign in (-1, 1))
         axes.fill_between(x, low, high, color="tab:blue", alpha=0.2, linewidth=0)
         best = max(returns, key=lambda step: returns[step])
@@ -112,7 +112,8 @@ def draw(axes: Axes, curves: Mapping[str, Curve]) -> None:
         axes.legend(loc="lower right", fontsize=8, framealpha=0.8, edgecolor="none")
 
 
-def _drawable(curve: Curve) -> dict[int, float]:
+def drawable(curve: Curve) -> dict[int, float]:
+    """Return the values that are finite and not too large to be drawn."""
     return {
         step: value for step, value in curve.items() if 0 <= step <= MAX_NUMBER and abs(value) <= MAX_NUMBER
     }

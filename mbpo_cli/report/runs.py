@@ -88,7 +88,7 @@ def read(path: Path) -> Run | None:
         config = dict(records.leaves(records.stored_config(path)))
     except ConfigError as error:
         _warn(error)
-    summary = _contents(path / records.SUMMARY, _mapping) or {}
+    summary = read_summary(path)
     returns, last_step = _evaluations(path / records.METRICS)
     score = _number(summary.get("score"))
     if score is None:
@@ -114,6 +114,12 @@ def read(path: Path) -> Run | None:
         _warn(f"{path}: left out, its agent and environment are unknown")
         return None
     return run
+
+
+def read_summary(path: Path) -> Mapping[str, Any]:
+    """Return the summary of the run in a directory, which is empty if there is none that can be read."""
+    summary: Mapping[str, Any] = _contents(path / records.SUMMARY, _mapping) or {}
+    return summary
 
 
 def _contents(path: Path, parse: Callable[[bytes], Any]) -> Any:

@@ -55,22 +55,37 @@ def sections(
         mine = sorted(members, key=_final, reverse=True)
         curves = [statistics.mean_curve([run.returns for run in group.runs]) for group in mine]
         goal = table.threshold_of(mine, curves, threshold)
-        known = reference.matching(published, [env, *(group.options.get("env.id", "") for group in mine)])
         rows = [table.row(group, goal) for group in mine]
         pairs = [compare(a, b) for a, b in combinations([group for group in mine if group.scores], 2)]
-        notes = []
+        known, notes = reference_for(mine, published, max(row["steps_max"] or 0 for row in rows))
         if goal:
-            notes.append(f"Threshold: {table.numbers(goal.value)[0]} ({goal.source}).")
-        if known and (point := known.before(max(row["steps_max"] or 0 for row in rows))):
-            at, mean, std = point
-            value = " ± ".join(table.numbers(mean, std))
-            seeds = f"{known.num_seeds} seeds, standard deviation"
-            notes.append(f"Reference at {at:,.0f} steps: {value} ({seeds}).")
-        elif published and not known:
-            notes.append("The reference file has no curve for this environment.")
+            notes.insert(0, f"Threshold: {table.numbers(goal.value)[0]} ({goal.source}).")
         png = plots.picture(mine, curves, style, goal, known)
         found.append(Section(env, mine, rows, pairs, verdict(rows, pairs), png, notes))
     return found
+
+
+def reference_for(
+    groups: Sequence[Group], published: Mapping[str, reference.Reference], last_step: int
+) -> tuple[reference.Reference | None, list[str]]:
+    """Return the published curve for the environment of some groups, if any, and what it says."""
+    names = [groups[0].env, *(group.options.get("env.id", "") for group in groups)]
+    known = reference.matching(published, names)
+    if known and (point := known.before(last_step)):
+        at, mean, std = point
+        value = " ± ".join(table.numbers(mean, std))
+        seeds = f"{known.num_seeds} seeds, standard deviation"
+        return known, [f"Reference at {at:,.0f} steps: {value} ({seeds})."]
+    return known, ["The reference file has no curve for this environment."] if published and not known else []
+
+
+def as_text(sections: Sequence[Section]) -> str:
+    """Return the report on some environments as text for a terminal."""
+    lines = [table.as_text([row for section in sections for row in section.rows]), ""]
+    for section in sections:
+        lines.append(f"{section.env}: {section.verdict.headline}. {section.verdict.sentence}")
+        lines += [f"  {note}" for note in (*section.verdict.notes, *section.notes)]
+    return "\n".join(lines)
 
 
 def _final(group: Group) -> float:

@@ -605,7 +605,8 @@ def test_page_of_runs_without_evaluations(tmp_path: Path, capsys: pytest.Capture
     early = {"status": "failed", "error": "x", "agent": "sac", "env": "ant", "seed": 0, "env_steps": 0}
     (tmp_path / "runs" / "summary.json").write_text(json.dumps(early))
     report([tmp_path / "runs"], tmp_path / "out")
-    assert "No results yet" in capsys.readouterr().out
+    assert "It has not been evaluated yet." in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "report.csv"]
     (only,) = records(tmp_path / "out")
     assert (only["failed"], only["seeds"], only["return_mean"]) == ("1", "0", "")
 
