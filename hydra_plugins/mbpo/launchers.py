@@ -8,8 +8,7 @@ import os
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -18,7 +17,11 @@ from omegaconf import OmegaConf
 from hydra_plugins.mbpo.jobs import SILENT, JobPlugin, quoted
 from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.sweeps.jobs import Job, is_number
+from mbpo_cli.sweeps.lines import SweepLines
 from mbpo_cli.sweeps.processes import OnEnd, run_commands, slots_of
+
+if TYPE_CHECKING:
+    from mbpo_cli.sweeps.view import SweepView
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class CommandLauncher(JobPlugin, Launcher):
         self.check_directories(jobs)
         earlier = [job.summary for job in jobs]
         returns = [JobReturn(overrides=job.overrides) for job in jobs]
-        view = None
+        view: SweepView | SweepLines = SweepLines(jobs)
         if on_terminal():
             from mbpo_cli.sweeps.view import SweepView
 
@@ -49,6 +52,7 @@ class CommandLauncher(JobPlugin, Launcher):
         num_ended = itertools.count(1)
 
         def on_end(index: int, failure: str | None) -> None:
+            view.end(index)
             job, returned = jobs[index], returns[index]
             score, text = job.result()
             if score is not None:
@@ -63,10 +67,8 @@ class CommandLauncher(JobPlugin, Launcher):
                 if is_recorded and failure and not (job.summary or {}).get("error"):
                     text = f"{text}: {failure}"
             log.info("%d of %d: %s: %s", next(num_ended), len(jobs), job.name, text)
-            if view is not None:
-                view.end(index)
 
-        with view or nullcontext():
+        with view:
             self._run(jobs, [self._command(job) for job in jobs], on_end)
         return returns
 

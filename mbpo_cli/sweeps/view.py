@@ -5,23 +5,20 @@ Knows run directories; does not know what runs the jobs, or where.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.progress import TaskID
 
 from mbpo_cli.logs.terminal import LiveRows
-from mbpo_cli.storage.records import EVALUATION, LOCK, METRICS
-from mbpo_cli.sweeps.jobs import Job, is_file, is_number
+from mbpo_cli.storage.records import EVALUATION
+from mbpo_cli.sweeps.jobs import Job
+from mbpo_cli.sweeps.lines import last_logged, lock_time
 
-MAX_END = 65_536  # bytes of a job's metrics that are read, from their end
+# Columns of a bar, an evaluation, two times and the gaps between them.
+REST = len("████████  evaluation -1234.5 0:00:00 0:00:00 left")
 
 
 @dataclass
@@ -40,12 +37,13 @@ class SweepView(LiveRows):
     def __init__(self, jobs: Sequence[Job]) -> None:
         super().__init__(transient=True)
         steps = [job.config.trainer.num_env_steps for job in jobs]
+        room = max(self.console.width - REST - 2 * len(f"{sum(steps):,}/"), 12)
         self._all = self.add_task("", total=sum(steps), note="")
         self._rows = [
             _Row(
                 job,
-                self.add_task(escape(job.name), False, total, visible=False, note=""),
-                _lock_time(job.path),
+                self.add_task(escape(shortened(job.name, room)), False, total, visible=False, note=""),
+                lock_time(job.path),
             )
             for job, total in zip(jobs, steps, strict=True)
         ]
@@ -68,30 +66,13 @@ class SweepView(LiveRows):
         task = self._tasks[row.task]
         if row.has_ended:
             self.update(row.task, visible=False, completed=task.total)
-        elif task.started or _lock_time(row.job.path) != row.lock_time:
+        elif task.started or lock_time(row.job.path) != row.lock_time:
             self.start_task(row.task)
             logged = last_logged(row.job.path)
             note = f"evaluation {logged[EVALUATION]:.1f}" if EVALUATION in logged else task.fields["note"]
             self.update(row.task, visible=True, completed=logged.get("step", 0), note=note)
 
 
-def last_logged(path: Path) -> dict[str, float]:
-    """Return the last value of each tag near the end of the metrics in a run directory, and the step."""
-    values: dict[str, Any] = {}
-    with suppress(OSError):
-        if not is_file(path / METRICS):
-            return {}
-        with (path / METRICS).open("rb") as file:
-            # The metrics may be many megabytes: only the end is read.
-            file.seek(max(file.seek(0, os.SEEK_END) - MAX_END, 0))
-            for line in file.read(MAX_END).split(b"\n"):
-                # Half a line, where reading starts or of a job that is writing, or one of another program.
-                with suppress(ValueError, AttributeError, RecursionError):
-                    values.update(json.loads(line).items())
-    return {tag: value for tag, value in values.items() if is_number(value)}
-
-
-def _lock_time(path: Path) -> float:
-    with suppress(OSError):
-        return (path / LOCK).lstat().st_mtime
-    return 0.0
+def shortened(name: str, length: int) -> str:
+    """Return a name of at most so many characters; its end, which tells jobs apart, is kept."""
+    return name if len(name) <= length else f"{name[: length // 3]}…{name[length // 3 + 1 - length :]}"

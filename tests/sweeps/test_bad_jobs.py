@@ -22,8 +22,9 @@ from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import RunFailed, StorageFailed
 from mbpo_cli.run import run
 from mbpo_cli.sweeps.jobs import Job, closing_table
+from mbpo_cli.sweeps.lines import EVALUATED, last_logged
 from mbpo_cli.sweeps.processes import run_commands
-from mbpo_cli.sweeps.view import SweepView, last_logged
+from mbpo_cli.sweeps.view import SweepView
 from tests.conftest import TINY
 from tests.sweeps.test_jobs import finish, job_in
 
@@ -195,19 +196,20 @@ def test_a_launcher_gets_the_directories_of_the_whole_sweep(tmp_path: Path) -> N
 
 
 METRICS = b'{"step": 5, "eval/return_mean": -3.5, "x": 1}\n'
+LOGGED = {"step": 5, "eval/return_mean": -3.5, "x": 1, EVALUATED: 5}
 
 
 @pytest.mark.parametrize(
     ("contents", "logged"),
     [
-        (METRICS, {"step": 5, "eval/return_mean": -3.5, "x": 1}),
-        (METRICS + b'{"step": 7', {"step": 5, "eval/return_mean": -3.5, "x": 1}),
-        (b'[1]\n5\n"x"\nnull\n[[1, 2]]\n' + METRICS, {"step": 5, "eval/return_mean": -3.5, "x": 1}),
+        (METRICS, LOGGED),
+        (METRICS + b'{"step": 7', LOGGED),
+        (b'[1]\n5\n"x"\nnull\n[[1, 2]]\n' + METRICS, LOGGED),
         (b'{"step": "7", "eval/return_mean": NaN, "x": [1]}\n', {}),
         (b'{"step": Infinity, "eval/return_mean": null, "x": true}\n', {}),
         (b'{"step": 1' + b"0" * 400 + b"}\n", {}),
-        (b"[" * 50_000 + b"\n" + METRICS, {"step": 5, "eval/return_mean": -3.5, "x": 1}),
-        (b"\xff\xfe\n" + METRICS, {"step": 5, "eval/return_mean": -3.5, "x": 1}),
+        (b"[" * 50_000 + b"\n" + METRICS, LOGGED),
+        (b"\xff\xfe\n" + METRICS, LOGGED),
         (os.mkfifo, {}),
         (Path.mkdir, {}),
         (lambda path: path.symlink_to("/dev/zero"), {}),
