@@ -121,3 +121,37 @@ def test_a_terminal_gets_comments_and_a_pipe_plain_yaml(tmp_path: Path) -> None:
     assert "#" not in piped.read_text()
     assert "\x1b" not in piped.read_text()
     assert yaml.safe_load(piped.read_text()) == yaml.safe_load(without_colors(text))
+
+
+OWN = """\
+from dataclasses import dataclass
+from mbpo_cli.options import Component, option
+
+class Bold:
+    \"\"\"Bold noise.\"\"\"
+
+    @dataclass
+    class Options(Component):
+        boldness: float = option("how bold", low=0)
+"""
+
+
+def test_components_of_the_users_folder_have_comments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_noise.py").write_text(OWN)
+    folder = tmp_path / "my_conf" / "agent" / "exploration"
+    folder.mkdir(parents=True)
+    text = "_target_: own_noise.Bold\nboldness: 2.0\n"
+    (folder / "bold.yaml").write_text(text)
+    schema = schema_for(text, str(tmp_path / "my_conf"))
+    shown = commented(text, schema, "agent.exploration", 100, is_colored=False).splitlines()
+    assert [" ".join(line.split()) for line in shown] == [
+        "_target_: own_noise.Bold # Bold noise.",
+        "boldness: 2.0 # how bold; a number >= 0",
+    ]
+    (folder / "bold.yaml").write_text("_target_: [\n")
+    assert (
+        commented(text, schema_for(text, str(tmp_path / "my_conf")), "agent.exploration", 100, False) == text
+    )
