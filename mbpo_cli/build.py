@@ -35,6 +35,7 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.models.guard import Guard
 from mbpo_cli.models.known import Comparison
+from mbpo_cli.models.uncertainty import Uncertainty
 from mbpo_cli.models.world import LearnedWorld
 from mbpo_cli.nn import compilation
 from mbpo_cli.nn.machine import free_memory, has_bfloat16, num_cores
@@ -248,16 +249,16 @@ def build_model_based(
     """Build what MBPO adds to the base agent, or return None if all experience is real."""
     if not uses_model(config):
         return None
-    lost = lost_experience(config.mbpo, config.trainer.num_env_steps, config.agent.num_warm_start_steps)
-    if lost is not None:
+    if lost := lost_experience(config.mbpo, config.trainer.num_env_steps, config.agent.num_warm_start_steps):
         log.warning("%s", lost)
     model = build_model(config, spaces, device)
     if model.learned and compiles(config, device, num_fit_steps(config)):
         model.compile(accelerator(config, "model"), config.model.training.mini_batch_size)
     stream = generator(config.seed, "model", "fit", device=device)
+    uncertainty = Uncertainty(config.mbpo.model_rollout_options, device)
     world = None
     if config.mbpo.training_horizon > 0:
-        world = LearnedWorld(model, config.mbpo.training_horizon)
+        world = LearnedWorld(model, config.mbpo.training_horizon, uncertainty)
         cast(ImaginingAgent, agent).enter(world)
     return ModelBased(
         model=model,
@@ -265,6 +266,7 @@ def build_model_based(
         policy=build_rollout_policy(config, agent, spaces),
         buffer=build_buffer(config, "mbpo.model_experience_buffer_length", spaces, device),
         guard=Guard(config.mbpo.max_relative_error),
+        uncertainty=uncertainty,
         compare=Comparison(model.known, config.model.allow_mismatch),
         world=world,
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from mbpo_cli.failures import Diverged
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.regions import EVERYWHERE, Region
+from mbpo_cli.models.uncertainty import UncertaintyOptions
 from mbpo_cli.options import Component, option
 from mbpo_cli.types import ActionSpec, Policy, Transitions
 
@@ -24,7 +25,7 @@ ROWS_AT_ONCE_ON_CPU = 4_000
 
 
 @dataclass
-class ModelRolloutOptions:
+class ModelRolloutOptions(UncertaintyOptions):
     """How experience is generated: MATLAB's rlModelRolloutOptions."""
 
     num_rollout: int = option(
@@ -242,7 +243,7 @@ def generate(
     generator: torch.Generator,
     regions: Mapping[str, Region] = EVERYWHERE,
     wandering: Wandering | None = None,
-) -> dict[str, int]:
+) -> dict[str, float]:
     """Roll the policy out in the model and pass the transitions of every step to `sink`.
 
     A rollout ends with a predicted termination (Source: the page, step 3.2), and before a prediction outside
@@ -250,7 +251,8 @@ def generate(
     first step of all rollouts, then the second and so on, each in one or more chunks.
 
     Returns:
-        The number of generated transitions, and of rollouts that ended at the border of each region.
+        The number of generated transitions, and of rollouts that ended at the border of each region; with a
+        region of certain predictions also how long rollouts are.
 
     Raises:
         Diverged: A prediction is not finite and no region of plausible ones is given, or none is plausible.
@@ -258,9 +260,10 @@ def generate(
     counts = {"generated": 0, "implausible": 0, **dict.fromkeys(regions, 0)}
     chunk_size = ROWS_AT_ONCE_ON_CPU if starts.device.type == "cpu" else len(starts)
     rows = Rows(starts, torch.arange(len(starts), device=starts.device), None)
+    num_generated = []  # by step
     with torch.inference_mode():
         for step in range(horizon):
-            survivors = []
+            survivors, num_before = [], counts["generated"]
             for chunk in rows.split(chunk_size):
                 action, number = policy(chunk.obs, explore=generator), chunk.number
                 if wandering is not None:
@@ -277,12 +280,31 @@ def generate(
                 counts["generated"] += len(transitions)
                 on = transitions.terminated == 0
                 survivors.append(Rows(transitions.next_obs[on], number[on], transitions.action[on]))
+            num_generated.append(counts["generated"] - num_before)
             rows = joined(survivors)
             if len(rows.obs) == 0:
                 break
     if counts["generated"] == 0 and counts["implausible"] == len(starts):
         raise Diverged(f"none of the model's {len(starts)} predictions is plausible")
-    return {f"rollout/num_{name}": count for name, count in counts.items()}
+    metrics: dict[str, float] = {f"rollout/num_{name}": count for name, count in counts.items()}
+    if "uncertain" in counts:
+        metrics["rollout/uncertain_share"] = counts["uncertain"] / len(starts)
+        metrics |= lengths(num_generated, len(starts))
+    return metrics
+
+
+def lengths(num_generated: Sequence[int], num_rollouts: int) -> dict[str, float]:
+    """Return mean, median, and first and last decile of the rollouts' lengths.
+
+    `num_generated` are the transitions by step: as many rollouts are longer than the number of the step.
+    """
+    quantiles = {
+        f"rollout/length_quantile_{percent}": sum(
+            100 * count > (100 - percent) * num_rollouts for count in num_generated
+        )
+        for percent in (10, 50, 90)
+    }
+    return {"rollout/length_mean": sum(num_generated) / num_rollouts, **quantiles}
 
 
 def _check_finite(transitions: Transitions) -> None:

@@ -36,6 +36,7 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.models.guard import Guard
 from mbpo_cli.models.regions import regions
+from mbpo_cli.models.uncertainty import Uncertainty
 from mbpo_cli.models.world import LearnedWorld
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.rollouts import MBPOOptions
@@ -60,6 +61,7 @@ class ModelBased:
     policy: RolloutPolicy
     buffer: ReplayBuffer
     guard: Guard = field(default_factory=Guard)
+    uncertainty: Uncertainty = field(default_factory=Uncertainty)
     compare: Callable[[Transitions, int], None] = lambda real, first_step: None
     world: LearnedWorld | None = None
 
@@ -115,7 +117,7 @@ class Trainer:
         self._held_actions = torch.zeros(len(self.collector), self.collector.spaces.action_size)
         self._max_reward = 0.0
         self._last_episodes: list[tuple[float, int]] = []
-        self._generation_sizes: list[int] = []
+        self._generation_sizes: list[float] = []
         self._num_compared = 0
         self._num_first_updates: int | None = None  # that are left; None before there is a model
         # While updates, evaluation or log of a step are missing; a resumed run makes up for them.
@@ -223,22 +225,22 @@ class Trainer:
     def _generate_experience(self, mbpo: ModelBased) -> None:
         options, stream = self.mbpo_options.model_rollout_options, self._rollout_stream
         horizon = rollouts.horizon_at(options, self.num_model_trainings, self.env_steps)
+        hold_steps = self.agent_options.warm_start_hold_steps
         with self.stopwatch.phase("generate"):
-            real = self.real_buffer.contents()
-            inside = regions(mbpo.model, real, options.max_departure, options.max_disagreement)
-            starts = self.real_buffer.sample(options.num_rollout, stream).obs
-            wandering = rollouts.wandering(
-                options, horizon, self.collector.spaces.actions, self.agent_options.warm_start_hold_steps
-            )
+            real = self.real_buffer
+            limits = regions(mbpo.model, real.contents(), options.max_departure, options.max_disagreement)
+            starts = real.sample(options.num_rollout, stream).obs
+            model, certain = mbpo.uncertainty.begin(mbpo.model, mbpo.policy, starts, stream)
+            wandering = rollouts.wandering(options, horizon, self.collector.spaces.actions, hold_steps)
             metrics = rollouts.generate(
-                mbpo.model, mbpo.policy, starts, horizon, mbpo.buffer.add, stream, inside, wandering
+                model, mbpo.policy, starts, horizon, mbpo.buffer.add, stream, certain | limits, wandering
             )
         mbpo.policy.decay()
         retained = self.mbpo_options.retained_generations
         if retained is not None:
             self._generation_sizes = [*self._generation_sizes, metrics["rollout/num_generated"]][-retained:]
-            mbpo.buffer.forget_all_but(sum(self._generation_sizes))
-        self.logger.log({"rollout/horizon": horizon, **metrics})
+            mbpo.buffer.forget_all_but(int(sum(self._generation_sizes)))
+        self.logger.log({"rollout/horizon": horizon, **metrics, **mbpo.uncertainty.metrics})
 
     def _act_and_store(self) -> int:
         """Step every environment, or as many as there are steps left; return the learning iterations due."""
@@ -293,8 +295,7 @@ class Trainer:
     def _evaluate(self) -> None:
         with self.stopwatch.phase("evaluate"):
             self.evaluation = evaluation = self.evaluate(self.agent.act)
-        best = self.best_evaluation
-        if best is None or evaluation.return_mean > best.return_mean:
+        if self.best_evaluation is None or evaluation.return_mean > self.best_evaluation.return_mean:
             self.best_evaluation, self.best_step = evaluation, self.env_steps
         self.logger.log({f"eval/{name}": getattr(evaluation, name) for name in EVALUATED})
         with self.stopwatch.phase("diagnose"):

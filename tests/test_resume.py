@@ -92,6 +92,20 @@ KINDS = {
         "model.training.restart_optimizer=true",
     ),
 }
+UNCERTAIN = (
+    "mbpo.model_rollout_options.max_divergence=1.2",
+    "mbpo.model_rollout_options.divergence_quantile=0.8",
+    "mbpo.model_rollout_options.horizon=4",
+)
+KINDS |= {
+    "ending_where_uncertain": (*UNCERTAIN, "model/transition=gaussian"),
+    "through_the_model_where_certain": (
+        *UNCERTAIN,
+        "algorithm=double_horizon",
+        "mbpo.training_horizon=3",
+        "model.transition.layer_decays=null",
+    ),
+}
 BRIEF = (
     "mbpo.generate_every=5",
     "trainer.num_env_steps=40",

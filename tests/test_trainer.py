@@ -513,7 +513,7 @@ def test_rollouts_never_start_in_a_terminal_state(monkeypatch: pytest.MonkeyPatc
     starts: list[Tensor] = []
     original = rollouts.generate
 
-    def recorded(*arguments: Any) -> dict[str, int]:
+    def recorded(*arguments: Any) -> dict[str, float]:
         starts.append(arguments[2])
         return original(*arguments)
 
@@ -528,7 +528,7 @@ def test_rollouts_use_the_scheduled_horizon(monkeypatch: pytest.MonkeyPatch) -> 
     horizons = []
     original = rollouts.generate
 
-    def recorded(*arguments: Any) -> dict[str, int]:
+    def recorded(*arguments: Any) -> dict[str, float]:
         horizons.append(arguments[3])
         return original(*arguments)
 

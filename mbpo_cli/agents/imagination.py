@@ -32,6 +32,8 @@ Choose = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Path(NamedTuple):
     """What T steps in a model bring.
 
+    A row ends before a step that cannot be trusted: it stays where it is, and keeps its last action.
+
     Attributes:
         actions: The actions of all steps and of the last observation, T + 1 tensors of shape (B, A).
         bonus: The bonuses of the first actions, shape (B,).
@@ -40,6 +42,7 @@ class Path(NamedTuple):
         rewards: The rewards of the steps, shape (T, B); after an end, that of the first step.
         weight: What the value of the last action counts: the discount, or 0 after an end; shape (B,).
         last_obs: The observations after the last step, shape (B, O).
+        length: The number of steps taken, shape (B,); None if all can be trusted, always.
     """
 
     actions: Sequence[Tensor]
@@ -48,6 +51,7 @@ class Path(NamedTuple):
     rewards: Tensor
     weight: Tensor
     last_obs: Tensor
+    length: Tensor | None = None
 
 
 def unroll(
@@ -55,25 +59,38 @@ def unroll(
 ) -> Path:
     """Follow a policy from observations (B, O), differentiable in all that the policy depends on.
 
-    The reward of a step that ends an episode counts, what comes after it does not. `noise_TBA` has the noise
-    of the actions of all steps and of the last observation; `draws` are the world's.
+    The reward of a step that ends an episode counts, what comes after it does not. A step that cannot be
+    trusted is not taken, nor is any after it: the value of the last action stands for them, as after the last
+    step. `noise_TBA` has the noise of the actions of all steps and of the last observation; `draws` are the
+    world's.
     """
     action, first_bonus = choose(obs, noise_TBA[0])
     actions = [action]
     weight = torch.ones_like(first_bonus)
     gained = torch.zeros_like(first_bonus)
     rewards: list[Tensor] = []
+    trusted, length = weight > 0, None
     for step in range(world.num_steps):
-        next_obs, reward, terminated = world.step(obs, actions[-1], draws, step)
+        last, before = actions[-1], (gained, weight)
+        certain = world.certain(obs, last, draws, step)
+        trusted = trusted if certain is None else trusted & certain
+        next_obs, reward, terminated = world.step(obs, last, draws, step)
+        goes_on = trusted & (weight > 0)
         # After an end, rows stay where they are: elsewhere they might become infinite.
-        obs = torch.where(weight[:, None] > 0, next_obs, obs)
+        obs = torch.where(goes_on[:, None], next_obs, obs)
         gained = gained + weight * reward
-        rewards.append(torch.where(weight > 0, reward, rewards[0] if rewards else reward).detach())
+        rewards.append(torch.where(goes_on, reward, rewards[0] if rewards else reward).detach())
         weight = discount_factor * weight * (1 - terminated)
         action, bonus = choose(obs, noise_TBA[step + 1])
         gained = gained + weight * bonus
+        if certain is not None:
+            gained, weight = (
+                torch.where(trusted, new, old) for new, old in zip((gained, weight), before, strict=True)
+            )
+            action = torch.where(trusted[:, None], action, last)
+            length = goes_on.float() if length is None else length + goes_on
         actions.append(action)
-    return Path(actions, first_bonus, gained, torch.stack(rewards), weight, obs)
+    return Path(actions, first_bonus, gained, torch.stack(rewards), weight, obs, length)
 
 
 class Imagining(Bookkeeping):
@@ -164,8 +181,16 @@ class Imagining(Bookkeeping):
             values = self.target_critics(path.last_obs, path.actions[-1], draws.target_dropout)
             value = self.bounded(path.rewards, smallest(draws.subset)(values), self.bonus_range())
             target = path.gained + path.weight * value
-        metrics = self.fit_critics(self.critics(obs, path.actions[0].detach(), draws.dropout), target)
-        return metrics | {"agent/ended_share": (path.weight == 0).float().mean()}
+        ended = path.weight == 0
+        metrics = {"agent/ended_share": ended.float().mean()}
+        values = self.critics(obs, path.actions[0].detach(), draws.dropout)
+        if path.length is not None:
+            is_cut = (path.length < len(path.rewards)) & ~ended
+            metrics["agent/uncertain_share"] = is_cut.float().mean()
+            metrics["agent/path_length"] = path.length.mean()
+            # Rows without a step teach nothing, as their target would be their own value.
+            values = torch.where(path.length > 0, values, target)
+        return self.fit_critics(values, target) | metrics
 
     def _climb(self, obs: Tensor, path: Path) -> dict[str, Tensor]:
         """Move the actor along the gradient of what the path brings, by the critics' present values."""

@@ -86,6 +86,11 @@ class Config:
         limit = self.mbpo.max_relative_error
         if limit is not None and self.mbpo.use_model and self.model.training.holdout_ratio == 0:
             raise ValueError(f"mbpo.max_relative_error={limit:g}: needs model.training.holdout_ratio > 0")
+        limit = self.mbpo.model_rollout_options.max_divergence
+        sizes = (getattr(self.model.transition, name, None) for name in ("num_elites", "num_networks"))
+        if limit is not None and self.mbpo.use_model and 1 in sizes:
+            key = "mbpo.model_rollout_options.max_divergence"
+            raise ValueError(f"{key}={limit:g}: needs model.transition.num_elites greater than 1")
 
 
 def typed(values: Mapping[str, Any]) -> Config:

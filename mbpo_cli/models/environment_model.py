@@ -28,6 +28,28 @@ class Outcome(Protocol):
         """Map (B, O), (B, A) in [-1, 1], and (B, O) to shape (B,)."""
 
 
+class Groups:
+    """A random division of N rows into groups whose sizes differ by at most one.
+
+    Attributes:
+        rows_MG: The rows of each group. Groups are padded to equal size by repeated rows.
+    """
+
+    def __init__(self, num_rows: int, num_groups: int, generator: torch.Generator) -> None:
+        device = generator.device
+        self._order = torch.randperm(num_rows, generator=generator, device=device)
+        group_size = math.ceil(num_rows / num_groups)
+        padded = self._order[torch.arange(group_size * num_groups, device=device) % num_rows]
+        self.rows_MG = padded.view(group_size, num_groups).T
+
+    def joined(self, values_MG: Tensor) -> Tensor:
+        """Return values by group, shape (M, G, ...), in the order of the rows, without those of padding."""
+        values = values_MG.transpose(0, 1).flatten(0, 1)[: len(self._order)]
+        joined = torch.empty_like(values)
+        joined[self._order] = values
+        return joined
+
+
 @dataclass
 class EnvironmentModel:
     """Predicts the transitions of the environment."""
@@ -64,24 +86,24 @@ class EnvironmentModel:
             part.compile(accelerate, mini_batch_size)
 
     def step(self, obs: Tensor, action: Tensor, generator: torch.Generator) -> Transitions:
-        """Predict one step from each observation.
-
-        The rows, obs (N, O) and action (N, A) in [-1, 1], are split at random into one group per elite
-        transition function, with sizes that differ by at most one. Source: the page, step 3.2.3.
-        """
-        num_rows = len(obs)
-        elites = self.transition.elites
-        order = torch.randperm(num_rows, generator=generator, device=obs.device)
-        # Groups are padded to equal size by repeated rows, whose second prediction is dropped.
-        group_size = math.ceil(num_rows / len(elites))
-        padded = order[torch.arange(group_size * len(elites), device=obs.device) % num_rows]
-        groups_MG = padded.view(group_size, len(elites)).T
-        predicted_MGO = self.transition.predict(obs[groups_MG], action[groups_MG], elites, generator)
-        next_obs = torch.empty_like(obs)
-        next_obs[order] = predicted_MGO.transpose(0, 1).flatten(0, 1)[:num_rows]
+        """Predict one step from each observation; obs (N, O), action (N, A) in [-1, 1]."""
+        next_obs = self.next_obs(obs, action, generator)
         reward = self.reward.predict(obs, action, next_obs, generator)
         terminated = self.is_done.predict(obs, action, next_obs, generator)
         return Transitions(obs, action, reward, next_obs, terminated)
+
+    def next_obs(self, obs: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
+        """Predict the next observations, shape (N, O).
+
+        The rows are split at random into one group per elite transition function, with sizes that differ by
+        at most one. Source: the page, step 3.2.3.
+        """
+        elites = self.transition.elites
+        groups = Groups(len(obs), len(elites), generator)
+        predicted_MGO = self.transition.predict(
+            obs[groups.rows_MG], action[groups.rows_MG], elites, generator
+        )
+        return groups.joined(predicted_MGO)
 
     def calibrate(self, real: Transitions, held_out: Transitions) -> Metrics:
         """Choose the threshold of a learned is-done function; return how good it is on hold-out data."""

@@ -58,6 +58,11 @@ class Regression(Network):
         if distribution == "constant_noise":
             self.log_std = nn.Parameter(torch.zeros(num_members, 1, size, device=device))
 
+    @property
+    def is_random(self) -> bool:
+        """True if predictions are drawn from a distribution."""
+        return self.gaussian or self.log_std is not None
+
     def fit_normalizers(
         self, inputs_NI: Tensor, targets_ND: Tensor, rounding_D: Tensor | None = None
     ) -> None:

@@ -109,6 +109,27 @@ class LearnedTransition(LearnedFunction):
         deviation = None if log_variance is None else torch.exp(0.5 * log_variance)
         return self._next_obs(obs_BO, mean), deviation
 
+    def compared(
+        self, obs_MGO: Tensor, action_MGA: Tensor, count: int, members: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `count` (K) members predict for each row, its own first: mean and log-variance.
+
+        Row block m is predicted by the members m, m + 1 and so on in a circle, of `members` or of all. Means
+        have shape (K, M, G, O); log-variances that are the same for all rows of a block have G = 1. A
+        deterministic member counts as a Gaussian with the variance of its targets in the training data.
+        """
+        obs, action = (
+            torch.cat([rows.roll(shift, 0) for shift in range(count)], 1) for rows in (obs_MGO, action_MGA)
+        )
+        mean, log_variance = self.moments_of_groups(obs, action, members)
+        if log_variance is None:
+            log_variance = 2 * self.network.targets.std.log().expand_as(mean)
+        mean_KMGO, log_variance_KMGO = (
+            torch.stack([part.roll(-shift, 0) for shift, part in enumerate(values.chunk(count, 1))])
+            for values in (mean, log_variance)
+        )
+        return mean_KMGO, log_variance_KMGO if self.network.gaussian else log_variance_KMGO[:, :, :1]
+
     def _next_obs(self, obs: Tensor, prediction: Tensor) -> Tensor:
         return obs + prediction if self.predict_difference else prediction
 

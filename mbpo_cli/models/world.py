@@ -16,6 +16,7 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.function import LearnedFunction
 from mbpo_cli.models.is_done import LearnedIsDone
 from mbpo_cli.models.transition import LearnedTransition
+from mbpo_cli.models.uncertainty import Uncertainty, divergence
 
 
 class Noiseless(Protocol):
@@ -48,8 +49,11 @@ class LearnedWorld:
     Rewards are mean predictions. Gradients flow through next observations and rewards, not through ends.
     """
 
-    def __init__(self, model: EnvironmentModel, num_steps: int) -> None:
+    def __init__(
+        self, model: EnvironmentModel, num_steps: int, uncertainty: Uncertainty | None = None
+    ) -> None:
         self.num_steps = num_steps
+        self._uncertainty = uncertainty or Uncertainty()
         self._elites = model.transition
         self._transition = _frozen(model.transition, len(model.transition.elites))
         self._reward, self._is_done = (
@@ -82,6 +86,16 @@ class LearnedWorld:
         place_TB = torch.empty_like(order_TB).scatter_(1, order_TB, index[:num_rows].expand_as(order_TB))
         shape = (self.num_steps, count, group_size, self._transition.obs_size)
         return Draws(rows_TEG, place_TB, torch.randn(shape, generator=generator, device=device))
+
+    def certain(self, obs: Tensor, action: Tensor, draws: Draws, number: int) -> Tensor | None:
+        """Return a mask of the rows in which elites agree, shape (B,); None if there is no limit."""
+        if not self._uncertainty.is_limited:
+            return None
+        rows_EG = draws.rows_TEG[number]
+        count = self._uncertainty.num_compared(len(rows_EG))
+        with torch.no_grad():  # gradients flow through the prediction of the row's own elite alone
+            found_EG = divergence(*self._transition.compared(obs[rows_EG], action[rows_EG], count))
+            return self._uncertainty.is_certain(found_EG.flatten()[draws.place_TB[number]])
 
     def step(self, obs: Tensor, action: Tensor, draws: Draws, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the next observation (B, O), the reward (B,) and 1.0 where the episode ends (B,)."""

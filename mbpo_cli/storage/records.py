@@ -80,7 +80,13 @@ VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
         "first_updates": 0,
         "training_horizon": 0,
         "max_relative_error": None,
-        "model_rollout_options": {"max_disagreement": None, "random_fraction": 0.0},
+        "model_rollout_options": {
+            "max_disagreement": None,
+            "max_divergence": None,
+            "divergence_quantile": 0.95,
+            "num_compared": 3,
+            "random_fraction": 0.0,
+        },
     },
     "checkpoint": {"save_agent_criteria": "none", "save_agent_value": None, "keep_saved": 5},
     "trainer": {

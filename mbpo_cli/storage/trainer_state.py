@@ -26,7 +26,7 @@ EVALUATIONS = ("evaluation", "best_evaluation")
 def _parts(trainer: Any) -> dict[str, Any]:
     parts = {"agent": trainer.agent, "logger": trainer.logger, "stopwatch": trainer.stopwatch}
     if trainer.model_based is not None:
-        names = ("model", "fitter", "policy", "guard")
+        names = ("model", "fitter", "policy", "guard", "uncertainty")
         parts |= {name: getattr(trainer.model_based, name) for name in names}
     return parts
 
@@ -61,7 +61,7 @@ def restore(trainer: Any, state: dict[str, Any]) -> bool:
     for name in STREAMS:
         getattr(trainer, name).set_state(state[name])
     for name, part in _parts(trainer).items():
-        if name in state:  # older checkpoints have no guard
+        if name in state:  # older checkpoints lack some
             part.load_state_dict(state[name])
     if trainer.model_based is not None and trainer.model_based.world is not None:
         trainer.model_based.world.refresh()

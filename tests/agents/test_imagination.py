@@ -25,6 +25,9 @@ class LinearWorld:
     def draw(self, num_rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         return ()
 
+    def certain(self, obs: Tensor, action: Tensor, draws: Any, number: int) -> Tensor | None:
+        return None
+
     def step(self, obs: Tensor, action: Tensor, draws: Any, number: int) -> tuple[Tensor, Tensor, Tensor]:
         next_obs = 0.8 * obs + 0.5 * action.sum(1, keepdim=True)
         return next_obs, 2 * next_obs[:, 0] - action.sum(1), (next_obs[:, 0] > 3).float()
@@ -81,6 +84,54 @@ def test_what_follows_an_end_cannot_become_infinite() -> None:
     assert torch.isfinite(path.last_obs).all()
 
 
+class LimitedWorld(LinearWorld):
+    """The linear world, which can be trusted where observations are below a limit."""
+
+    def __init__(self, num_steps: int, limit: float) -> None:
+        super().__init__(num_steps)
+        self.limit = limit
+
+    def certain(self, obs: Tensor, action: Tensor, draws: Any, number: int) -> Tensor | None:
+        return obs[:, 0] < self.limit
+
+
+def test_a_path_stops_before_a_step_that_cannot_be_trusted() -> None:
+    """With o' = 1.35 o, rows take 4, 2, 0 and 1 steps; then the value of their last action counts."""
+    gain = torch.tensor(1.1, requires_grad=True)
+    starts, lengths = [0.1, 0.6, 1.5, 0.99], [4, 2, 0, 1]
+    noise = torch.arange(5.0)[:, None, None].expand(-1, 4, 1)
+
+    def choose(obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return gain * obs, 0.25 + noise[:, 0]
+
+    path = unroll(LimitedWorld(4, 1.0), choose, torch.tensor(starts)[:, None], noise, (), DISCOUNT)
+    assert path.length is not None
+    assert path.length.tolist() == lengths
+    for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        short = unroll(LinearWorld(length or 1), choose, torch.tensor([[start]]), noise[:, :1], (), DISCOUNT)
+        (gradient,) = torch.autograd.grad(path.gained[row], gain, retain_graph=True, allow_unused=True)
+        found = (path.gained[row], path.weight[row], path.last_obs[row], path.actions[-1][row])
+        if length == 0:
+            assert [each.item() for each in found] == pytest.approx([0.0, 1.0, start, 1.1 * start])
+            assert gradient.item() == 0
+            continue
+        expected = (short.gained[0], short.weight[0], short.last_obs[0], short.actions[-1][0])
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+        (other_gradient,) = torch.autograd.grad(short.gained[0], gain)
+        torch.testing.assert_close(gradient, other_gradient)
+        rewards = [*short.rewards[:, 0].tolist(), *[short.rewards[0, 0].item()] * (4 - length)]
+        assert path.rewards[:, row].tolist() == pytest.approx(rewards)
+
+
+def test_an_end_in_a_limited_world_is_still_an_end() -> None:
+    start = torch.tensor([[2.8], [0.1]])
+    path = unroll(LimitedWorld(2, 3.5), lambda o, n: (1.1 * o, o[:, 0]), start, torch.zeros(3, 2, 1), (), 0.9)
+    assert path.length is not None
+    assert path.length.tolist() == [1, 2]
+    assert path.weight.tolist() == pytest.approx([0.0, 0.81])
+
+
 def imagining(name: str, num_steps: int, *overrides: str) -> Any:
     agent: Any = make(name, *overrides)
     agent.enter(LinearWorld(num_steps))
@@ -118,6 +169,28 @@ def test_critics_learn_the_expanded_value(name: str) -> None:
     torch.testing.assert_close(metrics["agent/critic_loss"], critic_loss)
     actor_loss = -(first_bonus + value + 0.81 * agent.critics(now, act).amin(0)).mean()
     torch.testing.assert_close(metrics["agent/actor_loss"], actor_loss.detach())
+
+
+@IMAGINING
+def test_rows_that_cannot_be_trusted_teach_the_critics_nothing(name: str) -> None:
+    metrics = {}
+    obs, noise = starts(), torch.zeros(3, 16, 1)
+    is_trusted = obs[:, 0] < 0
+    for limit in (0.0, -10.0, 1e9):
+        agent = imagining(name, 2, "agent.critic_optimizer.learn_rate=1e-2")
+        world = LimitedWorld(2, limit)
+        world.step = WideWorld(2).step  # type: ignore[method-assign]
+        agent.enter(world)
+        before = copies(agent.critics)
+        metrics[limit] = agent._step_in_world(obs, agent.draw(16), noise, (), with_targets=False)
+        assert same(agent.critics, before) == (limit == -10.0)
+    assert metrics[-10.0]["agent/critic_loss"] == 0
+    assert metrics[-10.0]["agent/uncertain_share"] == 1
+    assert metrics[-10.0]["agent/path_length"] == 0
+    assert metrics[1e9]["agent/uncertain_share"] == 0
+    assert metrics[1e9]["agent/path_length"] == 2
+    assert metrics[0.0]["agent/uncertain_share"] >= 1 - is_trusted.float().mean()
+    assert metrics[0.0]["agent/path_length"] <= 2 * is_trusted.float().mean()
 
 
 @IMAGINING

@@ -154,6 +154,18 @@ def test_the_mixed_batch_has_the_size_of_the_agents_unless_set() -> None:
             "model.training.holdout_ratio=0 model.training.patience=null model.transition.num_elites=null",
             "mbpo.max_relative_error=0.1: needs model.training.holdout_ratio > 0",
         ),
+        (
+            "mbpo.model_rollout_options.max_divergence=2 model.transition.num_elites=1",
+            "mbpo.model_rollout_options.max_divergence=2: needs model.transition.num_elites greater than 1",
+        ),
+        (
+            "mbpo.model_rollout_options.max_divergence=0",
+            "mbpo.model_rollout_options.max_divergence=0: must be a number > 0 or null",
+        ),
+        (
+            "mbpo.model_rollout_options.divergence_quantile=95",
+            "mbpo.model_rollout_options.divergence_quantile=95: must be a number from 0 to 1",
+        ),
         ("env.reward_function=null", "model.reward.function=null: not known for this environment"),
         ("env.reward_function=math.nothing", "model.reward.function=math.nothing: module 'math' has no"),
         ("env.reward_function=nothing.at_all", "model.reward.function=nothing.at_all: No module named"),

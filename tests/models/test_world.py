@@ -9,6 +9,7 @@ from torch import Tensor
 from mbpo_cli.build import build_agent, build_model
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.models.environment_model import EnvironmentModel
+from mbpo_cli.models.uncertainty import Uncertainty, divergence
 from mbpo_cli.models.world import LearnedWorld
 from mbpo_cli.nn import compilation
 from tests.conftest import TINY, copies, spaces
@@ -107,18 +108,52 @@ def test_what_a_fit_changes_is_copied_in_place(g: torch.Generator) -> None:
     assert places == [parameter.data_ptr() for parameter in world._transition.network.parameters()]
 
 
+def limited(limit: float) -> Uncertainty:
+    options = make_config("mbpo.model_rollout_options.max_divergence=1").mbpo.model_rollout_options
+    uncertainty = Uncertainty(options)
+    uncertainty.load_state_dict({"recent": [limit]})
+    return uncertainty
+
+
+@pytest.mark.parametrize("kind", ["deterministic", "gaussian", "constant_noise"])
+def test_a_step_is_certain_where_elites_diverge_less_than_the_limit(kind: str, g: torch.Generator) -> None:
+    """Three of four are compared: the row's own and the next two in the order of the elites."""
+    model, (obs, action) = model_of(f"model/transition={kind}"), rows(40)
+    model.transition.elites = elites = torch.tensor([4, 0, 3, 1])
+    world = LearnedWorld(model, 3, limited(0.0))
+    draws = world.draw(40, g)
+    found = torch.empty(40)
+    for group, rows_G in enumerate(draws.rows_TEG[1]):
+        chosen = elites.roll(-group)[:3]
+        obs_MGO, action_MGA = (each[rows_G].expand(3, -1, -1) for each in (obs, action))
+        mean, log_variance = model.transition.moments_of_groups(obs_MGO, action_MGA, chosen)
+        if log_variance is None:
+            log_variance = torch.zeros_like(mean)
+        found[rows_G] = divergence(mean, log_variance).detach()
+    limit = found.sort().values[19:21].mean().item()
+    world = LearnedWorld(model, 3, limited(limit))
+    certain = world.certain(obs.requires_grad_(), action, draws, 1)
+    assert certain is not None
+    assert certain.tolist() == (found < limit).tolist()
+    assert certain.sum() == 20
+
+
 @pytest.mark.slow
-def test_compiled_updates_through_the_world_are_the_plain_ones(g: torch.Generator) -> None:
-    agents = []
+@pytest.mark.parametrize("is_limited", [False, True])
+def test_compiled_updates_through_the_world_are_the_plain_ones(is_limited: bool) -> None:
+    agents, uncertainty = [], limited(0.01) if is_limited else None
     for is_compiled in (False, True):
         config = make_config(*TINY, *MEMBERS, "agent.hidden_sizes=[16,16]", "agent.critics.layer_norm=true")
         agent = build_agent(config, SPACE, CPU)
-        agent.enter(LearnedWorld(model_of(), 3))  # type: ignore[attr-defined]
+        agent.enter(LearnedWorld(model_of(), 3, uncertainty))  # type: ignore[attr-defined]
         if is_compiled:
             agent.compile(compilation.compiled)
         agents.append(agent)
     for seed in range(4):
         metrics = [agent.update_in_world([rows(16, seed)[0]])[0] for agent in agents]  # type: ignore[attr-defined]
+        if uncertainty is not None:
+            assert 0 < metrics[0]["agent/uncertain_share"] < 1
+            uncertainty.load_state_dict({"recent": [0.01 - 0.002 * seed]})  # as in a later generation
         for tag, value in metrics[0].items():
             torch.testing.assert_close(metrics[1][tag], value, rtol=1e-4, atol=1e-5)
     weights = [copies(agent.actor) for agent in agents]  # type: ignore[attr-defined]
