@@ -255,7 +255,7 @@ def build_model_based(
     if model.learned and compiles(config, device, num_fit_steps(config)):
         model.compile(accelerator(config, "model"), config.model.training.mini_batch_size)
     stream = generator(config.seed, "model", "fit", device=device)
-    uncertainty = Uncertainty(config.mbpo.model_rollout_options, device)
+    uncertainty = Uncertainty(config.mbpo.model_rollout_options, spaces.obs_size, device)
     world = None
     if config.mbpo.training_horizon > 0:
         world = LearnedWorld(model, config.mbpo.training_horizon, uncertainty)

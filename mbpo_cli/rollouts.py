@@ -272,7 +272,7 @@ def generate(
                 if "implausible" not in regions:
                     _check_finite(transitions)
                 for name, region in regions.items():
-                    inside = region.contains(transitions)
+                    inside = region.contains(transitions, number)
                     if not bool(inside.all()):  # else there is nothing to copy
                         transitions, number = transitions[inside], number[inside]
                         counts[name] += len(inside) - len(transitions)

@@ -72,8 +72,7 @@ class Trainer:
 
     Attributes:
         model_based: None trains the base agent alone, on real experience.
-        should_stop: Asked before every environment step, evaluations included, and every gradient step of a
-            fit.
+        should_stop: Asked before every step of an environment, evaluations included, and of a fit.
         undoing_if_stopped: Called with the agent and a random stream for the context of an update.
         before_step: Called before every environment step, the only place where the state can be saved.
         evaluation: The last evaluation, or None before the first.
@@ -205,6 +204,7 @@ class Trainer:
             metrics = mbpo.fitter.fit(mbpo.model, real, num_epochs, self.should_stop)
         self.num_model_trainings += 1
         self.logger.log({**metrics, **mbpo.guard.judge(metrics, self.env_steps)})
+        mbpo.uncertainty.fit(mbpo.model, real)
         if mbpo.world is not None:
             mbpo.world.refresh()
         if mbpo.guard.is_closed:

@@ -179,8 +179,13 @@ class World(Protocol):
     def draw(self, num_rows: int, generator: torch.Generator) -> Any:
         """Draw what is random in the T steps from B = `num_rows` observations: tensors, in a tuple."""
 
-    def certain(self, obs: Tensor, action: Tensor, draws: Any, number: int) -> Tensor | None:
-        """Return a mask of the rows whose `step` can be trusted, shape (B,); None if all can, always."""
+    def certain(
+        self, obs: Tensor, action: Tensor, earlier: Any, draws: Any, number: int
+    ) -> tuple[Tensor | None, Any]:
+        """Return a mask of the rows whose `step` can be trusted, shape (B,); None if all can, always.
+
+        The second result is `earlier` in the next step, where it is None at first.
+        """
 
     def step(self, obs: Tensor, action: Tensor, draws: Any, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return next observations (B, O), rewards (B,), and 1.0 where an episode ends, else 0.0 (B,).

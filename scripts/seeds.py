@@ -110,6 +110,7 @@ LATER_OPTIONS = {
     "mbpo.training_horizon": 0,
     "mbpo.model_rollout_options.max_divergence": None,
     "mbpo.model_rollout_options.divergence_quantile": 0.95,
+    "mbpo.model_rollout_options.max_lost_information": None,
     "mbpo.model_rollout_options.num_compared": 3,
     **{f"*.{name}": value for _, more in VALUES_OF_OLDER_PARTS for name, value in more.items()},
 }

@@ -95,6 +95,7 @@ KINDS = {
 UNCERTAIN = (
     "mbpo.model_rollout_options.max_divergence=1.2",
     "mbpo.model_rollout_options.divergence_quantile=0.8",
+    "mbpo.model_rollout_options.max_lost_information=3",
     "mbpo.model_rollout_options.horizon=4",
 )
 KINDS |= {

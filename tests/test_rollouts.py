@@ -259,7 +259,7 @@ class Agreement:
     def __init__(self, model: EnvironmentModel, tolerance: float) -> None:
         self.model, self.tolerance = model, tolerance
 
-    def contains(self, transitions: Transitions) -> Tensor:
+    def contains(self, transitions: Transitions, number: Tensor) -> Tensor:
         members = self.model.transition.elites
         obs, action = (rows.expand(len(members), -1, -1) for rows in (transitions.obs, transitions.action))
         mean_MNO = self.model.transition.predict(obs, action, members, torch.Generator())
@@ -401,7 +401,7 @@ class Skips:
     def __init__(self, step: float, number: float) -> None:
         self.excluded = torch.tensor([step, number])
 
-    def contains(self, transitions: Transitions) -> Tensor:
+    def contains(self, transitions: Transitions, number: Tensor) -> Tensor:
         return ~(transitions.obs == self.excluded).all(1)
 
 

@@ -69,10 +69,10 @@ def unroll(
     weight = torch.ones_like(first_bonus)
     gained = torch.zeros_like(first_bonus)
     rewards: list[Tensor] = []
-    trusted, length = weight > 0, None
+    trusted, length, doubts = weight > 0, None, None
     for step in range(world.num_steps):
         last, before = actions[-1], (gained, weight)
-        certain = world.certain(obs, last, draws, step)
+        certain, doubts = world.certain(obs, last, doubts, draws, step)
         trusted = trusted if certain is None else trusted & certain
         next_obs, reward, terminated = world.step(obs, last, draws, step)
         goes_on = trusted & (weight > 0)

@@ -86,11 +86,24 @@ class Config:
         limit = self.mbpo.max_relative_error
         if limit is not None and self.mbpo.use_model and self.model.training.holdout_ratio == 0:
             raise ValueError(f"mbpo.max_relative_error={limit:g}: needs model.training.holdout_ratio > 0")
-        limit = self.mbpo.model_rollout_options.max_divergence
+        if self.mbpo.use_model:
+            self._check_uncertainty()
+
+    def _check_uncertainty(self) -> None:
+        """Check that the ensemble is one that has the uncertainty that rollouts are limited by."""
         sizes = (getattr(self.model.transition, name, None) for name in ("num_elites", "num_networks"))
-        if limit is not None and self.mbpo.use_model and 1 in sizes:
-            key = "mbpo.model_rollout_options.max_divergence"
-            raise ValueError(f"{key}={limit:g}: needs model.transition.num_elites greater than 1")
+        is_single, distribution = 1 in sizes, getattr(self.model.transition, "distribution", None)
+        for name in ("max_divergence", "max_lost_information"):
+            limit = getattr(self.mbpo.model_rollout_options, name)
+            if limit is None:
+                continue
+            key = f"mbpo.model_rollout_options.{name}={limit:g}"
+            if is_single:
+                raise ValueError(f"{key}: needs model.transition.num_elites greater than 1")
+            if name == "max_lost_information" and distribution == "deterministic":
+                raise ValueError(
+                    f"{key}: needs model/transition=gaussian or constant_noise, which know noise"
+                )
 
 
 def typed(values: Mapping[str, Any]) -> Config:

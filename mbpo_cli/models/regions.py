@@ -18,8 +18,11 @@ from mbpo_cli.types import Transitions
 class Region(Protocol):
     """Where predictions may lie: a rollout ends with the first one outside, which is dropped."""
 
-    def contains(self, transitions: Transitions) -> Tensor:
-        """Return a mask of the predicted transitions inside, shape (N,)."""
+    def contains(self, transitions: Transitions, number: Tensor) -> Tensor:
+        """Return a mask of the predicted transitions inside, shape (N,).
+
+        `number` are the numbers of their rollouts in a generation.
+        """
 
 
 EVERYWHERE: Mapping[str, Region] = {}
@@ -43,7 +46,7 @@ class PlausibleRange:
             largest = torch.finfo(real.reward.dtype).max
             self._low[-2], self._high[-2] = -largest, largest
 
-    def contains(self, transitions: Transitions) -> Tensor:
+    def contains(self, transitions: Transitions, number: Tensor | None = None) -> Tensor:
         """Return a mask of the plausible transitions, shape (N,); those that are not finite never are."""
         outcomes = _outcomes(transitions)
         return ((outcomes >= self._low) & (outcomes <= self._high)).all(1)
@@ -61,7 +64,7 @@ class Agreement:
         change_O = (real.next_obs - real.obs).square().mean(0)
         self._factors_O = self._transition.network.weights / torch.where(change_O > 0, change_O, 1.0)
 
-    def contains(self, transitions: Transitions) -> Tensor:
+    def contains(self, transitions: Transitions, number: Tensor | None = None) -> Tensor:
         """Return a mask of the transitions from where the members agree, shape (N,)."""
         pair = self._transition.elites[:2]
         obs, action = (rows.expand(len(pair), -1, -1) for rows in (transitions.obs, transitions.action))

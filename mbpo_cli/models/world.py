@@ -16,7 +16,7 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.function import LearnedFunction
 from mbpo_cli.models.is_done import LearnedIsDone
 from mbpo_cli.models.transition import LearnedTransition
-from mbpo_cli.models.uncertainty import Uncertainty, divergence
+from mbpo_cli.models.uncertainty import Uncertainty
 
 
 class Noiseless(Protocol):
@@ -87,15 +87,22 @@ class LearnedWorld:
         shape = (self.num_steps, count, group_size, self._transition.obs_size)
         return Draws(rows_TEG, place_TB, torch.randn(shape, generator=generator, device=device))
 
-    def certain(self, obs: Tensor, action: Tensor, draws: Draws, number: int) -> Tensor | None:
-        """Return a mask of the rows in which elites agree, shape (B,); None if there is no limit."""
+    def certain(
+        self, obs: Tensor, action: Tensor, earlier: Tensor | None, draws: Draws, number: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return a mask of the rows in which elites agree, shape (B,), and sums of what was measured (B, C).
+
+        Both are None if there is no limit.
+        """
         if not self._uncertainty.is_limited:
-            return None
-        rows_EG = draws.rows_TEG[number]
+            return None, None
+        rows_EG, network = draws.rows_TEG[number], self._transition.network
         count = self._uncertainty.num_compared(len(rows_EG))
         with torch.no_grad():  # gradients flow through the prediction of the row's own elite alone
-            found_EG = divergence(*self._transition.compared(obs[rows_EG], action[rows_EG], count))
-            return self._uncertainty.is_certain(found_EG.flatten()[draws.place_TB[number]])
+            compared = self._transition.compared(obs[rows_EG], action[rows_EG], count)
+            measured_EGC = self._uncertainty.measured(*compared, network.targets.std)
+            measured_BC = measured_EGC.flatten(0, 1)[draws.place_TB[number]]
+            return self._uncertainty.is_certain(measured_BC, earlier)
 
     def step(self, obs: Tensor, action: Tensor, draws: Draws, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the next observation (B, O), the reward (B,) and 1.0 where the episode ends (B,)."""

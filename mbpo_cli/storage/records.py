@@ -84,6 +84,7 @@ VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
             "max_disagreement": None,
             "max_divergence": None,
             "divergence_quantile": 0.95,
+            "max_lost_information": None,
             "num_compared": 3,
             "random_fraction": 0.0,
         },

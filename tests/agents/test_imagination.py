@@ -25,8 +25,10 @@ class LinearWorld:
     def draw(self, num_rows: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         return ()
 
-    def certain(self, obs: Tensor, action: Tensor, draws: Any, number: int) -> Tensor | None:
-        return None
+    def certain(
+        self, obs: Tensor, action: Tensor, earlier: Any, draws: Any, number: int
+    ) -> tuple[Tensor | None, Any]:
+        return None, None
 
     def step(self, obs: Tensor, action: Tensor, draws: Any, number: int) -> tuple[Tensor, Tensor, Tensor]:
         next_obs = 0.8 * obs + 0.5 * action.sum(1, keepdim=True)
@@ -91,8 +93,11 @@ class LimitedWorld(LinearWorld):
         super().__init__(num_steps)
         self.limit = limit
 
-    def certain(self, obs: Tensor, action: Tensor, draws: Any, number: int) -> Tensor | None:
-        return obs[:, 0] < self.limit
+    def certain(
+        self, obs: Tensor, action: Tensor, earlier: Any, draws: Any, number: int
+    ) -> tuple[Tensor | None, Any]:
+        assert earlier == (number or None), "what the step before returned"
+        return obs[:, 0] < self.limit, number + 1
 
 
 def test_a_path_stops_before_a_step_that_cannot_be_trusted() -> None:

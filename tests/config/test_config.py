@@ -159,6 +159,19 @@ def test_the_mixed_batch_has_the_size_of_the_agents_unless_set() -> None:
             "mbpo.model_rollout_options.max_divergence=2: needs model.transition.num_elites greater than 1",
         ),
         (
+            "mbpo.model_rollout_options.max_lost_information=100 model/transition=gaussian "
+            "model.transition.num_networks=1 model.transition.num_elites=null",
+            "mbpo.model_rollout_options.max_lost_information=100: needs model.transition.num_elites greater",
+        ),
+        (
+            "mbpo.model_rollout_options.max_lost_information=100 model/transition=deterministic",
+            "mbpo.model_rollout_options.max_lost_information=100: needs model/transition=gaussian or",
+        ),
+        (
+            "mbpo.model_rollout_options.num_compared=1",
+            "mbpo.model_rollout_options.num_compared=1: must be a whole number >= 2 or null",
+        ),
+        (
             "mbpo.model_rollout_options.max_divergence=0",
             "mbpo.model_rollout_options.max_divergence=0: must be a number > 0 or null",
         ),

@@ -14,7 +14,13 @@ from torch.distributions import Normal, kl_divergence
 from mbpo_cli.build import build_model
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.models.uncertainty import ComparingModel, Uncertainty, divergence
+from mbpo_cli.models.uncertainty import (
+    ComparingModel,
+    Uncertainty,
+    divergence,
+    fused,
+    lost_information,
+)
 from mbpo_cli.models.world import LearnedWorld
 from mbpo_cli.rollouts import generate, lengths
 from mbpo_cli.types import Transitions
@@ -63,7 +69,8 @@ def test_members_that_agree_do_not_diverge_and_nan_is_never_certain() -> None:
     mean[1, 2, 0] = math.nan
     found = divergence(mean, torch.full((3, 1, 3), -13.3))
     assert found[[0, 1, 3]].tolist() == [0.0] * 3, "not even by rounding errors"
-    assert Uncertainty().is_certain(found).tolist() == [True, True, False, True]
+    uncertainty = Uncertainty(replace(OPTIONS, max_divergence=1.0))
+    assert uncertainty.is_certain(found[:, None], None)[0].tolist() == [True, True, False, True]
 
 
 DISTRIBUTIONS = pytest.mark.parametrize("distribution", ["deterministic", "gaussian", "constant_noise"])
@@ -214,7 +221,6 @@ def starts_of(*divergences: float) -> Tensor:
 def test_the_limit_is_the_mean_of_a_quantile_over_generations_and_survives(g: torch.Generator) -> None:
     options = replace(OPTIONS, max_divergence=3.0, divergence_quantile=0.75)
     one, two = Uncertainty(options), Uncertainty(options)
-    assert one.metrics == {}
     for divergences, expected in (
         ([0.0, 1.0, 2.0, 3.0, 4.0], 9.0),  # 3 times 3
         ([1.0, 1.0], 6.0),  # the mean of 9 and 3
@@ -227,9 +233,10 @@ def test_the_limit_is_the_mean_of_a_quantile_over_generations_and_survives(g: to
     for each in (one, two):
         each.begin(Listed(), Straight(), starts_of(0.5), g)
     assert one.metrics == two.metrics
-    assert one.is_certain(torch.tensor([4.8, 4.9])).tolist() == [True, False]  # the limit is 4.875
-    one.load_state_dict({"recent": []})
-    assert one.is_certain(torch.tensor([1e9])).tolist() == [True]
+    is_certain, _ = one.is_certain(torch.tensor([[4.8], [4.9]]), None)
+    assert is_certain.tolist() == [True, False], "the limit is 4.875"
+    is_certain, _ = Uncertainty(options).is_certain(torch.tensor([[1e9], [math.inf]]), None)
+    assert is_certain.tolist() == [True, False], "no limit before the first generation"
 
 
 def test_without_a_limit_the_model_is_the_same_and_draws_nothing(g: torch.Generator) -> None:
@@ -237,4 +244,117 @@ def test_without_a_limit_the_model_is_the_same_and_draws_nothing(g: torch.Genera
     assert Uncertainty(OPTIONS).begin(model, Straight(), torch.zeros(5, 3), g) == (model, {})
     assert torch.equal(g.get_state(), before)
     world, rows = LearnedWorld(model_of("gaussian"), 2, Uncertainty(OPTIONS)), torch.zeros(5, 3)
-    assert world.certain(rows, rows[:, :1], world.draw(5, g), 0) is None
+    assert world.certain(rows, rows[:, :1], None, world.draw(5, g), 0) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("means", "variances"),
+    [
+        ([[0.0], [1.0]], [[1.0], [3.0]]),
+        ([[0.5, -2.0], [1.0, 0.0]], [[1.0, 0.1], [3.0, 0.1]]),
+        ([[0.0], [1.0], [5.0]], [[1.0], [3.0], [0.5]]),
+        ([[0.0, 1.0], [0.5, -1.0], [2.0, 0.3]], [[1.0, 0.2], [0.5, 2.0], [3.0, 0.1]]),
+    ],
+)
+def test_fused_predictions_and_what_they_lose_by_hand(
+    means: list[list[float]], variances: list[list[float]]
+) -> None:
+    together = fused(torch.tensor(means)[:, None], torch.tensor(variances)[:, None].log())
+    lost = lost_information(together.remaining, torch.tensor([2.0, 0.1])[: len(means[0])])
+    drawn = together.given(torch.full((1, len(means[0])), 0.7), torch.full((1, len(means[0])), -1.5))
+    for element, unit in zip(range(len(means[0])), (2.0, 0.1), strict=False):
+        pairs = [(m[element], v[element]) for m, v in zip(means, variances, strict=True)]
+        variance = len(pairs) / sum(1 / v for _, v in pairs)
+        mean = variance * sum(m / v for m, v in pairs) / len(pairs)
+        between = sum((m - mean) ** 2 for m, _ in pairs) / len(pairs)
+        gain = variance / (variance + between)
+        remaining = (1 - gain) * variance
+        bits = 0.5 * math.log2(2 * math.pi * math.e * remaining / unit**2) - math.log2(1e-6)
+        expected = (mean + gain * (0.7 - mean) - 1.5 * math.sqrt(remaining), remaining)
+        found = (drawn[0, element].item(), together.remaining[0, element].item())
+        assert found == pytest.approx(expected, abs=1e-6)
+        assert lost[0, element].item() == pytest.approx(bits, abs=1e-5)  # of about 20
+
+
+def test_two_members_fused_in_numbers() -> None:
+    together = fused(torch.tensor([[[0.0]], [[1.0]]]), torch.tensor([[[1.0]], [[3.0]]]).log())
+    assert together.variance.item() == pytest.approx(1.5, abs=1e-6)  # 1 / ((1 + 1/3) / 2)
+    assert together.mean.item() == pytest.approx(0.25, abs=1e-6)
+    assert together.between.item() == pytest.approx(0.3125, abs=1e-6)  # (1/16 + 9/16) / 2
+    assert together.remaining.item() == pytest.approx(15 / 58, abs=1e-6)  # 1.5 * 0.3125 / 1.8125
+
+
+def test_members_that_agree_lose_nothing_and_draw_as_each_of_them() -> None:
+    together = fused(torch.full((3, 4, 2), 0.5), torch.zeros(3, 1, 2))
+    assert lost_information(together.remaining, torch.ones(2)).tolist() == [[0.0, 0.0]] * 4
+    drawn = torch.randn(4, 2)
+    torch.testing.assert_close(together.given(drawn, torch.randn(4, 2)), drawn)
+
+
+class Apart(Split):
+    """Elites whose means of the second element differ: what they lose in it in a step is its observation."""
+
+    def gap(self, obs: Tensor) -> Tensor:
+        remaining = (2e-6 * 2 ** obs[..., 1].double()).square() / (
+            2 * math.pi * math.e
+        )  # targets deviate by 2
+        return (remaining / (1 - remaining) / 2).float()  # between / 2; 8 times it is the squared difference
+
+
+INFORMED = replace(OPTIONS, max_lost_information=3.5)
+
+
+def transitions_of(*lost: float) -> Transitions:
+    obs, nothing = starts_of(*lost), torch.zeros(len(lost))
+    return Transitions(obs, nothing[:, None], nothing, obs, nothing)
+
+
+def test_the_limits_of_lost_information_are_quantiles_of_real_steps() -> None:
+    one, two = Uncertainty(INFORMED, 3), Uncertainty(INFORMED, 3)
+    lost = [14 + 0.05 * row for row in range(99)]
+    one.fit(Apart(), transitions_of(*lost, math.nan, 19.0))  # four elites: the last of 101 is left out
+    expected = [torch.tensor(lost).quantile(quantile).item() for quantile in (0.9999, 0.01)]
+    assert one.step_limit.tolist() == pytest.approx([0, expected[0], 0], abs=1e-3)
+    assert one.rollout_limit.tolist() == pytest.approx([0, 3.5 * expected[1], 0], abs=1e-3)
+    assert float(one.metrics["rollout/lost_information_limit"]) == pytest.approx(expected[0] / 3, abs=1e-3)
+    assert float(one.metrics["rollout/lost_information_budget"]) > 3.5 * 14 / 3
+    two.load_state_dict(one.state_dict())
+    two.fit(Apart(), transitions_of(1.0, 2.0))  # too few to tell
+    assert two.metrics == one.metrics
+
+
+def test_a_rollout_ends_by_a_step_that_loses_much_or_by_all_of_them(g: torch.Generator) -> None:
+    """Steps may lose 16.5 bits, and rollouts 56: three steps of 16, or four of 13."""
+    uncertainty = Uncertainty(INFORMED, 3)
+    uncertainty.fit(Apart(), transitions_of(*[16.0] * 50, *[16.5] * 50))
+    lost_by_step = torch.tensor([[16.0, 17.0, 13.0, 16.0]] + 4 * [[16.0, 16.0, 13.0, 17.0]])
+    model, region = uncertainty.begin(Apart(), Straight(), torch.zeros(4, 3), g)
+    number, length = torch.arange(4), torch.zeros(4)
+    for lost in lost_by_step:
+        transitions = transitions_of(*lost[number].tolist())
+        with torch.no_grad():
+            model.next_obs(transitions.obs, transitions.action, g)
+        number = number[region["uncertain"].contains(transitions, number)]
+        length[number] += 1
+    assert length.tolist() == [3, 0, 4, 1]
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "constant_noise"])
+def test_rollouts_draw_from_the_fused_prediction(distribution: str, g: torch.Generator) -> None:
+    """One elite draws, and what it draws counts the less, the less the elites agree."""
+    model = model_of(distribution)
+    options = replace(OPTIONS, max_lost_information=100.0, num_compared=None)
+    fusing, _ = Uncertainty(options, 3).begin(model, Straight(), torch.zeros(1, 3), g)
+    obs, action = torch.randn(1, 3, generator=g), torch.zeros(40_000, 1)
+    with torch.no_grad():
+        drawn = fusing.next_obs(obs.expand(40_000, -1), action, g)
+        mean, deviation = model.transition.moments(obs, action[:1])
+    assert deviation is not None
+    means, variances = mean[model.transition.elites], deviation[model.transition.elites].square()
+    together = fused(means, variances.log())
+    gain = together.variance / (together.variance + together.between)
+    expected = together.mean + gain * (means.mean(0) - together.mean)
+    spread = variances.mean(0) + means.var(0, correction=0)
+    variance = gain.square() * spread + (1 - gain) * together.variance
+    torch.testing.assert_close(drawn.mean(0), expected[0], rtol=0.02, atol=0.05)
+    torch.testing.assert_close(drawn.var(0), variance[0], rtol=0.05, atol=0.0)

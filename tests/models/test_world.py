@@ -108,10 +108,10 @@ def test_what_a_fit_changes_is_copied_in_place(g: torch.Generator) -> None:
     assert places == [parameter.data_ptr() for parameter in world._transition.network.parameters()]
 
 
-def limited(limit: float) -> Uncertainty:
-    options = make_config("mbpo.model_rollout_options.max_divergence=1").mbpo.model_rollout_options
-    uncertainty = Uncertainty(options)
-    uncertainty.load_state_dict({"recent": [limit]})
+def limited(limit: float, *overrides: str) -> Uncertainty:
+    config = make_config("mbpo.model_rollout_options.max_divergence=1", *MEMBERS, *overrides)
+    uncertainty = Uncertainty(config.mbpo.model_rollout_options, 3)
+    uncertainty.step_limit[0] = limit
     return uncertainty
 
 
@@ -132,20 +132,47 @@ def test_a_step_is_certain_where_elites_diverge_less_than_the_limit(kind: str, g
         found[rows_G] = divergence(mean, log_variance).detach()
     limit = found.sort().values[19:21].mean().item()
     world = LearnedWorld(model, 3, limited(limit))
-    certain = world.certain(obs.requires_grad_(), action, draws, 1)
+    certain, sums = world.certain(obs.requires_grad_(), action, None, draws, 1)
+    torch.testing.assert_close(sums, found[:, None], rtol=1e-4, atol=1e-6)
     assert certain is not None
     assert certain.tolist() == (found < limit).tolist()
     assert certain.sum() == 20
 
 
+INFORMED = ("model/transition=gaussian", "mbpo.model_rollout_options.max_lost_information=1")
+
+
+def test_lost_information_adds_up_from_step_to_step(g: torch.Generator) -> None:
+    uncertainty, (obs, action) = limited(1e9, *INFORMED), rows(16)
+    world = LearnedWorld(model_of(*INFORMED), 2, uncertainty)
+    draws = world.draw(16, g)
+    certain, first = world.certain(obs, action, None, draws, 0)
+    assert certain is not None
+    assert first is not None
+    assert certain.all()
+    assert first.shape == (16, 4), "the divergence, and what each element loses"
+    _, second = world.certain(obs, action, None, draws, 1)
+    certain, both = world.certain(obs, action, first, draws, 1)
+    assert second is not None
+    assert both is not None
+    torch.testing.assert_close(both, first + second)
+    uncertainty.rollout_limit[2] = both[:, 2].sort().values[7:9].mean()
+    certain, _ = world.certain(obs, action, first, draws, 1)
+    assert certain is not None
+    assert certain.tolist() == (both[:, 2] < uncertainty.rollout_limit[2]).tolist()
+    assert certain.sum() == 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_limited", [False, True])
 def test_compiled_updates_through_the_world_are_the_plain_ones(is_limited: bool) -> None:
-    agents, uncertainty = [], limited(0.01) if is_limited else None
+    agents, uncertainty = [], limited(0.01, *INFORMED) if is_limited else None
+    if uncertainty is not None:
+        uncertainty.rollout_limit[2] = 60.0  # on average in the third step
     for is_compiled in (False, True):
         config = make_config(*TINY, *MEMBERS, "agent.hidden_sizes=[16,16]", "agent.critics.layer_norm=true")
         agent = build_agent(config, SPACE, CPU)
-        agent.enter(LearnedWorld(model_of(), 3, uncertainty))  # type: ignore[attr-defined]
+        agent.enter(LearnedWorld(model_of(*INFORMED), 3, uncertainty))  # type: ignore[attr-defined]
         if is_compiled:
             agent.compile(compilation.compiled)
         agents.append(agent)
@@ -153,7 +180,7 @@ def test_compiled_updates_through_the_world_are_the_plain_ones(is_limited: bool)
         metrics = [agent.update_in_world([rows(16, seed)[0]])[0] for agent in agents]  # type: ignore[attr-defined]
         if uncertainty is not None:
             assert 0 < metrics[0]["agent/uncertain_share"] < 1
-            uncertainty.load_state_dict({"recent": [0.01 - 0.002 * seed]})  # as in a later generation
+            uncertainty.step_limit[0] = 0.01 - 0.002 * seed  # as in a later generation
         for tag, value in metrics[0].items():
             torch.testing.assert_close(metrics[1][tag], value, rtol=1e-4, atol=1e-5)
     weights = [copies(agent.actor) for agent in agents]  # type: ignore[attr-defined]
