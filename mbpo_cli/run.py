@@ -13,7 +13,6 @@ import shutil
 import statistics
 import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -24,17 +23,19 @@ from typing import Any
 import torch
 
 from mbpo_cli import failures
-from mbpo_cli.build import build_env, build_trainer, num_threads
+from mbpo_cli.build import build_component, build_env, build_trainer, num_threads
 from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs.probe import unrepeated
-from mbpo_cli.evaluation.curve import CurvePicture
 from mbpo_cli.evaluation.schedule import CheckpointOptions, reason
-from mbpo_cli.logs.logger import JsonLines, Logger, OptionalEvents, Sink, TensorBoardEvents
+from mbpo_cli.logs.background import Background, TrackerOptions
+from mbpo_cli.logs.curve import CurvePicture
+from mbpo_cli.logs.logger import JsonLines, Logger, RunInfo, Sink
 from mbpo_cli.logs.progress import Progress
 from mbpo_cli.nn.seeding import episode_seed, generator
+from mbpo_cli.options import resolve
 from mbpo_cli.storage.checkpoint import Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
-from mbpo_cli.storage.records import CURVE, EVENTS, METRICS, STOP, evaluations
+from mbpo_cli.storage.records import CURVE, EVENTS, METRICS, STOP, evaluations, last_logged_step
 from mbpo_cli.trained import pretrained
 from mbpo_cli.trainer import Trainer
 
@@ -74,6 +75,7 @@ def _run(config: Config, directory: RunDirectory, trust: Sequence[str]) -> float
     start = time.monotonic()
     checkpointer = Checkpointer(config.checkpoint, directory)
     trainer: Trainer | None = None
+    logger = Logger()
     status, error, code = "failed", None, None
     try:
         with ExitStack() as stack, failures.StopOnSignal() as signals:
@@ -83,7 +85,7 @@ def _run(config: Config, directory: RunDirectory, trust: Sequence[str]) -> float
             def should_stop() -> bool:
                 return signals.requested or os.path.exists(stop_file) or time.monotonic() >= deadline
 
-            logger = stack.enter_context(Logger())
+            stack.enter_context(logger)
             trainer = build_trainer(config, logger, stack, should_stop, checkpointer.save_if_due)
             logs = checkpointer.restore(trainer)
             if logs is None:
@@ -115,6 +117,9 @@ def _run(config: Config, directory: RunDirectory, trust: Sequence[str]) -> float
         except OSError as caught:
             log.error("the summary cannot be written: %s", caught)
             print(f"mbpo-train: error: {error or caught}", file=sys.stderr)  # a sweep finds it nowhere else
+        for sink in logger.sinks:
+            if isinstance(sink, Background):
+                sink.finish(summary)
     log.info("%s", closing_table(summary, directory.path))
     if status == "interrupted":
         signals.pass_on()
@@ -233,24 +238,28 @@ class Checkpointer:
 
 
 def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], step: int) -> list[Sink]:
-    """Open the logs, each truncated to the size recorded in the checkpoint."""
-    new_events = f"{EVENTS}0000000000.{uuid.uuid4().hex[:12]}"  # unique among all runs
-    name = next((name for name in logs if name.startswith(EVENTS)), new_events)
+    """Open the logs, each file truncated to the size recorded in the checkpoint, and start the trackers."""
     hyperparameters = {
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, _, _, value in options_in(config)
         if value is not None and not key.endswith("_target_")
     }
-    events = TensorBoardEvents if config.trainer.events_required else OptionalEvents
-    sinks: list[Sink] = [
-        JsonLines(directory.path / METRICS, logs.get(METRICS, 0)),
-        events(directory.path / name, logs.get(name, 0), hyperparameters),
-        Progress(config.trainer.num_env_steps, step),
-    ]
+    has_trackers = any(isinstance(options, TrackerOptions) for options in config.logger.values())
+    tracker_id = directory.tracker_id() if has_trackers else ""
+    info = RunInfo(directory.path, tracker_id, asdict(config), hyperparameters, logs)
+    last_step = last_logged_step(directory.path)  # before the file is truncated
+    sinks: list[Sink] = [JsonLines(directory.path / METRICS, logs.get(METRICS, 0))]
+    for name, options in config.logger.items():
+        make = partial(build_component, options, info)
+        if isinstance(options, TrackerOptions):
+            abandon = resolve(options._target_).abandon
+            sinks.append(Background(f"logger.{name}", options, make, abandon, last_step))
+        else:
+            sinks.append(make())
     if config.trainer.diagnostics:  # after the metrics are truncated
         title = f"{config.agent.name} on {config.env.name}, seed {config.seed}"
         sinks.append(CurvePicture(directory.path, title))
-    return sinks
+    return [*sinks, Progress(config.trainer.num_env_steps, step)]
 
 
 def summarize(
@@ -300,7 +309,8 @@ def closing_table(summary: dict[str, Any], path: Path) -> str:
     rows["run directory"] = str(path)
     if (path / CURVE).exists():
         rows["learning curve"] = str(path / CURVE)
-    rows["TensorBoard"] = f"tensorboard --logdir {path}"
+    if any(path.glob(f"{EVENTS}*")):
+        rows["TensorBoard"] = f"tensorboard --logdir {path}"
     width = max(map(len, rows))
     title = f"{summary['agent']} on {summary['env']}, seed {summary['seed']}"
     return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])

@@ -16,7 +16,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
 
 # Together they choose every component that has options, with no values tuned for an environment.
-COMMON = ["env=gym", "env.id=any", "model/reward=deterministic"]
+COMMON = [
+    "env=gym",
+    "env.id=any",
+    "model/reward=deterministic",
+    "logger=[tensorboard,csv,wandb,mlflow,trackio]",
+]
 VARIANTS = {
     "sac": ["mbpo/model_rollout_options/noise_options=gaussian"],
     "td3": ["mbpo/model_rollout_options/noise_options=gaussian"],

@@ -13,7 +13,7 @@ import torch
 
 from mbpo_cli.build import build_trainer
 from mbpo_cli.config.compose import make_config
-from mbpo_cli.logs.logger import Logger
+from mbpo_cli.logs.logger import Logger, Sink
 from tests.conftest import TINY, gym_env
 
 AGENTS = (
@@ -74,7 +74,7 @@ def test_every_agent_trains_on_several_observation_channels(
     assert any("model/transition_loss" in row for row in run["metrics"])
 
 
-class Recorder:
+class Recorder(Sink):
     """A sink that records all values."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ import torch
 from mbpo_cli.agents.sac import SAC
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import RunFailed
-from mbpo_cli.logs.logger import TensorBoardEvents
+from mbpo_cli.logs.tensorboard import TensorBoardEvents
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.regression import Regression
 from mbpo_cli.run import run

@@ -20,7 +20,7 @@ from mbpo_cli.envs.environment import Environment
 from mbpo_cli.evaluation.evaluate import Evaluation
 from mbpo_cli.exploration import RolloutPolicy
 from mbpo_cli.failures import Stopped
-from mbpo_cli.logs.logger import Logger
+from mbpo_cli.logs.logger import Logger, Sink
 from mbpo_cli.nn.seeding import episode_seed
 from mbpo_cli.trainer import ModelBased, Trainer
 from mbpo_cli.types import Accelerate, Metrics, Policy, Transitions
@@ -97,7 +97,7 @@ def test_metrics_restored_from_a_checkpoint_join_those_of_another_device() -> No
     assert logger.state_dict()["agent/loss"].shape == (2,)
 
 
-class Recorder:
+class Recorder(Sink):
     """A sink that records all rows."""
 
     def __init__(self) -> None:

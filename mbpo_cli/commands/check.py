@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Sequence
 from contextlib import closing
@@ -42,6 +43,7 @@ def check(config: Config, is_new: bool = True, trust: Sequence[str] = ()) -> Non
     """
     device = build.build_device(config)
     build.agent_compiles(config, device)
+    _check_packages(config)
     with closing(build.build_env(config)) as env:
         _check_actions(config, env.spaces)
         if is_new:
@@ -53,6 +55,16 @@ def check(config: Config, is_new: bool = True, trust: Sequence[str] = ()) -> Non
         _check_known_functions(config, env.spaces)
         if config.mbpo.training_horizon > 0:
             _check_gradients(config, env.spaces)
+
+
+def _check_packages(config: Config) -> None:
+    """Check that the packages of the trackers are installed."""
+    for name, options in config.logger.items():
+        package = getattr(resolve(options._target_), "package", None)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"logger={name}: needs the package {package}; pip install 'mbpo-cli[{package}]' installs it"
+            )
 
 
 def _check_memory(config: Config, spaces: SpaceSpec) -> None:

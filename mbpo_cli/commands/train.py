@@ -198,7 +198,11 @@ def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:
         return typed_config(cfg)
     from mbpo_cli.config.stored import resumed_config
 
-    return resumed_config(Path(cfg.resume), parsed(overrides), cfg.trust)
+    changes = parsed(overrides)
+    if any(key == "logger" for key, _ in changes):  # which replaces the group as a whole
+        changes = [(key, value) for key, value in changes if key.partition(".")[0] != "logger"]
+        changes.append(("logger", OmegaConf.to_container(cfg.logger)))
+    return resumed_config(Path(cfg.resume), changes, cfg.trust)
 
 
 def checked_config(cfg: DictConfig, overrides: Sequence[str], path: Path) -> Config:

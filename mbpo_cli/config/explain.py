@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from omegaconf import DictConfig, OmegaConf
 
-from mbpo_cli.config.values import typed_config
+from mbpo_cli.config.values import LISTS, typed_config
 from mbpo_cli.failures import ConfigError, one_line
 
 MAX_LENGTH = 600
@@ -49,7 +49,7 @@ def _described(error: BaseException, overrides: Sequence[str], compose: Compose,
         full = str(getattr(chain[-1], "full_key", ""))
         key = full if full.startswith(match[1]) else match[1]  # a key within a mapping that was given
         return _in_file(text) + _unknown_key(key, given, compose)
-    if match := re.search(r"Could not find '([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
         return _in_file(text) + _unknown_choice(match[1], given, choices)
     if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", text):
         return f"{match[1]}: several values for one run; add -m for one job each, or write a list as [a,b]"
@@ -78,7 +78,7 @@ def _given(overrides: Sequence[str]) -> dict[str, str]:
 def _unknown_key(key: str, given: Mapping[str, str], compose: Compose) -> str:
     shown = f"{key}={given[key]}" if key in given else key
     config = compose([])
-    groups = [group for group in config.hydra.runtime.choices if group]
+    groups = [*filter(None, config.hydra.runtime.choices), *LISTS]
     with suppress(Exception):  # one of these is wrong, too
         config = compose([f"{name}={value}" for name, value in given.items() if name in groups])
     if key.startswith("hydra."):
@@ -95,6 +95,9 @@ def _unknown_key(key: str, given: Mapping[str, str], compose: Compose) -> str:
         return f"{shown}: no such group; known are {', '.join(within or groups)}"
     if near and "." not in key and key in given:
         return f"{shown}: no such option or group; did you mean {near[0]}={given[key]}?"
+    group, _, rest = key.partition(".")
+    if group in LISTS and rest and (name := rest.partition(".")[0]) not in config[group]:
+        return f"{shown}: {name} is not chosen; {group}=[{','.join([*config[group], name])}] adds it"
     from mbpo_cli.config.suggest import suggest  # slow to import
 
     try:

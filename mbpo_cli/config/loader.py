@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mbpo_cli.config import rules
 from mbpo_cli.config.explain import UNKNOWN, explain
+from mbpo_cli.config.values import LISTS
 from mbpo_cli.failures import ConfigError
 
 # Where the files of this program and of Hydra come from; all others are the user's.
@@ -119,7 +120,9 @@ class Loader(ConfigLoaderImpl):
             if not item.key_or_group:
                 raise ConfigError(f"{item.input_line}: needs a key, as in seed=1")
             is_choice = repository.group_exists(item.key_or_group) and not item.is_sweep_override()
-            if is_choice and not item.is_delete() and not isinstance(item.value(), str | dict):
+            given = item.value() if item.key_or_group in LISTS else [item.value()]
+            chosen = given if isinstance(given, list) else [given]
+            if is_choice and not item.is_delete() and not all(isinstance(c, str | dict) for c in chosen):
                 choices = self.get_group_options(item.key_or_group)
                 raise ConfigError(not_a_choice(item, choices))
         return self._parsed, repository
@@ -208,8 +211,9 @@ def not_a_choice(override: Override, choices: list[str]) -> str:
     meant = {"True": "on", "False": "off"}.get(str(value))
     hint = f"did you mean {override.key_or_group}={meant}? " if meant in choices else ""
     if value is None:
-        hint = "leave it out to choose nothing; "
-    if isinstance(value, list):
+        none = f"write {override.key_or_group}=[]" if override.key_or_group in LISTS else "leave it out"
+        hint = f"{none} to choose nothing; "
+    if isinstance(value, list) and override.key_or_group not in LISTS:
         hint = "choose one, or several with -m and without brackets; "
     return f"{override.input_line}: no such choice; {hint}available: {', '.join(choices)}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from mbpo_cli.config.compose import config_folder
-from mbpo_cli.config.typed import Config, choices, options_of
+from mbpo_cli.config.typed import Config, choices, component_in, options_of
 from mbpo_cli.options import Component, Meaning, resolve
 
 Schema = dict[str, Any]
@@ -69,20 +69,41 @@ class _Writer:
     def _option(self, hint: Any, meaning: Meaning, path: str) -> Schema:
         matlab = f" (MATLAB: {', '.join(meaning.matlab)})" if meaning.matlab else ""
         description = {"description": meaning.text + matlab}
+        if component_in(hint):
+            return self._components(description, path)
         if not (isinstance(hint, type) and is_dataclass(hint)):
             return description | {"anyOf": [*_values(hint, meaning), {"$ref": "#/definitions/reference"}]}
-        folders = [folder / path.replace(".", "/") for folder in self.folders]
-        if not folders[0].is_dir():
+        if not (self.folders[0] / path.replace(".", "/")).is_dir():
             return description | self.group(hint, f"{path}.")
         if issubclass(hint, Component):
-            files = [file for folder in folders for file in folder.glob("*.yaml")]
-            values = [yaml.safe_load(file.read_text("utf-8")) or {} for file in files]
-            targets = sorted({value["_target_"] for value in values if "_target_" in value})
+            targets = sorted({target for _, target in self._targets(path)})
             group = {"anyOf": [self._component(target, path) for target in targets]}
         else:
             group = self.group(hint, f"{path}.")
         self.definitions[path] = description | group
         return {"$ref": f"#/definitions/{path}"}
+
+    def _components(self, description: Schema, path: str) -> Schema:
+        """Return the schema of a mapping of components by name; any of them may have another name."""
+        targets = sorted(self._targets(path))
+        self.definitions[path] = description | {
+            "anyOf": [self._component(target, path) for _, target in targets]
+        }
+        reference = {"$ref": f"#/definitions/{path}"}
+        return {
+            **description,
+            "type": "object",
+            "properties": {name: reference for name, _ in targets},
+            "additionalProperties": reference,
+        }
+
+    def _targets(self, path: str) -> Iterator[tuple[str, str]]:
+        """Yield the name and the class of each component of a group."""
+        for folder in self.folders:
+            for file in (folder / path.replace(".", "/")).glob("*.yaml"):
+                values = yaml.safe_load(file.read_text("utf-8")) or {}
+                if "_target_" in values:
+                    yield file.stem, values["_target_"]
 
     def _component(self, target: str, path: str) -> Schema:
         component = resolve(target)

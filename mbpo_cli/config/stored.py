@@ -110,7 +110,8 @@ def _place(key: str) -> str:
     """Return the package or module with what a key may name without trust."""
     if key.endswith(".function"):
         return "mbpo_cli.envs.known"
-    other = "mbpo_cli.models" if key.startswith("model.") else "mbpo_cli.exploration"
+    places = {"model": "mbpo_cli.models", "logger": "mbpo_cli.logs"}
+    other = places.get(key.partition(".")[0], "mbpo_cli.exploration")
     return "mbpo_cli.agents" if key == "agent._target_" else PLACES.get(key, other)
 
 

@@ -81,6 +81,10 @@ class Config:
     mbpo: MBPOOptions = option("model-based policy optimization (group mbpo)")
     checkpoint: CheckpointOptions = option("when checkpoints are written, and how many are kept")
     trainer: TrainerOptions = option("length of training, evaluation and logging (group trainer)")
+    logger: dict[str, Component] = option(
+        "where scalars and pictures are written besides metrics.jsonl (group logger, of which several can be "
+        "chosen)"
+    )
 
     def __post_init__(self) -> None:
         limit = self.mbpo.max_relative_error
@@ -137,6 +141,9 @@ def _group(values: Any, cls: type[Any], path: str) -> Any:
         if isinstance(hint, type) and is_dataclass(hint):
             converted[name] = _group(value, hint, key)
             continue
+        if component := component_in(hint):
+            converted[name] = _components(value, component, key)
+            continue
         try:
             converted[name] = _value(value, hint, meaning)
         except ValueError:
@@ -146,6 +153,21 @@ def _group(values: Any, cls: type[Any], path: str) -> Any:
         return cls(**converted)
     except ValueError as error:
         raise ConfigError(f"{prefix}{error}") from error
+
+
+def component_in(hint: Any) -> type[Component] | None:
+    """Return the type of the components in a mapping of components by name, or None for another hint."""
+    last = get_args(hint)[-1] if get_origin(hint) is dict else None
+    return last if isinstance(last, type) and issubclass(last, Component) else None
+
+
+def _components(values: Any, cls: type[Component], path: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}={values}: must be a group of components, not a single value")
+    if "_target_" in values:
+        remedy = f"let its file begin with # @package {path}.NAME"
+        raise ConfigError(f"{path}._target_={values['_target_']}: needs a name; {remedy}")
+    return {str(name): _group(part, cls, f"{path}.{name}") for name, part in values.items()}
 
 
 def _component_options(key: str, target: str, base: type[Component]) -> type[Component]:
@@ -169,9 +191,13 @@ def is_mapping(key: str, values: Mapping[str, Any]) -> bool:
     """Return True if a key is an option that takes a mapping or a list of mappings, or lies in one."""
     cls: type[Any] = Config
     node: Any = values
+    hint: Any = None
     for name in key.split("."):
         node = node.get(name) if isinstance(node, Mapping) else None
-        hint, _ = options_of(cls).get(name, (None, None))
+        # Of a mapping of components, each name is a component.
+        hint = component_in(hint) or options_of(cls).get(name, (None, None))[0]
+        if component_in(hint):
+            continue
         if not (isinstance(hint, type) and is_dataclass(hint)):
             return "dict" in str(hint)
         cls = hint
@@ -225,7 +251,9 @@ def options_in(
     """Yield key, type, meaning and value of every option of a typed configuration, and of groups if asked."""
     for name, (hint, meaning) in options_of(type(config)).items():
         value = getattr(config, name)
-        if groups or not is_dataclass(value):
+        parts = {f"{name}.{part}": options for part, options in value.items()} if component_in(hint) else {}
+        parts |= {name: value} if is_dataclass(value) else {}
+        if groups or not (parts or component_in(hint)):
             yield prefix + name, hint, meaning, value
-        if is_dataclass(value):
-            yield from options_in(value, f"{prefix}{name}.", groups)
+        for part, options in parts.items():
+            yield from options_in(options, f"{prefix}{part}.", groups)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MAX_REFERENCES = 10
 NOT_OF_A_RUN = ("hydra", "resume", "trust")
+# Groups of which several files can be chosen, or none.
+LISTS = ("logger",)
 
 
 def typed_config(cfg: DictConfig) -> Config:

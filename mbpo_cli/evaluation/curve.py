@@ -1,4 +1,4 @@
-"""The learning curve of a run as a picture in its directory, drawn anew at evaluations.
+"""The learning curve of a run as a picture.
 
 Knows logged returns and how to draw them; does not know what logs them. The report draws with it, too, so it
 imports no torch, and matplotlib, which takes half a second to import, only when there is something to draw.
@@ -7,70 +7,21 @@ imports no torch, and matplotlib, which takes half a second to import, only when
 from __future__ import annotations
 
 import io
-import logging
-import time
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mbpo_cli.storage.files import write_whole
-from mbpo_cli.storage.records import CURVE, EVALUATION, history
+from mbpo_cli.storage.records import EVALUATION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-log = logging.getLogger(__name__)
-
 DEVIATION, EPISODE = "eval/return_std", "train/episode_return"
 TAGS = (EVALUATION, DEVIATION, EPISODE)
 MAX_NUMBER = 1e30  # what is larger cannot be drawn
-MAX_SHARE = 0.02  # of a run's time, for drawing
 
 Curve = Mapping[int, float]
 """Values by environment step."""
-
-
-class CurvePicture:
-    """A sink that keeps the picture of a run's learning curve up to date.
-
-    It is drawn after an evaluation, or later if drawing would take more than `MAX_SHARE` of the time, and
-    at the end. A resumed run goes on with the curve in its metrics. An error ends the drawing, not the run.
-    """
-
-    def __init__(self, path: Path, title: str) -> None:
-        self._path, self._title = path, title
-        self._curves = history(path, TAGS)
-        self._is_due, self._works, self._next_time = False, True, 0.0
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Draw the curve if it has a new evaluation, or had one when it was too early to draw."""
-        for tag, curve in self._curves.items():
-            if tag in scalars:
-                curve[step] = scalars[tag]
-        self._is_due = self._is_due or EVALUATION in scalars
-        if time.monotonic() >= self._next_time:
-            self._draw_if_due()
-
-    def commit(self) -> dict[str, int]:
-        """Return nothing: the picture follows from the metrics."""
-        return {}
-
-    def close(self) -> None:
-        """Draw what is not drawn yet."""
-        self._draw_if_due()
-
-    def _draw_if_due(self) -> None:
-        if not (self._is_due and self._works):
-            return
-        self._is_due, start = False, time.monotonic()
-        try:
-            write_whole(self._path / CURVE, picture(self._curves, self._title))
-        except Exception as error:  # a run is worth more than its picture
-            self._works = False
-            log.warning("the run continues without %s: %s: %s", CURVE, type(error).__name__, error)
-        end = time.monotonic()
-        self._next_time = end + (end - start) / MAX_SHARE
 
 
 def picture(curves: Mapping[str, Curve], title: str) -> bytes:

@@ -1,28 +1,27 @@
-"""Writes scalars of a run by environment step: to TensorBoard, `metrics.jsonl` and the progress display.
+"""Writes scalars of a run by environment step to its sinks: files, services, and the progress display.
 
 The only place that moves metrics from the device to the host, and only when a log is due.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import os
-import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import summary_v2 as hparams
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard.summary import custom_scalars, histogram
 
+from mbpo_cli.options import Component
+from mbpo_cli.storage.records import METRICS_TABLE
 from mbpo_cli.types import Metrics
 
 log = logging.getLogger(__name__)
@@ -32,22 +31,34 @@ Hyperparameters = Mapping[str, bool | int | float | str]
 Exhibits = Mapping[str, bytes | Tensor]
 """What is not a scalar, by tag: PNG images, and tensors to show as histograms."""
 
-# The charts on TensorBoard's custom scalars tab, by title.
-CHARTS = {
-    "Evaluation return": ("eval/return_mean",),
-    "Episode return": ("train/episode_return",),
-    "Q-value": ("agent/q_value",),
-    "Critic loss": ("agent/critic_loss",),
-    "Model losses": ("model/transition_loss", "model/reward_loss", "model/is_done_loss"),
-    "Model hold-out error": ("model/holdout_error",),
-}
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a sink is told of its run.
+
+    Attributes:
+        path: The directory.
+        id: What trackers know the run by; a resumed run keeps it. Letters and digits.
+        config: The configuration as plain data.
+        hyperparameters: The same options that are not null, by dotted key.
+        logs: For each log file, the number of bytes that belong to the checkpoint of a resumed run.
+    """
+
+    path: Path
+    id: str
+    config: Mapping[str, Any]
+    hyperparameters: Hyperparameters
+    logs: Mapping[str, int]
 
 
-class Sink(Protocol):
-    """A destination of scalars."""
+class Sink:
+    """A destination of scalars, with methods that do nothing. An error in one ends the run."""
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Write the scalars, possibly none, of an environment step."""
+
+    def show(self, step: int, exhibits: Exhibits) -> None:
+        """Write images and histograms of an environment step, before its scalars."""
 
     def commit(self) -> dict[str, int]:
         """Make everything written durable; return the size of the sink's file, if any, in bytes by name."""
@@ -57,7 +68,7 @@ class Sink(Protocol):
         """Release resources."""
 
 
-class LogFile:
+class LogFile(Sink):
     """A sink with a file, truncated to `committed`, its size in bytes at the checkpoint of a resumed run.
 
     If the file is smaller than that, it is renamed to `*.damaged`, and a new file starts.
@@ -96,81 +107,30 @@ class JsonLines(LogFile):
             self._file.flush()
 
 
-class TensorBoardEvents(LogFile):
-    """Writes one TensorBoard event per logged step; a new file starts with hyperparameters and charts.
+@dataclass
+class CsvOptions(Component):
+    """The CSV file has no options of its own."""
 
-    Records are written without a writer thread: errors appear where they happen, and the file can be
-    truncated after any record. The file's name must contain 'tfevents'.
-    """
 
-    def __init__(self, path: Path, committed: int, hyperparameters: Hyperparameters) -> None:
-        super().__init__(path, committed)
-        self._records = RecordWriter(self._file)
-        if self._file.tell() > 0:
-            return
-        self._append(file_version="brain.Event:2")
-        # TensorBoard merges sessions of the same name and shows the first letters of the name.
-        name = " in ".join(reversed(path.absolute().parts[-4:-1]))
-        charts = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in CHARTS.items()}
-        self._append(step=0, summary=hparams.hparams_pb(dict(hyperparameters), trial_id=name))
-        self._append(step=0, summary=custom_scalars({"MBPO": charts}))
+class CsvTable(LogFile):
+    """Writes `metrics.csv`, a row of step, tag and value per scalar: tags differ from step to step."""
+
+    Options = CsvOptions
+
+    def __init__(self, options: CsvOptions, run: RunInfo) -> None:
+        super().__init__(run.path / METRICS_TABLE, run.logs.get(METRICS_TABLE, 0))
+        if self._file.tell() == 0:
+            self._append([("step", "tag", "value")])
 
     def write(self, step: int, scalars: Scalars) -> None:
-        """Append one event, unless there are no scalars."""
-        if scalars:
-            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-            self._append(step=step, summary=Summary(value=values))
+        """Append a row per scalar."""
+        self._append([(step, tag, value) for tag, value in scalars.items()])
 
-    def show(self, step: int, exhibits: Exhibits) -> None:
-        """Append images and histograms."""
-        for tag, exhibit in exhibits.items():
-            if isinstance(exhibit, Tensor):
-                summary = histogram(tag, exhibit.flatten().cpu().numpy(), "auto")
-            else:
-                image = Summary.Image(encoded_image_string=exhibit)
-                summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-            self._append(step=step, summary=summary)
-
-    def _append(self, **contents: Any) -> None:
-        self._records.write(Event(wall_time=time.time(), **contents).SerializeToString())
+    def _append(self, rows: Sequence[Sequence[Any]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        self._file.write(text.getvalue().encode())
         self._file.flush()
-
-
-class OptionalEvents(TensorBoardEvents):
-    """TensorBoard events that stop at the first error, which is logged and does not end the run."""
-
-    def __init__(self, path: Path, committed: int, hyperparameters: Hyperparameters) -> None:
-        super().__init__(path, committed, hyperparameters)
-        self._works = True
-        self._committed = super().commit()
-
-    def _attempt(self, action: Callable[..., Any], *arguments: Any) -> Any:
-        if self._works:
-            try:
-                return action(*arguments)
-            except OSError as error:
-                self._works = False
-                log.error("the run continues without one of its log files: %s", error)
-        return None
-
-    def write(self, step: int, scalars: Scalars) -> None:
-        """Append one event, unless there are no scalars."""
-        self._attempt(super().write, step, scalars)
-
-    def show(self, step: int, exhibits: Exhibits) -> None:
-        """Append images and histograms."""
-        self._attempt(super().show, step, exhibits)
-
-    def commit(self) -> dict[str, int]:
-        """Make everything written durable; after an error, return the size before it."""
-        self._committed = self._attempt(super().commit) or self._committed
-        return self._committed
-
-    def close(self) -> None:
-        """Close the file."""
-        self._attempt(super().close)
-        with suppress(OSError):  # after an earlier error
-            super().close()
 
 
 class Logger(AbstractContextManager["Logger"]):
@@ -186,10 +146,9 @@ class Logger(AbstractContextManager["Logger"]):
             sink.close()
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Write images and histograms to TensorBoard."""
+        """Write images and histograms to all sinks."""
         for sink in self.sinks:
-            if isinstance(sink, TensorBoardEvents):
-                sink.show(step, exhibits)
+            sink.show(step, exhibits)
 
     def log(self, metrics: Metrics) -> None:
         """Log metrics of the current step as they are."""

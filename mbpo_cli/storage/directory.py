@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -63,6 +65,15 @@ class RunDirectory(AbstractContextManager["RunDirectory"]):
         contents = io.BytesIO()
         torch.save({name: tensor.cpu() for name, tensor in state.items()}, contents)
         write_whole(self.path / records.POLICY, contents.getvalue())
+
+    def tracker_id(self) -> str:
+        """Return what trackers know the run by, the same for a resumed run: 12 letters and digits."""
+        path = self.path / records.TRACKER
+        if path.exists() and re.fullmatch(r"[0-9a-f]{12}", stored := path.read_text(errors="replace")):
+            return stored
+        new = uuid.uuid4().hex[:12]
+        write_whole(path, new.encode())
+        return new
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Store the summary, together with versions, commit and command."""

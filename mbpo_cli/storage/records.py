@@ -22,12 +22,13 @@ from mbpo_cli.failures import ConfigError
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 LOCK, STOP = "run.lock", "stop"
 POLICY, LOG, CURVE = "policy.pt", "train.log", "curve.png"
+METRICS_TABLE, TRACKER = "metrics.csv", "tracker_id"
 CHECKPOINTS, EXPERIENCE = "checkpoints", "experience"
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"  # of a checkpoint
 EVENTS = "events.out.tfevents."  # a prefix
 EVALUATION = "eval/return_mean"
 FOLDERS = {CHECKPOINTS, EXPERIENCE, ".hydra"}  # the last one is Hydra's, if the user wants it
-FILES = {CONFIG, METRICS, SUMMARY, LOCK, STOP, POLICY, LOG, CURVE}
+FILES = {CONFIG, METRICS, METRICS_TABLE, SUMMARY, LOCK, STOP, POLICY, LOG, CURVE, TRACKER}
 MAX_CONFIG = 256_000  # characters
 
 # Options that change when a run is scored and stops, but not what it computes.
@@ -47,6 +48,7 @@ HARMLESS = (
     "checkpoint.",
     "compile",
     "env.step_timeout",
+    "logger",
     "model.allow_mismatch",
     "threads",
     "trainer.diagnostics",
@@ -56,7 +58,10 @@ HARMLESS = (
 )
 
 # Values for options that older versions did not have, equivalent to what those versions did.
-VALUES_OF_OLDER_VERSIONS = {"precision": "float32"}
+VALUES_OF_OLDER_VERSIONS = {
+    "precision": "float32",
+    "logger": {"tensorboard": {"_target_": "mbpo_cli.logs.tensorboard.TensorBoard"}},
+}
 VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
     "agent": {
         "from_run": None,
@@ -157,7 +162,7 @@ def stored_config(path: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path / CONFIG}: cannot be read: {error}") from error
-    return _with_later_options({**VALUES_OF_OLDER_VERSIONS, **config})
+    return _with_later_options({**copy.deepcopy(VALUES_OF_OLDER_VERSIONS), **config})
 
 
 def _with_later_options(config: dict[str, Any]) -> dict[str, Any]:
@@ -276,6 +281,15 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + str(key), value
+
+
+def last_logged_step(path: Path) -> int:
+    """Return the last environment step with scalars of the run in a directory, or -1 if there is none."""
+    metrics = path / METRICS
+    for line in reversed(metrics.read_bytes().split(b"\n")[:-1] if metrics.exists() else []):
+        with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):  # not ours
+            return int(json.loads(line)["step"])
+    return -1
 
 
 def evaluations(path: Path) -> dict[int, float]:

@@ -171,7 +171,7 @@ def _add_missing_options(values: dict[str, Any]) -> None:
     from mbpo_cli.config.compose import make_config
 
     present = dict(leaves(values))
-    if all(key in present for key in HARMLESS if not key.endswith(".")):
+    if all(any(key.startswith(name) for key in present) for name in HARMLESS):
         return
     for key, value in leaves(asdict(make_config())):
         if key.startswith(HARMLESS) and key not in present:

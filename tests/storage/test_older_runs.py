@@ -46,6 +46,14 @@ def test_it_resumes(old_run: Path) -> None:
     assert resumed == EXPECTED["metrics_after_resuming"]
 
 
+def test_it_resumes_with_other_loggers(old_run: Path) -> None:
+    run_module("mbpo_cli", f"resume={old_run}", "logger=[csv]", "trainer.num_env_steps=45")
+    assert (old_run / "metrics.csv").read_text().startswith("step,tag,value\n41,")
+    assert yaml.safe_load((old_run / "config.yaml").read_text())["logger"] == {
+        "csv": {"_target_": "mbpo_cli.logs.logger.CsvTable"}
+    }
+
+
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
     later = {"model/relative_error", "model/relative_reward_error"}  # 0.1.0 did not log them
     return {tag: value for tag, value in row.items() if not (tag.startswith("time/") or tag in later)}

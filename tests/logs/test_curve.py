@@ -11,9 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from mbpo_cli.config.compose import make_config
-from mbpo_cli.evaluation import curve
-from mbpo_cli.evaluation.curve import CurvePicture, draw, picture
+from mbpo_cli.evaluation.curve import draw, picture
 from mbpo_cli.failures import Interrupted
+from mbpo_cli.logs import curve
+from mbpo_cli.logs.curve import CurvePicture
 from mbpo_cli.run import run
 from tests.conftest import TINY
 from tests.test_resume import BRIEF, stop_at
