@@ -165,7 +165,10 @@ def check_line(page: str, line: str) -> None:
 
 
 # Other tests run these, or they need what those start.
-ELSEWHERE_RUN = ("resume=", "from_run=", "hydra/launcher=ray", "hydra/launcher=slurm")
+ELSEWHERE_RUN = (
+    *("resume=", "from_run=", "hydra/launcher=ray", "hydra/launcher=slurm"),
+    *("wandb", "mlflow", "trackio"),
+)
 QUICK = (*(item for item in TINY if "model.transition" not in item), "compile=false")
 ONE_TRIAL = ("hydra.sweeper.n_trials=1", "hydra.sweeper.seeds=[0]")
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +36,7 @@ BRIEF = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("outside")
     files = re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-    assert len(files) == 6
+    assert len(files) == 8
     for name, text in files:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,10 +81,33 @@ def test_a_registered_environment_needs_no_yaml(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_tracker_of_the_page_sends_what_is_logged(folder: Path) -> None:
+    rows: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            rows.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"logger.webhook.url=http://127.0.0.1:{server.server_port}"
+        short = ("trainer.num_env_steps=60", "agent.num_warm_start_steps=50", "mbpo=off")
+        done = train(folder, "env=corridor", "agent=dqn", *short, "logger=[webhook]", url, name="tracked")
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    logged = [json.loads(line) for line in (folder / "tracked" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"run": "tracked", **row} for row in logged]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_commands_of_the_pages_run(folder: Path, command: str) -> None:
-    overrides = command.removeprefix("--config-dir my_conf ").split()
+    overrides = shlex.split(command.removeprefix("--config-dir my_conf "))
     name = f"documented_{COMMANDS.index(command)}"
     done = train(folder, *overrides, "trainer.num_env_steps=400", name=name)
     assert done.returncode == 0, done.stderr
@@ -95,7 +122,7 @@ def test_the_commands_of_the_pages_run(folder: Path, command: str) -> None:
 
 
 def test_there_are_commands_to_run() -> None:
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 @pytest.mark.parametrize(
@@ -108,6 +135,11 @@ def test_there_are_commands_to_run() -> None:
         ("agent=td3", "agent=td3: not for Discrete actions, which my_lab/Corridor-v0 has; use dqn or sac"),
         ("env.reward_function=torch.cat", "model.reward.function=torch.cat: does not fit my_lab/Corridor-v0"),
         ("env.is_done_function=my_lab.corridor.shapeless", "returns shape (2, 1) for a batch of 2, but must"),
+        ("logger.webhook.max_waiting=2", "webhook is not chosen; logger=[tensorboard,webhook] adds it"),
+        (
+            "logger=[webhook] logger.webhook.url=null",
+            "logger.webhook.url=null: must be printable text (where",
+        ),
         ("agent.temperature=0", "agent.temperature=0: must be a number > 0 (softness of the policy"),
     ],
 )
