@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mbpo_cli import failures
 from mbpo_cli.build import build_component, build_env, build_trainer, num_threads
@@ -31,12 +32,20 @@ from mbpo_cli.logs.background import Background, TrackerOptions
 from mbpo_cli.logs.curve import CurvePicture
 from mbpo_cli.logs.logger import JsonLines, Logger, RunInfo, Sink
 from mbpo_cli.logs.progress import Progress
-from mbpo_cli.nn.seeding import episode_seed, generator
+from mbpo_cli.nn.seeding import episode_seed, episode_seeds, generator
 from mbpo_cli.options import resolve
 from mbpo_cli.storage.checkpoint import Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
-from mbpo_cli.storage.records import CURVE, EVENTS, METRICS, STOP, evaluations, last_logged_step
-from mbpo_cli.trained import pretrained
+from mbpo_cli.storage.records import (
+    CURVE,
+    EVENTS,
+    FILM,
+    METRICS,
+    STOP,
+    evaluations,
+    last_logged_step,
+)
+from mbpo_cli.trained import pretrained, video
 from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -95,6 +104,8 @@ def _run(config: Config, directory: RunDirectory, trust: Sequence[str]) -> float
             is_done = trainer.train()
             checkpointer.save(trainer)
             directory.save_policy(trainer.agent.policy_state())
+            if is_done and config.trainer.film_episodes:
+                film(config, trainer, directory.path / FILM)
             status = "done" if is_done else "interrupted"
     except failures.Stopped:  # before the environments were where the last checkpoint left them
         status = "interrupted"
@@ -133,6 +144,24 @@ def warn_if_unrepeated(config: Config, should_stop: Callable[[], bool]) -> None:
     reason = unrepeated(partial(build_env, config), seed, stream, should_stop)
     if reason is not None:
         log.warning("%s %s", config.env.id, reason)
+
+
+def film(config: Config, trainer: Trainer, path: Path) -> None:
+    """Film the first episodes of the evaluation in a file, and show it; an error is only logged."""
+
+    def policy(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+        return trainer.agent.act(obs.to(trainer.device), explore)
+
+    video.render_off_screen()
+    seeds = episode_seeds(config.seed, "evaluation", config.trainer.film_episodes)
+    try:
+        video.play_filmed(config, policy, seeds, path, should_stop=trainer.should_stop)
+    except failures.Stopped:
+        log.warning("there is no film: the run was stopped")
+    except Exception as error:  # of whatever renders
+        log.warning("there is no film: %s", failures.one_line(error))
+    else:
+        trainer.logger.show(trainer.env_steps, {"eval/film": path})
 
 
 def _failure(error: BaseException, path: Path) -> failures.RunFailed:

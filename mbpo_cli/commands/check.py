@@ -23,7 +23,7 @@ from mbpo_cli.models.known import KnownOptions
 from mbpo_cli.nn.machine import free_memory
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.options import resolve
-from mbpo_cli.trained import pretrained
+from mbpo_cli.trained import pretrained, video
 from mbpo_cli.types import ContinuousActions, DiscreteActions, SpaceSpec
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,9 @@ def check(config: Config, is_new: bool = True, trust: Sequence[str] = ()) -> Non
     device = build.build_device(config)
     build.agent_compiles(config, device)
     _check_packages(config)
+    if episodes := config.trainer.film_episodes:
+        video.render_off_screen()
+        video.rendered_env(config, f"trainer.film_episodes={episodes}", "rgb_array").close()
     with closing(build.build_env(config)) as env:
         _check_actions(config, env.spaces)
         if is_new:

@@ -90,11 +90,9 @@ def _prepare_rendering(options: argparse.Namespace) -> None:
         raise ConfigError("--render human: there is no screen (DISPLAY is not set); use --video FILE.gif")
     if options.video is None:
         return
-    if not os.environ.get("DISPLAY"):  # MuJoCo and pygame read both when they are first imported
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     from mbpo_cli.trained import video
 
+    video.render_off_screen()
     check_output("--video", options.video, video.MAX_FRAMES_PER_SECOND)
     if options.video.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         reason = "MP4 needs this package's extra: pip install 'mbpo-cli[video]'; .gif needs none"

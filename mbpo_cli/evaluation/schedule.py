@@ -82,6 +82,11 @@ class TrainerOptions:
     diagnostics: bool = option(
         "true = draw the learning curve and examine model and critics after each evaluation, with pictures"
     )
+    film_episodes: int = option(
+        "episodes of the greedy policy that are filmed at the end of the training, in film.gif; 0 = none",
+        low=0,
+        high=100,
+    )
     max_hours: float | None = option(
         "hours until the run saves and stops; null = no limit", above=0, high=10**5
     )

@@ -78,7 +78,7 @@ class Background(Sink):
             self._hand_over("write", step, scalars)
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Hand over images and histograms."""
+        """Hand over images, histograms and films."""
         self._hand_over("show", step, exhibits)
 
     def finish(self, summary: Mapping[str, Any]) -> None:

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 Scalars = Mapping[str, float]
 Hyperparameters = Mapping[str, bool | int | float | str]
-Exhibits = Mapping[str, bytes | Tensor]
-"""What is not a scalar, by tag: PNG images, and tensors to show as histograms."""
+Exhibits = Mapping[str, bytes | Tensor | Path]
+"""What is not a scalar, by tag: PNG images, tensors to show as histograms, and GIF files of films."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Sink:
         """Write the scalars, possibly none, of an environment step."""
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Write images and histograms of an environment step, before its scalars."""
+        """Write images, histograms and films of an environment step."""
 
     def commit(self) -> dict[str, int]:
         """Make everything written durable; return the size of the sink's file, if any, in bytes by name."""
@@ -146,7 +146,7 @@ class Logger(AbstractContextManager["Logger"]):
             sink.close()
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Write images and histograms to all sinks."""
+        """Write images, histograms and films to all sinks."""
         for sink in self.sinks:
             sink.show(step, exhibits)
 

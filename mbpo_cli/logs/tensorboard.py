@@ -64,12 +64,13 @@ class TensorBoardEvents(LogFile):
             self._append(step=step, summary=Summary(value=values))
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Append images and histograms."""
+        """Append images, histograms, and films, which are images that move."""
         for tag, exhibit in exhibits.items():
             if isinstance(exhibit, Tensor):
                 summary = histogram(tag, exhibit.flatten().cpu().numpy(), "auto")
             else:
-                image = Summary.Image(encoded_image_string=exhibit)
+                data = exhibit.read_bytes() if isinstance(exhibit, Path) else exhibit
+                image = Summary.Image(encoded_image_string=data)
                 summary = Summary(value=[Summary.Value(tag=tag, image=image)])
             self._append(step=step, summary=summary)
 
@@ -115,7 +116,7 @@ class TensorBoard(TensorBoardEvents):
         self._attempt(super().write, step, scalars)
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Append images and histograms."""
+        """Append images, histograms, and films, which are images that move."""
         self._attempt(super().show, step, exhibits)
 
     def commit(self) -> dict[str, int]:

@@ -43,10 +43,12 @@ class MediaTracker(Tracker):
         self.run.log(dict(scalars), step=step)
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Send images and histograms."""
+        """Send images, histograms and films."""
         self.run.log({tag: self._media(exhibit) for tag, exhibit in exhibits.items()}, step=step)
 
-    def _media(self, exhibit: bytes | Tensor) -> Any:
+    def _media(self, exhibit: bytes | Tensor | Path) -> Any:
+        if isinstance(exhibit, Path):
+            return self.library.Video(str(exhibit), format="gif")
         if isinstance(exhibit, Tensor):
             return self.library.Histogram(exhibit.flatten().cpu().numpy())
         return self.library.Image(Image.open(io.BytesIO(exhibit)))
@@ -119,7 +121,7 @@ class MlflowOptions(TrackerOptions):
 
 
 class Mlflow(Tracker):
-    """Sends to MLflow: pictures and the configuration as artifacts, no histograms, which it does not have."""
+    """Sends to MLflow: pictures, films and the configuration as artifacts, and no histograms."""
 
     Options = MlflowOptions
     package = "mlflow"
@@ -161,13 +163,15 @@ class Mlflow(Tracker):
         self._client.log_batch(self._run, metrics=metrics)
 
     def show(self, step: int, exhibits: Exhibits) -> None:
-        """Send images as artifacts, `TAG/STEP.png`."""
+        """Send images and films as artifacts, `TAG/STEP.png` and `TAG/STEP.gif`."""
         for tag, exhibit in exhibits.items():
-            if isinstance(exhibit, bytes):
-                with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder, f"{step:09}.png")
-                    path.write_bytes(exhibit)
-                    self._client.log_artifact(self._run, str(path), tag)
+            if isinstance(exhibit, Tensor):
+                continue
+            suffix, data = (".gif", exhibit.read_bytes()) if isinstance(exhibit, Path) else (".png", exhibit)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, f"{step:09}{suffix}")
+                path.write_bytes(data)
+                self._client.log_artifact(self._run, str(path), tag)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Send the summary, and set the status of the run."""

@@ -21,14 +21,14 @@ from mbpo_cli.failures import ConfigError
 
 CONFIG, METRICS, SUMMARY = "config.yaml", "metrics.jsonl", "summary.json"
 LOCK, STOP = "run.lock", "stop"
-POLICY, LOG, CURVE = "policy.pt", "train.log", "curve.png"
+POLICY, LOG, CURVE, FILM = "policy.pt", "train.log", "curve.png", "film.gif"
 METRICS_TABLE, TRACKER = "metrics.csv", "tracker_id"
 CHECKPOINTS, EXPERIENCE = "checkpoints", "experience"
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"  # of a checkpoint
 EVENTS = "events.out.tfevents."  # a prefix
 EVALUATION = "eval/return_mean"
 FOLDERS = {CHECKPOINTS, EXPERIENCE, ".hydra"}  # the last one is Hydra's, if the user wants it
-FILES = {CONFIG, METRICS, METRICS_TABLE, SUMMARY, LOCK, STOP, POLICY, LOG, CURVE, TRACKER}
+FILES = {CONFIG, METRICS, METRICS_TABLE, SUMMARY, LOCK, STOP, POLICY, LOG, CURVE, FILM, TRACKER}
 MAX_CONFIG = 256_000  # characters
 
 # Options that change when a run is scored and stops, but not what it computes.
@@ -53,6 +53,7 @@ HARMLESS = (
     "threads",
     "trainer.diagnostics",
     "trainer.events_required",
+    "trainer.film_episodes",
     "trainer.log_every_steps",
     "trainer.max_hours",
 )
@@ -96,6 +97,7 @@ VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
     },
     "checkpoint": {"save_agent_criteria": "none", "save_agent_value": None, "keep_saved": 5},
     "trainer": {
+        "film_episodes": 0,
         "max_episodes": None,
         "stop_training_criteria": "none",
         "stop_training_value": None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,16 @@ from mbpo_cli.types import Policy
 MAX_FRAMES_PER_SECOND = {".gif": 34, ".mp4": 60}
 
 
+def render_off_screen() -> None:
+    """Let environments render without a screen, if there is none.
+
+    MuJoCo and pygame read this when they are first imported.
+    """
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
 def rendered_env(config: Config, argument: str, mode: str) -> Environment:
     """Make an environment that renders in one of Gymnasium's modes.
 
@@ -48,22 +58,32 @@ def rendered_env(config: Config, argument: str, mode: str) -> Environment:
 
 
 def play_filmed(
-    config: Config, policy: Policy, seeds: Sequence[int], path: Path, steps_per_second: float | None
+    config: Config,
+    policy: Policy,
+    seeds: Sequence[int],
+    path: Path,
+    steps_per_second: float | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Outcome]:
     """Play an episode per seed, one after the other, and film them in a .gif or .mp4 file.
 
     `steps_per_second` is the environment's speed in real time; None uses the speed that it declares.
+
+    Raises:
+        Stopped: `should_stop`, asked before every step, returned True.
     """
     with closing(rendered_env(config, "--video", "rgb_array")) as env:
         speed = steps_per_second or env.frames_per_second
     outcomes = []
     with Film(path, speed) as film:
         for seed in seeds:
-            outcomes += _filmed(config, policy, seed, film)
+            outcomes += _filmed(config, policy, seed, film, should_stop)
     return outcomes
 
 
-def _filmed(config: Config, policy: Policy, seed: int, film: Film) -> list[Outcome]:
+def _filmed(
+    config: Config, policy: Policy, seed: int, film: Film, should_stop: Callable[[], bool]
+) -> list[Outcome]:
     """Play an episode and film every `stride`-th step, the first and the last."""
     envs: list[Environment] = []
     steps = itertools.count()
@@ -81,7 +101,7 @@ def _filmed(config: Config, policy: Policy, seed: int, film: Film) -> list[Outco
         if step.terminated or step.truncated:
             film.add(envs[0].render())
 
-    return play(make, [seed], filmed_policy, on_step=add_last)
+    return play(make, [seed], filmed_policy, should_stop=should_stop, on_step=add_last)
 
 
 class Film:

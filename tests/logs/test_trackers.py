@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mbpo_cli.commands.check import check
 from mbpo_cli.config.compose import make_config
@@ -113,6 +115,39 @@ def test_a_tracker_gets_all_of_a_run_on_a_thread_of_its_own(tmp_path: Path) -> N
     assert threading.main_thread() not in threads
     assert CALLS[-1][0] == "finish"
     assert not calls("abandon")
+
+
+def test_a_film_of_the_trained_policy_arrives_and_changes_no_number(tmp_path: Path) -> None:
+    for name, number in (("without", 0), ("with", 2)):
+        CALLS.clear()
+        config = make_config(*BRIEF, "env.kwargs={max_episode_steps: 9}", f"trainer.film_episodes={number}")
+        run(replace(config, logger={**config.logger, **recorded_by(config).logger}), tmp_path / name)
+    (shown,) = [(step, exhibits) for step, exhibits in calls("show") if "eval/film" in exhibits]
+    assert shown == (20, {"eval/film": tmp_path / "with" / "film.gif"})
+    with Image.open(tmp_path / "with" / "film.gif") as film:
+        assert film.n_frames == 2 * 10  # type: ignore[attr-defined]
+    assert not (tmp_path / "without" / "film.gif").exists()
+    (event,) = EventAccumulator(str(tmp_path / "with")).Reload().Images("eval/film")
+    assert event.encoded_image_string == (tmp_path / "with" / "film.gif").read_bytes()
+    rows = [[without_times(row) for row in metrics_of(tmp_path / name)] for name in ("without", "with")]
+    assert rows[0] == rows[1]
+
+
+def test_a_film_that_fails_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(*BRIEF, "trainer.film_episodes=1")
+    monkeypatch.setattr("mbpo_cli.trained.video.Film.add", lambda self, frame: int("no frame"))
+    run(config, tmp_path)
+    assert "there is no film: invalid literal" in caplog.text
+    assert not (tmp_path / "film.gif").exists()
+
+
+def test_an_environment_that_cannot_be_filmed_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^trainer\.film_episodes=1: tests/PointMass-v0 cannot render in mode"
+    ):
+        check(make_config(*BRIEF, *gym_env("tests/PointMass-v0"), "trainer.film_episodes=1"))
 
 
 @pytest.mark.parametrize("method", ["start", "write", "show", "finish"])
@@ -278,7 +313,7 @@ def test_the_packages_are_not_imported_unless_they_are_used() -> None:
 
 # The real packages.
 
-REAL = (*BRIEF, "trainer.log_every_steps=1")
+REAL = (*BRIEF, "trainer.log_every_steps=1", "trainer.film_episodes=1")
 
 
 @pytest.fixture
@@ -340,14 +375,14 @@ def test_wandb(tmp_path: Path, nothing_leaves: None) -> None:
     configs = [wandb_items(each.config.update) for each in runs]
     assert configs[0]["trainer"]["num_env_steps"] == 12
     history = [wandb_items(record.history.item) for record in records if record.HasField("history")]
-    media = ("diagnose/actions/", "diagnose/model/")
+    media = ("diagnose/actions/", "diagnose/model/", "eval/film/")
     sent = [
         {tag: value for tag, value in without_times(row).items() if not tag.startswith(("_", *media))}
         for row in history
     ]
     assert [{"step": row["_step"], **scalars} for row, scalars in zip(history, sent, strict=True)] == rows
     kinds = {value for row in history for tag, value in row.items() if tag.endswith("/_type")}
-    assert kinds == {"image-file", "histogram"}
+    assert kinds == {"image-file", "histogram", "video-file"}
     summary: dict[str, Any] = {}
     for record in records:
         summary |= wandb_items(record.summary.update) if record.HasField("summary") else {}
@@ -375,7 +410,9 @@ def check_mlflow(client: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         ]
         assert sorted(history) == [(row["step"], row[tag]) for row in rows if tag in row]
     files = {file.path for file in client.list_artifacts(stored.info.run_id)}
-    assert files == {"config.yaml", "summary.json", "diagnose"}
+    assert files == {"config.yaml", "summary.json", "diagnose", "eval"}
+    films = client.list_artifacts(stored.info.run_id, "eval/film")
+    assert [Path(file.path).name for file in films] == ["000000012.gif", "000000020.gif"]
     pictures = client.list_artifacts(stored.info.run_id, "diagnose/model")
     assert "diagnose/model/000000020.png" in {file.path for file in pictures}
     assert all(file.file_size > 1000 for file in pictures)
@@ -436,7 +473,7 @@ print("found", json.dumps([stored.name, stored.config, logs]))
             (row["step"], row[tag]) for row in rows if tag in row
         ]
     kinds = {value["_type"] for log in logs for value in log.values() if isinstance(value, dict)}
-    assert kinds == {"trackio.image", "trackio.histogram"}
+    assert kinds == {"trackio.image", "trackio.histogram", "trackio.video"}
     assert logs[-1]["summary/env_steps"] == 20
 
 
