@@ -27,7 +27,7 @@ CHECKPOINTS, EXPERIENCE = "checkpoints", "experience"
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"  # of a checkpoint
 EVENTS = "events.out.tfevents."  # a prefix
 EVALUATION = "eval/return_mean"
-FOLDERS = {CHECKPOINTS, EXPERIENCE, ".hydra"}  # the last one is Hydra's, if the user wants it
+FOLDERS = {CHECKPOINTS, EXPERIENCE, ".hydra", "wandb"}  # the last two are Hydra's and that tracker's
 FILES = {CONFIG, METRICS, METRICS_TABLE, SUMMARY, LOCK, STOP, POLICY, LOG, CURVE, FILM, TRACKER}
 MAX_CONFIG = 256_000  # characters
 

@@ -177,7 +177,11 @@ LINKS = {
         f"link {name}": linked(name)
         for name in ("experience/x.tmp", "experience/real*", f"{STEP}/state.json")
     },
-    **{f"link {name}": linked(name, FOLDER) for name in ("checkpoints", "experience", ".hydra", STEP)},
+    **{f"link {name}": linked(name) for name in ("metrics.csv", "tracker_id", "film.gif")},
+    **{
+        f"link {name}": linked(name, FOLDER)
+        for name in ("checkpoints", "experience", ".hydra", "wandb", STEP)
+    },
     "link .new-": linked("checkpoints/.new-000000000040", FOLDER),
     "link .old-": linked("checkpoints/.old-000000000020", FOLDER),
     "link dangling": linked("metrics.jsonl", "../victim/new"),
