@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mbpo_cli import failures
 from mbpo_cli.build import build_component, build_env, build_trainer, num_threads
 from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs.probe import unrepeated
+from mbpo_cli.evaluation.callbacks import Callback, end, reason_to_end
 from mbpo_cli.evaluation.schedule import CheckpointOptions, reason
 from mbpo_cli.logs.background import Background, TrackerOptions
 from mbpo_cli.logs.curve import CurvePicture
 from mbpo_cli.logs.logger import JsonLines, Logger, RunInfo, Sink
 from mbpo_cli.logs.progress import Progress
-from mbpo_cli.nn.seeding import episode_seed, episode_seeds, generator
+from mbpo_cli.nn.seeding import episode_seed, generator
 from mbpo_cli.options import resolve
 from mbpo_cli.storage.checkpoint import Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
@@ -53,12 +53,18 @@ log = logging.getLogger(__name__)
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
-def run(config: Config, path: Path, in_sweep: bool = False, trust: Sequence[str] = ()) -> float:
+def run(
+    config: Config,
+    path: Path,
+    in_sweep: bool = False,
+    trust: Sequence[str] = (),
+    callbacks: Sequence[Callback] = (),
+) -> float:
     """Train in the run directory `path`, and return the score: the mean return of the last evaluations.
 
     If the directory holds a run with the same configuration, the run resumes from its last checkpoint, with
     the same results as if it had never stopped. `in_sweep`: other jobs run, too. `trust` are packages that
-    runs to begin with (options `from_run`) may import.
+    runs to begin with (options `from_run`) may import. `callbacks` look at the run while it trains.
 
     Raises:
         ConfigError: The directory holds a run with another configuration.
@@ -77,10 +83,12 @@ def run(config: Config, path: Path, in_sweep: bool = False, trust: Sequence[str]
     with directory:
         if config.trainer.num_env_steps <= config.agent.num_warm_start_steps:
             log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
-        return _run(config, directory, trust)
+        return _run(config, directory, trust, callbacks)
 
 
-def _run(config: Config, directory: RunDirectory, trust: Sequence[str]) -> float:
+def _run(
+    config: Config, directory: RunDirectory, trust: Sequence[str], callbacks: Sequence[Callback]
+) -> float:
     start = time.monotonic()
     checkpointer = Checkpointer(config.checkpoint, directory)
     trainer: Trainer | None = None
@@ -96,16 +104,11 @@ def _run(config: Config, directory: RunDirectory, trust: Sequence[str]) -> float
 
             stack.enter_context(logger)
             trainer = build_trainer(config, logger, stack, should_stop, checkpointer.save_if_due)
-            logs = checkpointer.restore(trainer)
-            if logs is None:
-                pretrained.begin(trainer, config, trust)
-            warn_if_unrepeated(config, should_stop)
-            logger.sinks += open_sinks(config, directory, logs or {}, trainer.env_steps)
-            is_done = trainer.train()
-            checkpointer.save(trainer)
-            directory.save_policy(trainer.agent.policy_state())
-            if is_done and config.trainer.film_episodes:
-                film(config, trainer, directory.path / FILM)
+            if callbacks:
+                trainer.reason_to_end = lambda trainer: reason_to_end(
+                    callbacks, trainer.record, trainer.logger.unwritten
+                )
+            is_done = _train(config, trainer, directory, checkpointer, trust)
             status = "done" if is_done else "interrupted"
     except failures.Stopped:  # before the environments were where the last checkpoint left them
         status = "interrupted"
@@ -123,19 +126,49 @@ def _run(config: Config, directory: RunDirectory, trust: Sequence[str]) -> float
         seconds = checkpointer.earlier_seconds + time.monotonic() - start
         ended = {"status": status, "error": error, "exit_code": code}
         summary = {**ended, **summarize(config, trainer, seconds, evaluations(directory.path))}
-        try:
-            directory.write_summary(summary)
-        except OSError as caught:
-            log.error("the summary cannot be written: %s", caught)
-            print(f"mbpo-train: error: {error or caught}", file=sys.stderr)  # a sweep finds it nowhere else
-        for sink in logger.sinks:
-            if isinstance(sink, Background):
-                sink.finish(summary)
+        _pass_on(summary, directory, logger, callbacks)
     log.info("%s", closing_table(summary, directory.path))
     if status == "interrupted":
         signals.pass_on()
         raise failures.Interrupted(signals.received)
     return float(summary["score"])
+
+
+def _train(
+    config: Config,
+    trainer: Trainer,
+    directory: RunDirectory,
+    checkpointer: Checkpointer,
+    trust: Sequence[str],
+) -> bool:
+    """Train from the last checkpoint on and save the result; return True unless it was stopped on request."""
+    logs = checkpointer.restore(trainer)
+    if logs is None:
+        pretrained.begin(trainer, config, trust)
+    warn_if_unrepeated(config, trainer.should_stop)
+    trainer.logger.sinks += open_sinks(config, directory, logs or {}, trainer.env_steps)
+    is_done = trainer.train()
+    checkpointer.save(trainer)
+    directory.save_policy(trainer.agent.policy_state())
+    if is_done and config.trainer.film_episodes:
+        video.film(config, trainer, directory.path / FILM)
+    return is_done
+
+
+def _pass_on(
+    summary: Mapping[str, Any], directory: RunDirectory, logger: Logger, callbacks: Sequence[Callback]
+) -> None:
+    """Write the summary, and give it to trackers and callbacks."""
+    try:
+        directory.write_summary(summary)
+    except OSError as error:
+        log.error("the summary cannot be written: %s", error)
+        # A sweep finds it nowhere else.
+        print(f"mbpo-train: error: {summary['error'] or error}", file=sys.stderr)
+    for sink in logger.sinks:
+        if isinstance(sink, Background):
+            sink.finish(summary)
+    end(callbacks, summary)
 
 
 def warn_if_unrepeated(config: Config, should_stop: Callable[[], bool]) -> None:
@@ -144,24 +177,6 @@ def warn_if_unrepeated(config: Config, should_stop: Callable[[], bool]) -> None:
     reason = unrepeated(partial(build_env, config), seed, stream, should_stop)
     if reason is not None:
         log.warning("%s %s", config.env.id, reason)
-
-
-def film(config: Config, trainer: Trainer, path: Path) -> None:
-    """Film the first episodes of the evaluation in a file, and show it; an error is only logged."""
-
-    def policy(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
-        return trainer.agent.act(obs.to(trainer.device), explore)
-
-    video.render_off_screen()
-    seeds = episode_seeds(config.seed, "evaluation", config.trainer.film_episodes)
-    try:
-        video.play_filmed(config, policy, seeds, path, should_stop=trainer.should_stop)
-    except failures.Stopped:
-        log.warning("there is no film: the run was stopped")
-    except Exception as error:  # of whatever renders
-        log.warning("there is no film: %s", failures.one_line(error))
-    else:
-        trainer.logger.show(trainer.env_steps, {"eval/film": path})
 
 
 def _failure(error: BaseException, path: Path) -> failures.RunFailed:

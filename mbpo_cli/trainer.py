@@ -74,6 +74,7 @@ class Trainer:
         model_based: None trains the base agent alone, on real experience.
         should_stop: Asked before every step of an environment, evaluations included, and of a fit.
         undoing_if_stopped: Called with the agent and a random stream for the context of an update.
+        reason_to_end: Asked after every environment step; a reason ends the training like a criterion.
         before_step: Called before every environment step, the only place where the state can be saved.
         evaluation: The last evaluation, or None before the first.
         best_evaluation: The evaluation with the largest mean return.
@@ -95,6 +96,7 @@ class Trainer:
     should_stop: Callable[[], bool] = lambda: False
     before_step: Callable[[Trainer], None] = lambda trainer: None
     after_evaluation: Callable[[Trainer], None] = lambda trainer: None
+    reason_to_end: Callable[[Trainer], str | None] = lambda trainer: None
     undoing_if_stopped: Callable[[Agent, torch.Generator], AbstractContextManager[None]] = (
         lambda agent, stream: nullcontext()
     )
@@ -159,10 +161,9 @@ class Trainer:
         if self._num_iterations > 0 and self.env_steps > self.agent_options.num_warm_start_steps:
             self._update_agent(self._num_iterations * self.agent_options.num_gradient_steps_per_update)
         self._num_iterations = 0
-        is_evaluated = self.is_due(self.options.evaluate_every_steps)
-        if is_evaluated:
+        if is_evaluated := self.is_due(self.options.evaluate_every_steps):
             self._evaluate()
-        self.stop_reason = self.options.reason_to_stop(self.record)
+        self.stop_reason = self.options.reason_to_stop(self.record) or self.reason_to_end(self)
         if self.stop_reason is not None and not is_evaluated:
             self._evaluate()
         self._log()

@@ -6,6 +6,7 @@ Knows environments and frames; does not know where the policy comes from.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -23,8 +24,12 @@ from mbpo_cli.build import build_env
 from mbpo_cli.config.typed import Config
 from mbpo_cli.envs.environment import Environment, Step
 from mbpo_cli.evaluation.evaluate import Outcome, play
-from mbpo_cli.failures import ConfigError
+from mbpo_cli.failures import ConfigError, Stopped, one_line
+from mbpo_cli.nn.seeding import episode_seeds
+from mbpo_cli.trainer import Trainer
 from mbpo_cli.types import Policy
+
+log = logging.getLogger(__name__)
 
 # The highest frame rates that players reproduce. Browsers slow down GIFs above 50, and GIF delays are whole
 # hundredths of a second.
@@ -79,6 +84,24 @@ def play_filmed(
         for seed in seeds:
             outcomes += _filmed(config, policy, seed, film, should_stop)
     return outcomes
+
+
+def film(config: Config, trainer: Trainer, path: Path) -> None:
+    """Film the first episodes of the evaluation in a file, and show it; an error is only logged."""
+
+    def policy(obs: Tensor, explore: torch.Generator | None = None) -> Tensor:
+        return trainer.agent.act(obs.to(trainer.device), explore)
+
+    render_off_screen()
+    seeds = episode_seeds(config.seed, "evaluation", config.trainer.film_episodes)
+    try:
+        play_filmed(config, policy, seeds, path, should_stop=trainer.should_stop)
+    except Stopped:
+        log.warning("there is no film: the run was stopped")
+    except Exception as error:  # of whatever renders
+        log.warning("there is no film: %s", one_line(error))
+    else:
+        trainer.logger.show(trainer.env_steps, {"eval/film": path})
 
 
 def _filmed(
