@@ -6,6 +6,7 @@ Does not know where the experience comes from or what it is used for.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import torch
@@ -15,6 +16,8 @@ from mbpo_cli.types import SpaceSpec, Transitions
 
 # Whole numbers below it are exact in float32; only those of successive episodes must differ.
 LARGEST_MARK = 2**24
+# A resumed run looks again at what its earlier part has seen.
+MAX_UNSEEN = 10_000
 
 
 def _columns(spaces: SpaceSpec) -> list[int]:
@@ -170,6 +173,26 @@ class LookAheadBuffer(ReplayBuffer):
             next_obs = torch.where(goes_on[:, None], ahead.next_obs, next_obs)
             weight = torch.where(goes_on, discount * (1 - ahead.terminated), weight)
         return torch.column_stack((found.obs, found.action, reward, next_obs, 1 - weight))
+
+
+class Unseen:
+    """Passes on what was added to a buffer since the last call, of the run's own steps.
+
+    Args:
+        look: Gets the new transitions, and the number of the step of the first.
+    """
+
+    def __init__(self, look: Callable[[Transitions, int], None]) -> None:
+        self._look = look
+        self._num_seen = 0
+
+    def __call__(self, buffer: ReplayBuffer, num_steps: int) -> None:
+        """Look at a buffer whose last `num_steps` rows, if not overwritten, are the run's own."""
+        end = buffer.total_added
+        first = end - num_steps
+        start = max(self._num_seen, end - min(len(buffer), MAX_UNSEEN), first)
+        self._look(buffer.unpack(buffer.rows(start, end)), start + 1 - first)
+        self._num_seen = end
 
 
 def num_real_of(mini_batch_size: int, real_ratio: float) -> int:

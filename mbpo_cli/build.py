@@ -17,7 +17,7 @@ from typing import Any, cast
 import gymnasium as gym
 import torch
 
-from mbpo_cli.buffers import LookAheadBuffer, ReplayBuffer, num_bytes, num_real_of
+from mbpo_cli.buffers import LookAheadBuffer, ReplayBuffer, Unseen, num_bytes, num_real_of
 from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs import environment
 from mbpo_cli.envs.collector import Collector
@@ -267,7 +267,7 @@ def build_model_based(
         buffer=build_buffer(config, "mbpo.model_experience_buffer_length", spaces, device),
         guard=Guard(config.mbpo.max_relative_error),
         uncertainty=uncertainty,
-        compare=Comparison(model.known, config.model.allow_mismatch),
+        compare=Unseen(Comparison(model.known, config.model.allow_mismatch)),
         world=world,
     )
 

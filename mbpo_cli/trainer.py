@@ -45,15 +45,14 @@ from mbpo_cli.types import Agent, ImaginingAgent, Metrics, Policy, Transitions
 
 EVALUATED = ("return_mean", "return_std", "length_mean")
 PHASES = ("env", "fit", "generate", "update", "evaluate", "diagnose", "checkpoint")
-# A resumed run compares again what its earlier part has compared.
-MAX_COMPARED = 10_000
 
 
 @dataclass
 class ModelBased:
     """What MBPO adds to its base agent.
 
-    `compare` gets new real transitions and the step of the first. Updates go through the `world`, if any.
+    `compare` gets the real buffer before each fit, and the steps so far. Updates go through the `world`, if
+    any.
     """
 
     model: EnvironmentModel
@@ -62,7 +61,7 @@ class ModelBased:
     buffer: ReplayBuffer
     guard: Guard = field(default_factory=Guard)
     uncertainty: Uncertainty = field(default_factory=Uncertainty)
-    compare: Callable[[Transitions, int], None] = lambda real, first_step: None
+    compare: Callable[[ReplayBuffer, int], None] = lambda real, env_steps: None
     world: LearnedWorld | None = None
 
 
@@ -119,7 +118,6 @@ class Trainer:
         self._max_reward = 0.0
         self._last_episodes: list[tuple[float, int]] = []
         self._generation_sizes: list[float] = []
-        self._num_compared = 0
         self._num_first_updates: int | None = None  # that are left; None before there is a model
         # While updates, evaluation or log of a step are missing; a resumed run makes up for them.
         self._is_within_step = False
@@ -201,7 +199,7 @@ class Trainer:
         """Fit the model, and hold back all generated experience if it is not better than knowing nothing."""
         real, num_epochs = self.real_buffer.contents(), self.mbpo_options.num_epoch_for_training_model
         with self.stopwatch.phase("fit"):
-            self._compare(mbpo)
+            mbpo.compare(self.real_buffer, self.env_steps)
             metrics = mbpo.fitter.fit(mbpo.model, real, num_epochs, self.should_stop)
         self.num_model_trainings += 1
         self.logger.log({**metrics, **mbpo.guard.judge(metrics, self.env_steps)})
@@ -213,15 +211,6 @@ class Trainer:
             self._generation_sizes = []
         elif self._num_first_updates is None:
             self._num_first_updates = self.mbpo_options.first_updates
-
-    def _compare(self, mbpo: ModelBased) -> None:
-        """Compare known functions with the real transitions of this run since the last comparison."""
-        end = self.real_buffer.total_added
-        num_of_other_run = end - self.env_steps
-        start = max(self._num_compared, end - min(len(self.real_buffer), MAX_COMPARED), num_of_other_run)
-        real = self.real_buffer.unpack(self.real_buffer.rows(start, end))
-        mbpo.compare(real, start + 1 - num_of_other_run)
-        self._num_compared = end
 
     def _generate_experience(self, mbpo: ModelBased) -> None:
         options, stream = self.mbpo_options.model_rollout_options, self._rollout_stream
@@ -343,9 +332,5 @@ class Trainer:
         return trainer_state.state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Restore what `state_dict` returned; return True if the environments are exactly where they were.
-
-        Raises:
-            Stopped: `should_stop` returned True before they were there.
-        """
+        """Restore what `state_dict` returned, as `trainer_state.restore` does."""
         return trainer_state.restore(self, state)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli import build, rollouts
-from mbpo_cli.buffers import ReplayBuffer
+from mbpo_cli.buffers import ReplayBuffer, Unseen
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.envs.environment import Environment
@@ -185,7 +185,7 @@ def test_known_functions_are_compared_once_with_every_real_transition() -> None:
     loop = Loop("mbpo.generate_every=4", "trainer.num_env_steps=13", *QUIET)
     assert loop.model_based is not None
     compared: list[tuple[int, int]] = []
-    loop.model_based.compare = lambda real, first_step: compared.append((first_step, len(real)))
+    loop.model_based.compare = Unseen(lambda real, first_step: compared.append((first_step, len(real))))
     loop.run()
     assert compared == [(1, 8), (9, 4)]
 
@@ -194,7 +194,7 @@ def test_a_comparison_is_limited_to_what_the_buffer_still_holds() -> None:
     loop = Loop("mbpo.generate_every=120", "trainer.num_env_steps=250", *QUIET)
     assert loop.model_based is not None
     compared: list[tuple[int, int]] = []
-    loop.model_based.compare = lambda real, first_step: compared.append((first_step, len(real)))
+    loop.model_based.compare = Unseen(lambda real, first_step: compared.append((first_step, len(real))))
     loop.run()
     assert compared == [(21, 100), (141, 100)], "the buffer of these tests holds 100"
 
