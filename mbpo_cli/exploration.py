@@ -1,4 +1,4 @@
-"""Exploration: noise on greedy actions, and the policy of rollouts in the model.
+"""Exploration: random actions at first, noise on greedy ones, and the policy of rollouts in the model.
 
 The same noise models serve agents in the real environment and rollouts.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -260,6 +261,26 @@ class Empty:
     """Stands for empty noise options; never built."""
 
     Options = EmptyOptions
+
+
+class WarmStart:
+    """Random actions in E real environments before training, each held for some steps of its episode.
+
+    Attributes:
+        held: The last actions, shape (E, A).
+    """
+
+    def __init__(self, actions: ActionSpec, num_envs: int, hold_steps: int, stream: torch.Generator) -> None:
+        self.held = torch.zeros(num_envs, actions.size)
+        self.stream = stream
+        self._actions, self._hold_steps = actions, hold_steps
+
+    def act(self, steps: Sequence[int]) -> Tensor:
+        """Return the next actions, shape (E, A); `steps` are those so far of each current episode."""
+        for row, num_steps in enumerate(steps):
+            if num_steps % self._hold_steps == 0:
+                self.held[row] = self._actions.sample(self.stream)
+        return self.held.clone()
 
 
 @dataclass

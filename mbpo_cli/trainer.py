@@ -28,7 +28,7 @@ from mbpo_cli.buffers import ReplayBuffer, mix
 from mbpo_cli.envs.collector import Collector
 from mbpo_cli.evaluation.evaluate import Evaluation
 from mbpo_cli.evaluation.schedule import TrainerOptions, TrainingRecord
-from mbpo_cli.exploration import RolloutPolicy
+from mbpo_cli.exploration import RolloutPolicy, WarmStart
 from mbpo_cli.failures import Stopped
 from mbpo_cli.logs.logger import Logger
 from mbpo_cli.logs.stopwatch import Stopwatch
@@ -110,11 +110,11 @@ class Trainer:
         self.stop_reason: str | None = None
         self.stopwatch = Stopwatch(PHASES)
 
-        self._warm_start_stream = generator(self.seed, "warm_start")
+        hold_steps, stream = self.agent_options.warm_start_hold_steps, generator(self.seed, "warm_start")
+        self._warm_start = WarmStart(self.collector.spaces.actions, len(self.collector), hold_steps, stream)
         self._exploration_stream = generator(self.seed, "exploration", device=self.device)
         self._rollout_stream = generator(self.seed, "rollouts", device=self.device)
         self._mix_stream = generator(self.seed, "mix", device=self.device)
-        self._held_actions = torch.zeros(len(self.collector), self.collector.spaces.action_size)
         self._max_reward = 0.0
         self._last_episodes: list[tuple[float, int]] = []
         self._generation_sizes: list[float] = []
@@ -256,10 +256,7 @@ class Trainer:
         if self.env_steps >= options.num_warm_start_steps or options.from_run is not None:
             obs = self.collector.obs.to(self.device)
             return self.agent.explore(obs, self._exploration_stream, self.collector.first).cpu()
-        for row, steps in enumerate(self.collector.steps):
-            if steps % options.warm_start_hold_steps == 0:
-                self._held_actions[row] = self.collector.spaces.actions.sample(self._warm_start_stream)
-        return self._held_actions.clone()
+        return self._warm_start.act(self.collector.steps)
 
     def _update_agent(self, num_updates: int) -> None:
         """Take gradient steps on real and generated experience, or through the model from there."""

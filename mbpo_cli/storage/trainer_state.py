@@ -19,7 +19,7 @@ COUNTERS = (
     "_last_episodes",
     "_num_first_updates",
 )
-STREAMS = ("_warm_start_stream", "_exploration_stream", "_rollout_stream", "_mix_stream")
+STREAMS = ("_exploration_stream", "_rollout_stream", "_mix_stream")
 EVALUATIONS = ("evaluation", "best_evaluation")
 
 
@@ -42,7 +42,8 @@ def state_of(trainer: Any) -> dict[str, Any]:
         **{name: part.state_dict() for name, part in _parts(trainer).items()},
         **{name: None if found is None else asdict(found) for name, found in evaluations.items()},
         "collector": trainer.collector.state_dict(),
-        "held_actions": trainer._held_actions,
+        "held_actions": trainer._warm_start.held,
+        "_warm_start_stream": trainer._warm_start.stream.get_state(),
         **({"within_step": within_step} if trainer._is_within_step else {}),
     }
 
@@ -69,7 +70,8 @@ def restore(trainer: Any, state: dict[str, Any]) -> bool:
         stored = state[name]
         found = trainer.evaluation_of(stored["returns"], stored["lengths"]) if stored else None
         setattr(trainer, name, found)
-    trainer._held_actions = state["held_actions"].clone()
+    trainer._warm_start.held = state["held_actions"].clone()
+    trainer._warm_start.stream.set_state(state["_warm_start_stream"])
     if "within_step" in state:
         trainer._is_within_step, trainer._num_iterations = True, state["within_step"]["num_new_steps"]
         trainer.logger.log(state["within_step"]["metrics"])
