@@ -30,6 +30,9 @@ from mbpo_cli.storage.records import CHECKPOINTS, EXPERIENCE, MANIFEST, STATE, T
 
 log = logging.getLogger(__name__)
 
+# Begins the name of a checkpoint while another one of its step takes its place.
+REPLACED = ".replaced-"
+
 T = TypeVar("T")
 
 # What reading a checkpoint may raise if it is not what was written.
@@ -79,17 +82,20 @@ class Checkpoints:
         logs: Mapping[str, int],
         is_best: bool = False,
         is_saved: bool = False,
+        replaces: bool = False,
     ) -> None:
         """Make a checkpoint durable, then remove old ones.
 
         Of the buffers, only new rows are written. The `logs` must already be durable. The best checkpoint is
         kept until there is a better one, and one with `is_saved` until there are `keep_saved` later ones.
 
+        Another one of the same step is made only if it `replaces` the last one, as training went on since.
+
         Raises:
             OSError: It cannot be written; earlier checkpoints are unchanged.
             Diverged: A number is not finite.
         """
-        if step == self.last_step:
+        if step == self.last_step and not replaces:
             return
         plain, tensors = tensor_tree.encode(state)
         stored = {name: self._store_new_rows(name, buffer) for name, buffer in buffers.items()}
@@ -109,6 +115,9 @@ class Checkpoints:
 
     def load(self, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint | None:
         """Restore the newest usable checkpoint, buffers included; None if none was ever made."""
+        for replaced in self._checkpoints.glob(f"{REPLACED}*"):  # its process ended at that moment
+            final = replaced.with_name(replaced.name.removeprefix(REPLACED))
+            _remove(replaced) if final.exists() else os.rename(replaced, final)
         return self._newest(lambda step: self._load(step, buffers))
 
     def read(self, best: bool = False) -> Checkpoint | None:
@@ -182,10 +191,13 @@ class Checkpoints:
             files.write(temporary / name, data)
         files.sync(temporary)
         final = self._path(step)
-        if final.exists():  # left by a run that resumed from an earlier one
-            shutil.rmtree(final)
+        replaced = final.with_name(REPLACED + final.name)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():  # an earlier state of the same step, or of a run that resumed from an earlier step
+            os.rename(final, replaced)
         os.rename(temporary, final)
         files.sync(self._checkpoints)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def _load(self, step: int, buffers: Mapping[str, ReplayBuffer]) -> Checkpoint:
         checkpoint = self._read(step)

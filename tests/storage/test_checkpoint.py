@@ -189,6 +189,40 @@ def test_a_fault_in_any_operation_loses_nothing(
     pytest.fail("the faults never ended")
 
 
+@pytest.mark.parametrize("fault", ["kill", "half", "no_space"])
+def test_a_fault_while_a_checkpoint_replaces_that_of_the_same_step_loses_nothing(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in range(1, 100):
+        path = tmp_path / str(at)
+        fill(path, (1,))
+        checkpoints, experience = Checkpoints(path, keep=2), buffers()
+        checkpoints.load(experience)
+        for buffer in experience.values():
+            buffer.add(random_transitions(10, SPACE, seed=2))
+        manifest = path / "checkpoints" / f"{1:012d}" / "manifest.json"
+        before = manifest.read_bytes()
+        checkpoints.save(1, state_at(2), experience, {})
+        assert manifest.read_bytes() == before
+        faulty(fault, at, monkeypatch)
+        failed = False
+        try:
+            checkpoints.save(1, {**state_at(2), "step": 1}, experience, {}, replaces=True)
+        except (Killed, OSError):
+            failed = True
+        monkeypatch.undo()
+        restored, found = load(path)
+        assert restored is not None
+        is_new = bool((restored.state["nested"]["tensors"][0] == 2).all())
+        assert len(found["real"]) == (20 if is_new else 10)
+        assert is_new or failed
+        if not failed:
+            assert at > 12, "a dozen operations"
+            assert not list(path.rglob(".*"))
+            return
+    pytest.fail("the faults never ended")
+
+
 class Payload:
     """Executes something when it is unpickled."""
 
