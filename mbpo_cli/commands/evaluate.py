@@ -1,4 +1,4 @@
-"""The command `mbpo-evaluate`: play a run's greedy policy, report its returns, and film it.
+"""The command `mbpo-evaluate`: play a run's greedy policy, report its returns, and film or record it.
 
 Slow imports follow the parsing of arguments. Knows the order of the work, and does none of it.
 """
@@ -37,14 +37,15 @@ def evaluate(options: argparse.Namespace) -> None:
     from mbpo_cli.commands.check import check_limit
     from mbpo_cli.evaluation.evaluate import Evaluation
     from mbpo_cli.nn.seeding import episode_seeds, generator
+    from mbpo_cli.storage import data_sets
     from mbpo_cli.trained import returns, video
-    from mbpo_cli.trained.episodes import play_in_model, play_real
+    from mbpo_cli.trained.episodes import play_in_model, play_real, play_recorded, recorded
     from mbpo_cli.trained.load import load, with_env_kwargs
 
     torch.set_flush_denormal(True)
     trained = load(options.run, options.best, options.trust, "--trust {}")
     output = options.output or trained.path / "evaluation.json"
-    check_output("--output", output, (".json",))
+    _check_outputs(output, options.record)
     torch.set_num_threads(num_threads(trained.config, in_sweep=False))
     model = trained.model() if options.in_model else None
     trained, max_steps = with_env_kwargs(trained, options.env_kwargs)
@@ -57,6 +58,9 @@ def evaluate(options: argparse.Namespace) -> None:
     seeds = episode_seeds(seed, "evaluation", options.episodes)
     if options.render == "human":
         real = play_real(lambda: video.rendered_env(config, "--render", "human"), seeds, policy, num_envs=1)
+    elif options.record is not None:
+        real, episodes = play_recorded(lambda: build_env(config), seeds, policy)
+        data_sets.write(options.record, recorded(episodes, trained.spaces.actions))
     else:
         real = []
         if options.video is not None:
@@ -71,8 +75,17 @@ def evaluate(options: argparse.Namespace) -> None:
     print(trained.title)
     print(returns.as_text(evaluation, in_model))
     write_json(output, returns.as_json(trained, seed, evaluation, in_model))
-    for path in filter(None, (output, options.video)):
+    for path in filter(None, (output, options.video, options.record)):
         print(f"written to {path}")
+
+
+def _check_outputs(output: Path, record: Path | None) -> None:
+    from mbpo_cli.storage import data_sets
+
+    check_output("--output", output, (".json",))
+    if record is not None:
+        check_output("--record", record, data_sets.SUFFIXES)
+        data_sets.check_installed(record.suffix)
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -122,6 +135,12 @@ def _parser() -> Parser:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--video", type=Path, metavar="FILE", help="film to write: FILE.mp4 or FILE.gif")
     shown.add_argument("--render", choices=["human"], help="show all episodes in a window")
+    shown.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="record all steps, for mbpo-train data=FILE: FILE.npz, FILE.hdf5 or FILE.h5",
+    )
     add("--video-episodes", type=whole_number(1, 1000), default=1, metavar="K", help="episodes to film (1)")
     add(
         "--steps-per-second",

@@ -6,16 +6,19 @@ Knows environments, a model and a policy; does not know what the results are use
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from mbpo_cli.build import build_env
 from mbpo_cli.envs.environment import Environment
+from mbpo_cli.evaluation.diagnostics import joined
 from mbpo_cli.evaluation.evaluate import Episode, Evaluation, Outcome, Recorder, play
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.nn.seeding import episode_seeds
 from mbpo_cli.trained.load import Trained
-from mbpo_cli.types import Policy
+from mbpo_cli.types import ActionSpec, Policy
 
 # Environments open at a time. Evaluations during training with no more episodes use the same batches, and
 # therefore give the same returns to the last bit.
@@ -30,14 +33,37 @@ def play_real(
     return [o for start in starts for o in play(make_env, seeds[start : start + num_envs], policy)]
 
 
-def real_episodes(make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy) -> list[Episode]:
-    """Play an episode per seed, and return all steps."""
+def play_recorded(
+    make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy
+) -> tuple[list[Outcome], list[Episode]]:
+    """Play an episode per seed, and return the outcomes and all steps."""
+    outcomes: list[Outcome] = []
     episodes: list[Episode] = []
     for start in range(0, len(seeds), NUM_ENVS):
         recorder = Recorder()
-        outcomes = play(make_env, seeds[start : start + NUM_ENVS], policy, on_step=recorder)
-        episodes += recorder.episodes(outcomes)
-    return episodes
+        played = play(make_env, seeds[start : start + NUM_ENVS], policy, on_step=recorder)
+        outcomes += played
+        episodes += recorder.episodes(played)
+    return outcomes, episodes
+
+
+def real_episodes(make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy) -> list[Episode]:
+    """Play an episode per seed, and return all steps."""
+    return play_recorded(make_env, seeds, policy)[1]
+
+
+def recorded(episodes: Sequence[Episode], actions: ActionSpec) -> dict[str, NDArray[Any]]:
+    """Return the arrays of D4RL, one row per step, with flat observations and the environment's actions."""
+    rows = joined(episodes)
+    is_last = torch.cat([torch.arange(len(episode)) == len(episode) - 1 for episode in episodes])
+    return {
+        "observations": rows.obs.numpy(),
+        "actions": actions.to_env(rows.action).numpy(),
+        "rewards": torch.cat([episode.reward for episode in episodes]).numpy(),
+        "next_observations": rows.next_obs.numpy(),
+        "terminals": (rows.terminated == 1).numpy(),
+        "timeouts": (is_last & (rows.terminated == 0)).numpy(),
+    }
 
 
 def evaluation_of(trained: Trained, num_episodes: int = 20, seed: int | None = None) -> Evaluation:
