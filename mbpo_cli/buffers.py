@@ -67,11 +67,17 @@ class ReplayBuffer:
         """Forget the oldest rows, so that at most `newest` are left."""
         self.size = min(self.size, newest)
 
-    def sample_rows(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `count` packed rows for updates uniformly with replacement; the buffer must not be empty."""
-        return self._rows[self._draw(count, generator)]
+    def sample_rows(self, count: int, generator: torch.Generator, part: range | None = None) -> Tensor:
+        """Draw `count` packed rows for updates uniformly with replacement; the buffer must not be empty.
 
-    def _draw(self, count: int, generator: torch.Generator) -> Tensor:
+        `part` are the numbers of the rows to draw from, counted from the first ever added; None = all.
+        """
+        return self._rows[self._draw(count, generator, part)]
+
+    def _draw(self, count: int, generator: torch.Generator, part: range | None = None) -> Tensor:
+        if part is not None:
+            place = torch.randint(len(part), (count,), generator=generator, device=self._rows.device)
+            return (part.start + place) % self.capacity
         index = torch.randint(self.size, (count,), generator=generator, device=self._rows.device)
         if self.size < min(self.total_added, self.capacity):
             index = (index + self.total_added - self.size) % self.capacity
@@ -147,8 +153,8 @@ class LookAheadBuffer(ReplayBuffer):
             mark = (episodes % LARGEST_MARK).float()
         self._append(torch.column_stack((*vars(transitions).values(), mark)))
 
-    def sample_rows(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw `count` packed rows for updates uniformly with replacement; the buffer must not be empty.
+    def sample_rows(self, count: int, generator: torch.Generator, part: range | None = None) -> Tensor:
+        """Draw `count` packed rows for updates, as `ReplayBuffer` does.
 
         A row has the discounted sum of the rewards of k steps and the observation after them; k is n, or the
         number of steps to the end of the episode or to the newest one, if that is smaller. `terminated` is
@@ -157,7 +163,7 @@ class LookAheadBuffer(ReplayBuffer):
 
         Source: Sutton 1988, "Learning to Predict by the Methods of Temporal Differences".
         """
-        slots = self._draw(count, generator)
+        slots = self._draw(count, generator, part)
         newest = self.total_added - 1
         numbers = newest - (newest - slots) % self.capacity
         first = self._rows[slots]
@@ -211,24 +217,37 @@ def mix(
     real_ratio: float,
     num_batches: int,
     generator: torch.Generator,
+    recorded: tuple[int, float] | None = None,
 ) -> tuple[list[Transitions], dict[str, float]]:
     """Draw mini-batches of real and generated experience, with counts; all real before the first generation.
 
-    Source: the page, step 4.1.
+    `recorded` are the number of transitions that the real buffer began with, and their fraction of the real
+    ones in a mini-batch, where both kinds are there. Source: the page, step 4.1; of `recorded`, Ball et al.
+    2023, "Efficient Online Reinforcement Learning with Offline Data" (RLPD), section 4.1.
     """
     num_real = num_real_of(mini_batch_size, real_ratio)
     if generated is None or len(generated) == 0:
         num_real = mini_batch_size
-    # One draw from each buffer serves all mini-batches.
-    parts = [
-        buffer.sample_rows(num_batches * count, generator).view(num_batches, count, -1)
-        for buffer, count in ((real, num_real), (generated, mini_batch_size - num_real))
-        if buffer is not None and count > 0
-    ]
-    batches = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     metrics = {
         "mix/num_real": num_real,
         "mix/num_generated": mini_batch_size - num_real,
         "mix/real_share": num_real / mini_batch_size,
     }
+    sources: list[tuple[ReplayBuffer | None, int, range | None]] = [(real, num_real, None)]
+    if recorded is not None:
+        oldest, newest = real.total_added - len(real), real.total_added
+        num_rows, ratio = recorded
+        parts = range(oldest, num_rows), range(max(oldest, num_rows), newest)
+        count = num_real_of(num_real, ratio) if len(parts[1]) > 0 else num_real
+        count = count if len(parts[0]) > 0 else 0
+        sources = [(real, count, parts[0]), (real, num_real - count, parts[1])]
+        metrics["mix/num_recorded"] = count
+    sources.append((generated, mini_batch_size - num_real, None))
+    # One draw from each source serves all mini-batches.
+    drawn = [
+        buffer.sample_rows(num_batches * count, generator, part).view(num_batches, count, -1)
+        for buffer, count, part in sources
+        if buffer is not None and count > 0
+    ]
+    batches = torch.cat(drawn, dim=1) if len(drawn) > 1 else drawn[0]
     return [real.unpack(rows) for rows in batches], metrics

@@ -126,7 +126,7 @@ def num_updates(config: Config) -> int:
     agent, every = config.agent, config.agent.learning_frequency
     num_iterations = 0  # the length of episodes is unknown
     if every != "episode":
-        num_iterations = (config.trainer.num_env_steps - agent.num_warm_start_steps) // every
+        num_iterations = (config.trainer.num_env_steps - config.num_warm_start_steps) // every
     return num_iterations * agent.num_gradient_steps_per_update + config.mbpo.first_updates
 
 
@@ -143,7 +143,7 @@ def num_fit_steps(config: Config) -> int:
     if mbpo.generate_every == "episode":
         return 0  # the length of episodes is unknown
     every = mbpo.fit_every or mbpo.generate_every
-    num_fits = (config.trainer.num_env_steps - config.agent.num_warm_start_steps) // every
+    num_fits = (config.trainer.num_env_steps - config.num_warm_start_steps) // every
     num_epochs = training.least_epochs(mbpo.num_epoch_for_training_model)
     num_batches = training.num_mini_batches
     if num_batches == "all":  # the buffer is half full on average
@@ -249,7 +249,7 @@ def build_model_based(
     """Build what MBPO adds to the base agent, or return None if all experience is real."""
     if not uses_model(config):
         return None
-    if lost := lost_experience(config.mbpo, config.trainer.num_env_steps, config.agent.num_warm_start_steps):
+    if lost := lost_experience(config.mbpo, config.trainer.num_env_steps, config.num_warm_start_steps):
         log.warning("%s", lost)
     model = build_model(config, spaces, device)
     if model.learned and compiles(config, device, num_fit_steps(config)):
@@ -275,8 +275,8 @@ def build_model_based(
 def picture_is_due(env_steps: int, options: TrainerOptions) -> bool:
     """Return True for the first evaluation in each of `NUM_PICTURES` equal parts of the training."""
     last = max(env_steps - options.evaluate_every_steps, 0)
-    parts = [NUM_PICTURES * step // options.num_env_steps for step in (last, env_steps)]
-    return parts[0] < parts[1]
+    parts = [NUM_PICTURES * step // max(options.num_env_steps, 1) for step in (last, env_steps)]
+    return parts[0] < parts[1] or options.num_env_steps == 0
 
 
 def examine(evaluator: Evaluator, trainer: Trainer) -> None:
@@ -343,6 +343,7 @@ def build_trainer(
         collector=Collector(envs, partial(episode_seed, config.seed, "environment")),
         evaluate=evaluator,
         logger=logger,
+        begins_with_data=config.data is not None,
         should_stop=should_stop,
         before_step=before_step,
         after_evaluation=partial(examine, evaluator) if config.trainer.diagnostics else lambda trainer: None,

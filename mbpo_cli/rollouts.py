@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -67,6 +67,12 @@ class ModelRolloutOptions(UncertaintyOptions):
         low=0,
         high=1,
     )
+    reward_penalty: float = option(
+        "MOPO's lambda: generated rewards are lowered by this times the uncertainty of the transition, the "
+        "largest norm of a member's standard deviations; without deviations that depend on the inputs, the "
+        "largest distance of a member's prediction from the mean of all; 0 = none",
+        low=0,
+    )
     noise_options: Component = option(
         "exploration within rollouts (group mbpo/model_rollout_options/noise_options)", matlab="NoiseOptions"
     )
@@ -97,7 +103,9 @@ class MBPOOptions:
         low=1,
     )
     first_updates: int = option(
-        "gradient steps as soon as there is a model that can be used, before the next environment step", low=0
+        "gradient steps as soon as there is a model that can be used, before the next environment step; all "
+        "that there are with trainer.num_env_steps=0",
+        low=0,
     )
     training_horizon: int = option(
         "T, steps that each update takes in the model from the observations of its mini-batch: critics learn "
@@ -117,6 +125,12 @@ class MBPOOptions:
         low=0,
         high=1,
         matlab=("RealRatio", "RealSampleRatio"),
+    )
+    data_ratio: float | None = option(
+        "fraction of the real transitions in it that are drawn from data, the others from the run's own "
+        "steps, as in RLPD; null = all real transitions are drawn alike",
+        low=0,
+        high=1,
     )
     model_experience_buffer_length: int = option(
         "capacity of the replay buffer of generated experience",
@@ -138,6 +152,12 @@ class MBPOOptions:
     def __post_init__(self) -> None:
         if self.generate_every == "episode" and (self.first_updates > 0 or self.fit_every is not None):
             raise ValueError("generate_every=episode: must be a number with fit_every and first_updates")
+        penalty = self.model_rollout_options.reward_penalty
+        if penalty > 0 and self.training_horizon > 0:
+            raise ValueError(
+                f"model_rollout_options.reward_penalty={penalty:g}: is for generated transitions, from which "
+                "updates with training_horizon > 0 do not learn; use 0, or algorithm=mbpo"
+            )
 
 
 def horizon_at(options: ModelRolloutOptions, num_model_trainings: int, num_env_steps: int) -> int:
@@ -232,6 +252,23 @@ def wandering(
     """Return how some rollouts wander in their first half, or None if none does."""
     count = round(options.random_fraction * options.num_rollout)
     return Wandering(actions, count, horizon // 2, hold_steps) if count > 0 and horizon > 1 else None
+
+
+def penalized(
+    sink: Callable[[Transitions], None], model: EnvironmentModel, penalty: float
+) -> Callable[[Transitions], None]:
+    """Return a sink that first lowers rewards by `penalty` times the spread of the members' predictions.
+
+    Source: Yu et al. 2020, "MOPO: Model-based Offline Policy Optimization", section 4.2.
+    """
+    if penalty == 0:
+        return sink
+
+    def lowered(transitions: Transitions) -> None:
+        spread = model.spread(transitions.obs, transitions.action)
+        sink(replace(transitions, reward=transitions.reward - penalty * spread))
+
+    return lowered
 
 
 def generate(

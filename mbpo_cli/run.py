@@ -45,6 +45,7 @@ from mbpo_cli.storage.records import (
     evaluations,
     last_logged_step,
 )
+from mbpo_cli.storage.trainer_state import progress_of
 from mbpo_cli.trained import pretrained, video
 from mbpo_cli.trainer import Trainer
 
@@ -81,7 +82,7 @@ def run(
         log.error("%s", error)
         raise
     with directory:
-        if config.trainer.num_env_steps <= config.agent.num_warm_start_steps:
+        if 0 < config.trainer.num_env_steps <= config.num_warm_start_steps:
             log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
         return _run(config, directory, trust, callbacks)
 
@@ -109,7 +110,7 @@ def _run(
                     callbacks, trainer.record, trainer.logger.unwritten
                 )
             is_done = _train(config, trainer, directory, checkpointer, trust)
-            status = "done" if is_done else "interrupted"
+            status = _status(trainer) if is_done else "interrupted"
     except failures.Stopped:  # before the environments were where the last checkpoint left them
         status = "interrupted"
     except KeyboardInterrupt:
@@ -179,6 +180,15 @@ def warn_if_unrepeated(config: Config, should_stop: Callable[[], bool]) -> None:
         log.warning("%s %s", config.env.id, reason)
 
 
+def _status(trainer: Trainer) -> str:
+    """Return how a run ended whose training is complete; it failed if it learned nothing from data alone."""
+    if trainer.options.num_env_steps == 0 == trainer.gradient_steps:
+        raise failures.RunFailed(
+            "nothing was learned, as the model of the data was not good enough to be used"
+        )
+    return "done"
+
+
 def _failure(error: BaseException, path: Path) -> failures.RunFailed:
     """Return the failure to report for an error in a run that writes into `path`."""
     if isinstance(error, failures.RunFailed):
@@ -201,6 +211,7 @@ class Checkpointer:
         self._options = options
         self._directory = directory
         self._last_time = time.monotonic()
+        self._progress: tuple[int | None, ...] | None = None
         self._checkpoints = Checkpoints(directory.path, options.keep, options.keep_saved)
 
     def restore(self, trainer: Trainer) -> dict[str, int] | None:
@@ -222,6 +233,7 @@ class Checkpointer:
         is_exact = trainer.load_state_dict(checkpoint.state)
         if "within_step" in checkpoint.state:  # the rest of the step will change the state
             self._checkpoints.last_step = None
+        self._progress = progress_of(trainer)
         self.earlier_seconds = checkpoint.state["stopwatch"]["total_seconds"]
         log.info("resuming from step %d", checkpoint.step)
         num_envs = len(trainer.collector)
@@ -244,8 +256,7 @@ class Checkpointer:
         step, last = trainer.env_steps, self._checkpoints.last_step
         if (
             last is None
-            or trainer.best_step == step
-            or self._reason_to_keep(trainer) is not None
+            or (last != step and (trainer.best_step == step or self._reason_to_keep(trainer) is not None))
             or step - last >= (self._options.every_steps or math.inf)
             or time.monotonic() - self._last_time >= 60 * (self._options.every_minutes or math.inf)
         ):
@@ -264,7 +275,9 @@ class Checkpointer:
             trainer.logger.commit(),
             is_best=trainer.best_step == trainer.env_steps,
             is_saved=why is not None,
+            replaces=progress_of(trainer) != self._progress,
         )
+        self._progress = progress_of(trainer)
         self._last_time = time.monotonic()
 
     def _reason_to_keep(self, trainer: Trainer) -> str | None:

@@ -51,8 +51,7 @@ PHASES = ("env", "fit", "generate", "update", "evaluate", "diagnose", "checkpoin
 class ModelBased:
     """What MBPO adds to its base agent.
 
-    `compare` gets the real buffer before each fit, and the steps so far. Updates go through the `world`, if
-    any.
+    `compare` gets real buffer and step before each fit. Updates go through the `world`, if any.
     """
 
     model: EnvironmentModel
@@ -72,9 +71,10 @@ class Trainer:
     Attributes:
         model_based: None trains the base agent alone, on real experience.
         should_stop: Asked before every step of an environment, evaluations included, and of a fit.
+        begins_with_data: Recorded data replace the warm start; what they teach is evaluated before step 1.
         undoing_if_stopped: Called with the agent and a random stream for the context of an update.
         reason_to_end: Asked after every environment step; a reason ends the training like a criterion.
-        before_step: Called before every environment step, the only place where the state can be saved.
+        before_step: Called before every environment step and first update, where the state can be saved.
         evaluation: The last evaluation, or None before the first.
         best_evaluation: The evaluation with the largest mean return.
         best_step: Environment steps at the best evaluation.
@@ -92,6 +92,7 @@ class Trainer:
     model_based: ModelBased | None
     evaluate: Callable[[Policy], Evaluation]
     logger: Logger
+    begins_with_data: bool = False
     should_stop: Callable[[], bool] = lambda: False
     before_step: Callable[[Trainer], None] = lambda trainer: None
     after_evaluation: Callable[[Trainer], None] = lambda trainer: None
@@ -119,14 +120,19 @@ class Trainer:
         self._last_episodes: list[tuple[float, int]] = []
         self._generation_sizes: list[float] = []
         self._num_first_updates: int | None = None  # that are left; None before there is a model
+        self._num_recorded = 0
+        self._num_warm_start_steps = 0 if self.begins_with_data else self.agent_options.num_warm_start_steps
         # While updates, evaluation or log of a step are missing; a resumed run makes up for them.
         self._is_within_step = False
         self._num_iterations = 0
 
     def begin_with(self, experience: Transitions) -> None:
-        """Begin with real experience of another run, before the first step."""
+        """Begin with real experience of another run, or with recorded data, before the first step."""
         self.real_buffer.add(experience)
         self._max_reward = float(experience.reward.abs().max())
+        if self.begins_with_data:
+            self._num_recorded = len(experience)
+            self.agent.observe(experience.obs)
 
     def train(self) -> bool:
         """Train for the remaining environment steps.
@@ -137,9 +143,9 @@ class Trainer:
         try:
             if self._is_within_step:
                 self._complete_step()
-            elif self.env_steps > 0:
+            elif self.env_steps > 0 or self.evaluation is not None:
                 self.stop_reason = self.options.reason_to_stop(self.record)
-            while self.env_steps < self.options.num_env_steps and self.stop_reason is None:
+            while self._is_at_start or (self.env_steps < self.options.num_env_steps and not self.stop_reason):
                 with self.stopwatch.phase("checkpoint"):
                     self.before_step(self)
                 if self.should_stop():
@@ -148,15 +154,21 @@ class Trainer:
                     if not self._num_first_updates and self._generation_is_due():
                         self._renew(self.model_based)
                     self._take_first_updates(self.model_based)
-                self._num_iterations, self._is_within_step = self._act_and_store(), True
+                self._num_iterations = 0 if self._is_at_start else self._act_and_store()
+                self._is_within_step = True
                 self._complete_step()
         except Stopped:
             return False
         return True
 
+    @property
+    def _is_at_start(self) -> bool:
+        """True while what a run learns from data before its first step is not yet evaluated."""
+        return self.begins_with_data and self.evaluation is None
+
     def _complete_step(self) -> None:
         """Update the agent, evaluate and log; a stop within an update undoes it."""
-        if self._num_iterations > 0 and self.env_steps > self.agent_options.num_warm_start_steps:
+        if self._num_iterations > 0 and self.env_steps > self._num_warm_start_steps:
             self._update_agent(self._num_iterations * self.agent_options.num_gradient_steps_per_update)
         self._num_iterations = 0
         if is_evaluated := self.is_due(self.options.evaluate_every_steps):
@@ -168,8 +180,8 @@ class Trainer:
         self._is_within_step = False
 
     def _generation_is_due(self) -> bool:
-        if self.env_steps < self.agent_options.num_warm_start_steps:
-            return False
+        if self.env_steps < self._num_warm_start_steps or self.env_steps == 0:
+            return self._is_at_start
         every = self.mbpo_options.generate_every
         if every == "episode":
             return bool(self.collector.first.any())
@@ -186,6 +198,8 @@ class Trainer:
     def _take_first_updates(self, mbpo: ModelBased) -> None:
         """Make up for the gradient steps that the warm start did without, with new rollouts at intervals."""
         while self._num_first_updates:
+            with self.stopwatch.phase("checkpoint"):
+                self.before_step(self)
             if self.should_stop():
                 raise Stopped
             every = self.mbpo_options.generate_every
@@ -222,8 +236,9 @@ class Trainer:
             starts = real.sample(options.num_rollout, stream).obs
             model, certain = mbpo.uncertainty.begin(mbpo.model, mbpo.policy, starts, stream)
             wandering = rollouts.wandering(options, horizon, self.collector.spaces.actions, hold_steps)
+            sink = rollouts.penalized(mbpo.buffer.add, mbpo.model, options.reward_penalty)
             metrics = rollouts.generate(
-                model, mbpo.policy, starts, horizon, mbpo.buffer.add, stream, certain | limits, wandering
+                model, mbpo.policy, starts, horizon, sink, stream, certain | limits, wandering
             )
         mbpo.policy.decay()
         retained = self.mbpo_options.retained_generations
@@ -252,8 +267,7 @@ class Trainer:
 
     def _choose_actions(self) -> Tensor:
         """Return one action per environment, shape (E, A): random ones in the warm start of a new agent."""
-        options = self.agent_options
-        if self.env_steps >= options.num_warm_start_steps or options.from_run is not None:
+        if self.env_steps >= self._num_warm_start_steps or self.agent_options.from_run is not None:
             obs = self.collector.obs.to(self.device)
             return self.agent.explore(obs, self._exploration_stream, self.collector.first).cpu()
         return self._warm_start.act(self.collector.steps)
@@ -261,10 +275,12 @@ class Trainer:
     def _update_agent(self, num_updates: int) -> None:
         """Take gradient steps on real and generated experience, or through the model from there."""
         size, ratio = self.mbpo_options.mini_batch_size, self.mbpo_options.real_ratio
-        generated = self.buffers.get("generated")
+        generated, stream = self.buffers.get("generated"), self._mix_stream
+        data_ratio = self.mbpo_options.data_ratio
+        recorded = None if data_ratio is None else (self._num_recorded, data_ratio)
         with self.stopwatch.phase("update"):
-            with self.undoing_if_stopped(self.agent, self._mix_stream):
-                batches, mixed = mix(self.real_buffer, generated, size, ratio, num_updates, self._mix_stream)
+            with self.undoing_if_stopped(self.agent, stream):
+                batches, mixed = mix(self.real_buffer, generated, size, ratio, num_updates, stream, recorded)
                 updates = self._update(batches)
             self.logger.collect(mixed)
             earlier, spaces = self.gradient_steps, self.collector.spaces

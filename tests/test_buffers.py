@@ -240,6 +240,54 @@ def test_mix_is_all_real_before_the_first_generation(g: torch.Generator) -> None
         assert len(batch) == 20
 
 
+def batches_of(buffer: ReplayBuffer, size: int, recorded: tuple[int, float] | None) -> list[list[float]]:
+    """Return the rewards in 50 mini-batches of real transitions."""
+    drawn, metrics = mix(buffer, None, size, 1, 50, torch.Generator().manual_seed(0), recorded)
+    if recorded is not None:
+        shares = {sum(value < recorded[0] for value in batch.reward.tolist()) for batch in drawn}
+        assert shares == {metrics["mix/num_recorded"]}
+    return [batch.reward.tolist() for batch in drawn]
+
+
+@pytest.mark.parametrize("look_ahead", [False, True])
+@pytest.mark.parametrize(
+    ("size", "ratio", "num_recorded"), [(8, 0.5, 4), (7, 0.5, 4), (8, 0.0, 0), (8, 1.0, 8), (100, 0.07, 7)]
+)
+def test_a_share_of_the_real_transitions_comes_from_the_recorded_ones(
+    size: int, ratio: float, num_recorded: int, look_ahead: bool
+) -> None:
+    buffer = looking_ahead(2, capacity=20) if look_ahead else ReplayBuffer(20, SPACE)
+    buffer.add(numbered(0, 10))
+    buffer.add(numbered(10, 3))
+    batches = batches_of(buffer, size, (10, ratio))
+    assert {sum(value < 10 for value in batch) for batch in batches} == {num_recorded}
+    drawn = {value for batch in batches for value in batch}
+    assert drawn == {*(range(10) if num_recorded else ()), *(range(10, 13) if num_recorded < size else ())}
+
+
+def test_without_own_transitions_all_are_recorded_ones_and_the_other_way_round() -> None:
+    buffer = ReplayBuffer(10, SPACE)
+    buffer.add(numbered(0, 8))
+    assert {value for batch in batches_of(buffer, 4, (8, 0.25)) for value in batch} == {*range(8)}
+    buffer.add(numbered(8, 6))  # overwrites 0 to 3
+    batches = batches_of(buffer, 4, (8, 0.25))
+    assert {value for batch in batches for value in batch} == {*range(4, 14)}
+    assert {sum(value < 8 for value in batch) for batch in batches} == {1}
+    buffer.add(numbered(14, 4))
+    assert {value for batch in batches_of(buffer, 4, (8, 0.25)) for value in batch} == {*range(8, 18)}
+
+
+def test_generated_transitions_are_mixed_with_both_kinds_of_real_ones(g: torch.Generator) -> None:
+    real, generated = ReplayBuffer(20, SPACE), ReplayBuffer(20, SPACE)
+    real.add(numbered(0, 10))
+    real.add(numbered(10, 5))
+    generated.add(numbered(100, 5))
+    (batch,), metrics = mix(real, generated, 10, 0.4, 1, g, (10, 0.5))
+    kinds = [int(value >= 10) + int(value >= 100) for value in batch.reward.tolist()]
+    assert kinds == [0, 0, 1, 1, 2, 2, 2, 2, 2, 2]
+    assert metrics["mix/num_recorded"] == 2
+
+
 def test_with_ratio_0_the_real_buffer_may_be_empty(g: torch.Generator) -> None:
     generated = ReplayBuffer(10, SPACE)
     generated.add(numbered(0, 1))

@@ -280,6 +280,23 @@ def test_rollouts_may_be_as_long_as_the_ensemble_agrees(g: torch.Generator) -> N
     assert metrics == counts(3, 3)
 
 
+@pytest.mark.parametrize(("penalty", "expected"), [(0.0, [7, 7, 7]), (0.5, [6.5, 6.5, 6.5])])
+def test_rewards_are_lowered_by_the_uncertainty(
+    penalty: float, expected: list[float], g: torch.Generator
+) -> None:
+    class OneApart(AddsMemberNumber):
+        def moments(self, obs: Tensor, action: Tensor) -> tuple[Tensor, None]:
+            return torch.stack([obs + member for member in (1.0, 2.0, 3.0)]), None
+
+    space = spaces((1,))
+    model = EnvironmentModel(OneApart(space, 3, [0, 1, 2]), Constant(7), Constant(0))
+    model.transition.network.gaussian = False
+    steps: list[Transitions] = []
+    sink = rollouts.penalized(steps.append, model, penalty)
+    generate(model, still, torch.zeros(3, 1), 1, sink, g)
+    assert steps[0].reward.tolist() == expected
+
+
 def test_many_rollouts_are_split_into_chunks_and_all_reach_the_horizon(
     g: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

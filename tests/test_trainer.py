@@ -396,7 +396,7 @@ def test_targets_of_several_steps_follow_each_environments_episodes(
     loop = Loop("trainer.num_env_steps=40", *options, *QUIET, env=env)
     loop.run()
     buffer = loop.trainer.real_buffer
-    monkeypatch.setattr(buffer, "_draw", lambda count, generator: torch.arange(count))
+    monkeypatch.setattr(buffer, "_draw", lambda count, generator, part: torch.arange(count))
     found = buffer.unpack(buffer.sample_rows(40, torch.Generator()))
     for row, length in ((row, 5 + row % 2) for row in range(40)):
         step = row // 2 % length  # within the episode

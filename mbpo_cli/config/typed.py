@@ -19,6 +19,7 @@ from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.fit import ModelTrainingOptions
 from mbpo_cli.options import Component, Meaning, absolute, option, resolve
 from mbpo_cli.rollouts import MBPOOptions
+from mbpo_cli.storage.data_sets import is_minari_id
 
 NAMES = {
     bool: "true or false",
@@ -75,6 +76,11 @@ class Config:
         "precision of the matrix products between hidden layers and of their gradients; bfloat16 has 2 to 3 "
         "digits and takes half the time on processors and GPUs that support it"
     )
+    data: str | None = option(
+        "recorded experience to begin with, in place of the warm start: an .npz or HDF5 file with D4RL's "
+        "arrays, a Minari data set on this machine, or the directory of a run or of one of its checkpoints; "
+        "null = none"
+    )
     agent: AgentOptions = option("the base agent (group agent)")
     env: EnvOptions = option("the environment (group env)")
     model: ModelOptions = option("the model of the environment")
@@ -87,11 +93,20 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        if self.data is not None and not is_minari_id(self.data):
+            self.data = absolute(self.data)
         limit = self.mbpo.max_relative_error
         if limit is not None and self.mbpo.use_model and self.model.training.holdout_ratio == 0:
             raise ValueError(f"mbpo.max_relative_error={limit:g}: needs model.training.holdout_ratio > 0")
         if self.mbpo.use_model:
             self._check_uncertainty()
+        if self.data is None:
+            self._check_without_data()
+        elif not self.agent.reset_experience_buffer_before_training:
+            key = "agent.reset_experience_buffer_before_training"
+            raise ValueError(f"{key}=false: brings experience of another run, and data={self.data}, too")
+        if self.trainer.num_env_steps == 0 and not (self.mbpo.use_model and self.mbpo.first_updates > 0):
+            raise ValueError("trainer.num_env_steps=0: needs mbpo.first_updates > 0, and the model")
 
     def _check_uncertainty(self) -> None:
         """Check that the ensemble is one that has the uncertainty that rollouts are limited by."""
@@ -108,6 +123,17 @@ class Config:
                 raise ValueError(
                     f"{key}: needs model/transition=gaussian or constant_noise, which know noise"
                 )
+
+    def _check_without_data(self) -> None:
+        if self.mbpo.data_ratio is not None:
+            raise ValueError(f"mbpo.data_ratio={self.mbpo.data_ratio:g}: has no meaning without data")
+        if self.trainer.num_env_steps == 0:
+            raise ValueError("trainer.num_env_steps=0: needs data=... to learn from")
+
+    @property
+    def num_warm_start_steps(self) -> int:
+        """Environment steps with random actions; with data, there are none."""
+        return self.agent.num_warm_start_steps if self.data is None else 0
 
 
 def typed(values: Mapping[str, Any]) -> Config:

@@ -60,7 +60,9 @@ class TrainingRecord:
 class TrainerOptions:
     """How long to train, and how often to evaluate and log."""
 
-    num_env_steps: int = option("real environment steps to train for", low=1, high=10**12)
+    num_env_steps: int = option(
+        "real environment steps to train for; 0 = learn from data alone", low=0, high=10**12
+    )
     max_episodes: int | None = option(
         "finished episodes after which training ends; null = no limit", low=1, matlab="MaxEpisodes"
     )

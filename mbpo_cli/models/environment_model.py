@@ -105,6 +105,19 @@ class EnvironmentModel:
         )
         return groups.joined(predicted_MGO)
 
+    def spread(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return the spread of what members predict for the next observation, in its units, shape (B,).
+
+        That is the largest norm of a member's standard deviations if these depend on the inputs, else the
+        largest distance of a member's mean prediction from that of all members.
+        Source: Yu et al. 2020, "MOPO: Model-based Offline Policy Optimization", section 4.3; the second, for
+        functions without such deviations, is in its code.
+        """
+        mean_MBO, deviation_MBO = self.transition.moments(obs, action)
+        if deviation_MBO is None or not self.transition.network.gaussian:
+            deviation_MBO = mean_MBO - mean_MBO.mean(0)
+        return deviation_MBO.square().sum(-1).sqrt().amax(0)
+
     def calibrate(self, real: Transitions, held_out: Transitions) -> Metrics:
         """Choose the threshold of a learned is-done function; return how good it is on hold-out data."""
         if not isinstance(self.is_done, LearnedIsDone):

@@ -59,8 +59,9 @@ HARMLESS = (
 )
 
 # Values for options that older versions did not have, equivalent to what those versions did.
-VALUES_OF_OLDER_VERSIONS = {
+VALUES_OF_OLDER_VERSIONS: dict[str, Any] = {
     "precision": "float32",
+    "data": None,
     "logger": {"tensorboard": {"_target_": "mbpo_cli.logs.tensorboard.TensorBoard"}},
 }
 VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
@@ -86,6 +87,7 @@ VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
         "first_updates": 0,
         "training_horizon": 0,
         "max_relative_error": None,
+        "data_ratio": None,
         "model_rollout_options": {
             "max_disagreement": None,
             "max_divergence": None,
@@ -93,6 +95,7 @@ VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
             "max_lost_information": None,
             "num_compared": 3,
             "random_fraction": 0.0,
+            "reward_penalty": 0.0,
         },
     },
     "checkpoint": {"save_agent_criteria": "none", "save_agent_value": None, "keep_saved": 5},

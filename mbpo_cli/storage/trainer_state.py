@@ -18,9 +18,15 @@ COUNTERS = (
     "_generation_sizes",
     "_last_episodes",
     "_num_first_updates",
+    "_num_recorded",
 )
 STREAMS = ("_exploration_stream", "_rollout_stream", "_mix_stream")
 EVALUATIONS = ("evaluation", "best_evaluation")
+
+
+def progress_of(trainer: Any) -> tuple[int | None, ...]:
+    """Return numbers of which some change whenever training goes on."""
+    return trainer.env_steps, trainer.num_model_trainings, trainer.gradient_steps, trainer.best_step
 
 
 def _parts(trainer: Any) -> dict[str, Any]:
@@ -36,6 +42,7 @@ def state_of(trainer: Any) -> dict[str, Any]:
     evaluations = {name: getattr(trainer, name) for name in EVALUATIONS}
     # The name is that of older checkpoints, in which each new step brought one learning iteration.
     within_step = {"num_new_steps": trainer._num_iterations, "metrics": trainer.logger.unwritten}
+    is_within_updates = bool(trainer.logger.unwritten) and not trainer._is_within_step
     return {
         **{name: getattr(trainer, name) for name in COUNTERS},
         **{name: getattr(trainer, name).get_state() for name in STREAMS},
@@ -45,6 +52,7 @@ def state_of(trainer: Any) -> dict[str, Any]:
         "held_actions": trainer._warm_start.held,
         "_warm_start_stream": trainer._warm_start.stream.get_state(),
         **({"within_step": within_step} if trainer._is_within_step else {}),
+        **({"unwritten": trainer.logger.unwritten} if is_within_updates else {}),
     }
 
 
@@ -75,5 +83,6 @@ def restore(trainer: Any, state: dict[str, Any]) -> bool:
     if "within_step" in state:
         trainer._is_within_step, trainer._num_iterations = True, state["within_step"]["num_new_steps"]
         trainer.logger.log(state["within_step"]["metrics"])
+    trainer.logger.log(state.get("unwritten", {}))
     is_there: bool = trainer.collector.load_state_dict(state["collector"], trainer.should_stop)
     return is_there

@@ -1,14 +1,14 @@
-"""Begin a run with what other runs have learned: an agent, functions of the model, real experience.
+"""Begin a run with what is there already: recorded data, or another run's agent, model or real experience.
 
-Other runs, and files with weights, are read before the first step and never again, as a checkpoint of the new
-run holds everything. Does not know training.
+All is read before the first step and never again, as a checkpoint of the new run holds everything. Does not
+know training.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mbpo_cli.build import build_agent, build_model, uses_model
+from mbpo_cli.build import build_agent, build_env, build_model, uses_model
 from mbpo_cli.config.typed import Config
+from mbpo_cli.envs.recorded import transitions_of
 from mbpo_cli.exploration import Noise
 from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.function import LearnedFunction
+from mbpo_cli.models.known import Comparison
 from mbpo_cli.nn.optimizers import Optimizer
+from mbpo_cli.storage import data_sets
 from mbpo_cli.trained.load import Trained, load
 from mbpo_cli.trainer import Trainer
 from mbpo_cli.types import Agent, SpaceSpec, Transitions
@@ -53,7 +56,7 @@ ANEW = (Optimizer, Noise, torch.Generator)
 
 
 def begin(trainer: Trainer, config: Config, trust: Sequence[str]) -> None:
-    """Give a trainer, before its first step, what the options `from_run` name."""
+    """Give a trainer, before its first step, what the options `data` and `from_run` name."""
     mbpo = trainer.model_based
     spaces = trainer.collector.spaces
     experience = _load(config, spaces, trust, trainer.agent, None if mbpo is None else mbpo.model)
@@ -64,13 +67,13 @@ def begin(trainer: Trainer, config: Config, trust: Sequence[str]) -> None:
 
 
 def check(config: Config, spaces: SpaceSpec, trust: Sequence[str]) -> None:
-    """Check that everything that the options `from_run` name can be read and fits.
+    """Check that everything that the options `data` and `from_run` name can be read and fits.
 
     Raises:
         ConfigError: It cannot, or does not.
     """
     parts = (config.agent, config.model.transition, config.model.reward, config.model.is_done)
-    if all(getattr(part, "from_run", None) is None for part in parts):
+    if config.data is None and all(getattr(part, "from_run", None) is None for part in parts):
         return  # nothing is built in vain
     cpu = torch.device("cpu")
     model = build_model(config, spaces, cpu) if uses_model(config) else None
@@ -90,7 +93,7 @@ def _load(
     for name, function in functions.items():
         options = getattr(config.model, name)
         if options.from_run is not None:
-            with _explained(f"model.{name}", options.from_run):
+            with _explained(f"model.{name}.from_run", options.from_run):
                 if Path(options.from_run).is_file():
                     _begin_with_weights(function, Path(options.from_run))
                     continue
@@ -100,19 +103,47 @@ def _load(
                 if not run.state.get("num_model_trainings"):
                     raise ConfigError("it has no fitted model")
                 function.begin_with(run.state["model"][name])
-    if config.agent.from_run is None:
-        return None
-    with _explained("agent", config.agent.from_run):
-        run = trained(config.agent.from_run)
+    experience = None
+    if config.agent.from_run is not None:
+        with _explained("agent.from_run", config.agent.from_run):
+            run = trained(config.agent.from_run)
+            _check_same_spaces(run.spaces, spaces)
+            _check_same_options(run.config.agent, config.agent, OF_AGENTS)
+            _load_agent(agent, run.state["agent"])
+            if not config.agent.reset_experience_buffer_before_training:
+                experience = _experience_of(run)
+    if config.data is not None:
+        with _explained("data", config.data):
+            experience = _data(config, spaces, trained)
+            if model is not None:
+                Comparison(model.known, config.model.allow_mismatch)(experience, 0)
+    return experience
+
+
+def _data(config: Config, spaces: SpaceSpec, trained: Callable[[str], Trained]) -> Transitions:
+    """Return the transitions that the option `data` names."""
+    name = str(config.data)
+    if name.endswith(data_sets.SUFFIXES) or data_sets.is_minari_id(name):
+        arrays = data_sets.read(name)
+        with closing(build_env(config)) as env:
+            found = transitions_of(arrays, spaces, env.max_steps)
+    elif Path(name).is_file():
+        raise ConfigError(f"must be a run, a Minari data set, or end in {', '.join(data_sets.SUFFIXES)}")
+    else:
+        run = trained(name)
         _check_same_spaces(run.spaces, spaces)
-        _check_same_options(run.config.agent, config.agent, OF_AGENTS)
-        _load_agent(agent, run.state["agent"])
-        if config.agent.reset_experience_buffer_before_training:
-            return None
-        experience = run.experience()
-        if len(experience) == 0:
-            raise ConfigError("it has no real experience yet")
-        return experience
+        found = _experience_of(run)
+    if len(found) > config.agent.experience_buffer_length:
+        size = f"agent.experience_buffer_length={config.agent.experience_buffer_length:,}"
+        raise ConfigError(f"has {len(found):,} transitions; {size} must be at least that")
+    return found
+
+
+def _experience_of(run: Trained) -> Transitions:
+    experience = run.experience()
+    if len(experience) == 0:
+        raise ConfigError("it has no real experience yet")
+    return experience
 
 
 def _begin_with_weights(function: LearnedFunction, path: Path) -> None:
@@ -171,11 +202,11 @@ def _option(options: Any, name: str) -> Any:
 
 
 @contextmanager
-def _explained(part: str, path: str) -> Iterator[None]:
-    """Turn whatever is wrong with another run into an error that names the option."""
+def _explained(key: str, path: str) -> Iterator[None]:
+    """Turn whatever is wrong with a run or with data into an error that names the option."""
     try:
         yield
     except Exception as error:  # whatever unsuitable files and weights raise
         is_own = isinstance(error, ConfigError | RunFailed)
         reason = str(error).removeprefix(f"{path}: ") if is_own else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{part}.from_run={path}: {reason}") from error
+        raise ConfigError(f"{key}={path}: {reason}") from error

@@ -1,6 +1,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -586,3 +587,46 @@ def test_is_done_is_rounded_or_sampled(g: torch.Generator) -> None:
             done = is_done.predict(torch.zeros(20_000, 3), torch.zeros(20_000, 1), torch.zeros(20_000, 3), g)
         assert set(done.tolist()) <= {0.0, 1.0}
         assert done.mean().item() == pytest.approx(expected, abs=0.02)
+
+
+class Moments:
+    """Transition functions with given predictions, shape (M, B, O)."""
+
+    def __init__(self, mean: Tensor, deviation: Tensor | None, gaussian: bool) -> None:
+        self._moments = mean, deviation
+        self.network = SimpleNamespace(gaussian=gaussian)
+
+    def moments(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._moments
+
+
+MEANS = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[6.0, 8.0], [1.0, 1.0]]])
+THREE = torch.tensor([[[0.0]], [[0.0]], [[3.0]]])
+DEVIATIONS = torch.tensor([[[3.0, 4.0], [1.0, 0.0]], [[1.0, 1.0], [0.6, 0.8]]])
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "gaussian", "expected"),
+    [
+        (MEANS, None, False, [5, 0]),  # both are 5 from the middle, (3, 4)
+        (THREE, None, False, [2]),  # the mean is 1
+        (MEANS, DEVIATIONS, True, [5, 1]),
+        (MEANS, DEVIATIONS, False, [5, 0]),  # constant noise says nothing about a transition
+    ],
+)
+def test_uncertainty_by_hand(
+    mean: Tensor, deviation: Tensor | None, gaussian: bool, expected: list[float]
+) -> None:
+    model = EnvironmentModel(Moments(mean, deviation, gaussian), None, None)  # type: ignore[arg-type]
+    rows = torch.zeros(mean.shape[1], mean.shape[2])
+    assert model.spread(rows, rows).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("transition", ["deterministic", "constant_noise"])
+def test_uncertainty_is_larger_where_the_model_was_not_fitted(transition: str) -> None:
+    model = built(make_config(*TINY, f"model/transition={transition}", "model.transition.num_networks=5"))
+    real = random_transitions(500, SPACE)
+    real.next_obs = real.obs + functional.pad(0.3 * real.action, (0, 2))
+    fitter(make_config(*TINY, "model.training.num_mini_batches=all").model.training).fit(model, real, 30)
+    near = model.spread(real.obs, real.action).mean()
+    assert model.uncertainty(30 * real.obs, real.action).mean() > 3 * near > 0
