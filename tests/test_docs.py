@@ -166,7 +166,7 @@ def check_line(page: str, line: str) -> None:
 
 # Other tests run these, or they need what those start.
 ELSEWHERE_RUN = (
-    *("resume=", "from_run=", "hydra/launcher=ray", "hydra/launcher=slurm"),
+    *("resume=", "from_run=", " data=", "hydra/launcher=ray", "hydra/launcher=slurm"),
     *("wandb", "mlflow", "trackio"),
 )
 QUICK = (*(item for item in TINY if "model.transition" not in item), "compile=false")
