@@ -125,3 +125,9 @@ def test_all_its_optimizers_are_adam_with_one_limit_for_a_network(old_run: Path)
     for options in optimizers:
         assert options["algorithm"] == "adam"
         assert options["gradient_threshold_method"] == "global_l2norm"
+
+
+def test_it_began_without_data(old_run: Path) -> None:
+    config = stored_config(old_run)
+    assert (config["data"], config["mbpo"]["data_ratio"]) == (None, None)
+    assert config["mbpo"]["model_rollout_options"]["reward_penalty"] == 0

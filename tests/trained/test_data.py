@@ -175,6 +175,17 @@ def test_the_base_agent_can_begin_with_data_alone(recording: Path, tmp_path: Pat
     assert [row["train/gradient_steps"] for row in metrics(tmp_path / "run")] == list(range(21))
 
 
+def test_the_agent_of_another_run_can_begin_with_data(recording: Path, first: Path, tmp_path: Path) -> None:
+    options = (f"data={recording}", f"agent.from_run={first}", "mbpo.data_ratio=0.25", "mbpo.real_ratio=0.5")
+    length = ("trainer.num_env_steps=3", "trainer.log_every_steps=1")
+    run(config(*options, *length), tmp_path / "run", trust=TRUST)
+    assert len(transitions_in(tmp_path / "run")) == 60 + 3
+    # Of 16 transitions 8 are real, a quarter of them recorded.
+    rows = metrics(tmp_path / "run")
+    assert [row.get("mix/num_recorded") for row in rows] == [None, 2, 2, 2]
+    assert [row.get("mix/num_real") for row in rows] == [None, 8, 8, 8]
+
+
 def test_a_run_from_data_alone_can_be_extended_as_if_it_had_been_longer(
     recording: Path, tmp_path: Path
 ) -> None:
