@@ -629,4 +629,4 @@ def test_uncertainty_is_larger_where_the_model_was_not_fitted(transition: str) -
     real.next_obs = real.obs + functional.pad(0.3 * real.action, (0, 2))
     fitter(make_config(*TINY, "model.training.num_mini_batches=all").model.training).fit(model, real, 30)
     near = model.spread(real.obs, real.action).mean()
-    assert model.uncertainty(30 * real.obs, real.action).mean() > 3 * near > 0
+    assert model.spread(30 * real.obs, real.action).mean() > 3 * near > 0
