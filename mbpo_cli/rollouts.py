@@ -48,7 +48,12 @@ class ModelRolloutOptions(UncertaintyOptions):
     horizon_update_end_epoch: int = option(
         "linear: epoch, in 1000 environment steps, at which horizon_max is reached", low=1
     )
-    horizon_max: int = option("upper limit of the horizon", low=1, high=1000, matlab="HorizonMax")
+    horizon_max: int = option(
+        "horizon at which its growth ends; of no effect if horizon_update_schedule is none",
+        low=1,
+        high=1000,
+        matlab="HorizonMax",
+    )
     max_departure: float | None = option(
         "a rollout ends without its last prediction if an element of it is not finite, or outside the range "
         "of real experience by more than this many times the width of that range; null = every prediction "
@@ -121,7 +126,7 @@ class MBPOOptions:
         "M, transitions in the agent's mixed mini-batch", low=1, high=1_000_000, matlab="MiniBatchSize"
     )
     real_ratio: float = option(
-        "R, fraction of real transitions in it: ceil(M R); with 1 no model is built",
+        "R, fraction of real transitions in the mini-batch: ceil(M R) of M; with 1 no model is built",
         low=0,
         high=1,
         matlab=("RealRatio", "RealSampleRatio"),

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mbpo_cli.config import rules
-from mbpo_cli.config.explain import UNKNOWN, explain
+from mbpo_cli.config.explain import UNKNOWN, choice_hint, explain
 from mbpo_cli.config.values import LISTS
 from mbpo_cli.failures import ConfigError
 
@@ -119,6 +119,11 @@ class Loader(ConfigLoaderImpl):
         for item in self._parsed:
             if not item.key_or_group:
                 raise ConfigError(f"{item.input_line}: needs a key, as in seed=1")
+            group = item.key_or_group.replace(".", "/")
+            if group != item.key_or_group and repository.group_exists(group) and not sets_values(item):
+                choice = item.get_value_string().strip("'\"")
+                hint = choice_hint(group, choice, self.get_group_options(group))
+                raise ConfigError(f"{item.input_line}: a group is chosen with a slash, {group}=...; {hint}")
             is_choice = repository.group_exists(item.key_or_group) and not item.is_sweep_override()
             given = item.value() if item.key_or_group in LISTS else [item.value()]
             chosen = given if isinstance(given, list) else [given]
@@ -135,6 +140,11 @@ class Loader(ConfigLoaderImpl):
             if item.type is OverrideType.CHANGE and is_in_mapping(item, config):
                 item.type = OverrideType.FORCE_ADD  # in a mapping, any key is allowed
         return config
+
+
+def sets_values(override: Override) -> bool:
+    """Return True if an override replaces the values of a group, or removes the group."""
+    return override.is_delete() or isinstance(override.value(), dict)
 
 
 def own_files_last(defaults: Iterable[ResultDefault], repo: IConfigRepository) -> list[ResultDefault]:

@@ -295,7 +295,7 @@ REMARKS = {
     "LearningFrequency": "-1 is episode",
     "LowerLimit": "in units of the scaled action, whose range is [-1, 1]",
     "MaxMiniBatchPerEpoch": "give the product of NumEpoch and MaxMiniBatchPerEpoch",
-    "MaxStepsPerEpisode": "write `env.kwargs={max_episode_steps: 500}`",
+    "MaxStepsPerEpisode": "write `'env.kwargs={max_episode_steps: 500}'`",
     "MeanAttractionConstant": "per step here, per second there",
     "Mean": "in units of the scaled action, whose range is [-1, 1]",
     "NextObservationMeanOutputNames": _LAYERS,

@@ -19,7 +19,7 @@ from mbpo_cli.config.typed import Config, is_mapping, typed
 from mbpo_cli.envs import wrappers
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.options import resolve
-from mbpo_cli.storage.records import leaves, stored_config
+from mbpo_cli.storage.records import CONFIG, leaves, no_run, stored_config
 
 # Options that name code, beside `_target_` and `function`, and where that may be without trust.
 PLACES = {
@@ -39,6 +39,8 @@ def resumed_config(path: Path, changes: Sequence[tuple[str, Any]], trust: Sequen
     Raises:
         ConfigError: There is no run, its configuration is not trusted, or a change is not possible.
     """
+    if not (path / CONFIG).is_file():
+        raise ConfigError(f"resume={path}: {no_run(path)}")
     values = trusted_config(path, trust, "trust=[{}]")
     for key, value in changes:
         _set(values, key, value)

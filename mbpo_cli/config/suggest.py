@@ -11,6 +11,32 @@ from mbpo_cli.config.typed import Config, options_in
 Compose = Callable[[Sequence[str]], Config]
 """From choices of groups to a configuration with them."""
 
+MAX_SHOWN, MIN_LETTERS = 4, 4
+# Names of other programs and of papers: an option, or the last part of its key.
+ALIASES = {
+    "batch_size": "mini_batch_size",
+    "buffer_size": "agent.experience_buffer_length",
+    "ensemble_size": "model.transition.num_networks",
+    "env_id": "env.id",
+    "env_name": "env.id",
+    "epochs": "mbpo.num_epoch_for_training_model",
+    "gamma": "agent.discount_factor",
+    "gpu": "device",
+    "gradient_steps": "agent.num_gradient_steps_per_update",
+    "learning_rate": "learn_rate",
+    "learning_starts": "agent.num_warm_start_steps",
+    "lr": "learn_rate",
+    "n_envs": "env.num_envs",
+    "net_arch": "agent.hidden_sizes",
+    "rollout_length": "mbpo.model_rollout_options.horizon",
+    "steps": "trainer.num_env_steps",
+    "tau": "agent.target_smooth_factor",
+    "total_timesteps": "trainer.num_env_steps",
+    "train_freq": "agent.learning_frequency",
+    "utd_ratio": "agent.num_gradient_steps_per_update",
+    "warmup_steps": "agent.num_warm_start_steps",
+}
+
 TITLES = {title.lower(): title for title in OBJECTS}
 NAMES = {name.lower(): name for entry in OBJECTS.values() for name in entry.options}
 
@@ -23,12 +49,18 @@ def suggest(key: str, config: Config, compose: Compose) -> str | None:
     if answer := _of_matlab(key, config, compose):
         return answer
     known = [name for name, _, _, _ in options_in(config, groups=True)]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    *groups, last = key.split(".")
+    usual = ALIASES.get(last.lower().replace("-", "_"), last)
+    typed = ".".join([*groups, usual.rpartition(".")[2]])
+    near = [usual] if usual in known else difflib.get_close_matches(typed, known, n=1, cutoff=0.75)
     if not near:
-        ends = {name.rpartition(".")[2]: name for name in reversed(known)}
-        last = difflib.get_close_matches(key.rpartition(".")[2], ends, n=1, cutoff=0.75)
-        near = [ends[name] for name in last]
-    return f"did you mean {near[0]}?" if near else None
+        ends = [name.rpartition(".")[2] for name in known]
+        meant = difflib.get_close_matches(usual, ends, n=1, cutoff=0.75)
+        near = [name for name, end in zip(known, ends, strict=True) if [end] == meant]
+    if not near and len(last) >= MIN_LETTERS:
+        near = [name for name in known if last.lower() in name.rpartition(".")[2].split("_")]
+    more = f", or one of {len(near) - MAX_SHOWN} more" if len(near) > MAX_SHOWN else ""
+    return f"did you mean {' or '.join(near[:MAX_SHOWN])}{more}?" if near else None
 
 
 def _of_matlab(key: str, config: Config, compose: Compose) -> str | None:

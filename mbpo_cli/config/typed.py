@@ -7,8 +7,10 @@ of a component, so that a new agent needs no registration.
 from __future__ import annotations
 
 import difflib
+import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,6 +23,7 @@ from mbpo_cli.options import Component, Meaning, absolute, option, resolve
 from mbpo_cli.rollouts import MBPOOptions
 from mbpo_cli.storage.data_sets import is_minari_id
 
+MAX_REASONS = 3  # that a message describes
 NAMES = {
     bool: "true or false",
     str: "printable text",
@@ -136,49 +139,86 @@ class Config:
         return self.agent.num_warm_start_steps if self.data is None else 0
 
 
+class WrongValues(ConfigError):
+    """Options are wrong; the message has the first `reasons`, and the keys of the others."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        self.reasons = tuple(dict.fromkeys(reasons))
+        told = list(self.reasons[:MAX_REASONS])
+        others = ", ".join(re.split("[=:]", reason)[0] for reason in self.reasons[MAX_REASONS:])
+        super().__init__("; also ".join(told + [f"wrong: {others}"] * bool(others)))
+
+
 def typed(values: Mapping[str, Any]) -> Config:
     """Convert composed and resolved values to the typed configuration.
 
     Raises:
-        ConfigError: A key is unknown or missing, or a value has the wrong type or range.
+        WrongValues: Keys are unknown or missing, or values have the wrong type or range.
     """
-    config: Config = _group(values, Config, "")
+    wrong: list[str] = []
+    config: Config = _group(values, Config, "", wrong)
+    if wrong:
+        raise WrongValues(wrong)
     return config
 
 
-def _group(values: Any, cls: type[Any], path: str) -> Any:
+def _group(values: Any, cls: type[Any], path: str, wrong: list[str]) -> Any:
+    """Convert the values of a group; what is `wrong` with them is added to that list."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}={values}: must be a group of options, not a single value")
-    if issubclass(cls, Component):
-        cls = _component_options(f"{path}._target_", str(values.get("_target_", "???")), cls)
+        wrong.append(f"{path}={values}: must be a group of options, not a single value")
+        return None
     prefix = f"{path}." if path else ""
-    declared = options_of(cls)
-    for name in values:
-        if name not in declared:
-            near = [known for known, (_, meaning) in declared.items() if name in meaning.matlab]
-            near = near or difflib.get_close_matches(str(name), declared, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(sorted(declared))}"
-            raise ConfigError(f"{prefix}{name}={values[name]}: no such option; {hint}")
-    converted = {}
-    for name, (hint, meaning) in declared.items():
-        key, value = prefix + name, values.get(name, "???")
-        if value == "???":
-            raise ConfigError(f"{key}: needs a value: {meaning.text}")
-        if isinstance(hint, type) and is_dataclass(hint):
-            converted[name] = _group(value, hint, key)
-            continue
-        if component := component_in(hint):
-            converted[name] = _components(value, component, key)
-            continue
+    before = len(wrong)
+    try:
+        if issubclass(cls, Component):
+            cls = _component_options(f"{prefix}_target_", str(values.get("_target_", "???")), cls)
+        declared = options_of(cls)
+        wrong += [_unknown(name, values[name], prefix, declared) for name in values if name not in declared]
+        converted = {
+            name: _option(values.get(name, "???"), hint, meaning, prefix + name, wrong)
+            for name, (hint, meaning) in declared.items()
+        }
+        return cls(**converted) if len(wrong) == before else None
+    except ConfigError as error:
+        wrong.append(str(error))
+    except ValueError as error:
+        wrong.append(f"{prefix}{error}")
+    return None
+
+
+def _unknown(name: str, value: Any, prefix: str, declared: Mapping[str, tuple[Any, Meaning]]) -> str:
+    near = [known for known, (_, meaning) in declared.items() if name in meaning.matlab]
+    near = near or difflib.get_close_matches(str(name), declared, n=1)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(sorted(declared))}"
+    return f"{prefix}{name}={value}: no such option; {hint}"
+
+
+def _option(value: Any, hint: Any, meaning: Meaning, key: str, wrong: list[str]) -> Any:
+    """Convert the value of an option, which may be a group."""
+    if value == "???":
+        wrong.append(f"{key}: needs a value: {meaning.text}")
+    elif isinstance(hint, type) and is_dataclass(hint):
+        return _group(value, hint, key, wrong)
+    elif component := component_in(hint):
+        return _components(value, component, key, wrong)
+    else:
         try:
-            converted[name] = _value(value, hint, meaning)
+            return _value(value, hint, meaning)
         except ValueError:
             shown = "null" if value is None else value
-            raise ConfigError(f"{key}={shown}: must be {words(hint, meaning)} ({meaning.text})") from None
-    try:
-        return cls(**converted)
-    except ValueError as error:
-        raise ConfigError(f"{prefix}{error}") from error
+            reason = f"{key}={shown}: must be {words(hint, meaning)} ({meaning.text})"
+            with suppress(ValueError):
+                reason += f"; did you mean {_value(_number(value), hint, meaning)}?"
+            wrong.append(reason)
+    return None
+
+
+def _number(value: Any) -> float:
+    """Return the number that a text such as 20%, 5k or 2M stands for; raise a ValueError for others."""
+    match = re.fullmatch(r"(\d*\.?\d+) ?([%kM])", str(value))
+    if not match:
+        raise ValueError(value)
+    return float(match[1]) * {"%": 0.01, "k": 1e3, "M": 1e6}[match[2]]
 
 
 def component_in(hint: Any) -> type[Component] | None:
@@ -187,13 +227,15 @@ def component_in(hint: Any) -> type[Component] | None:
     return last if isinstance(last, type) and issubclass(last, Component) else None
 
 
-def _components(values: Any, cls: type[Component], path: str) -> dict[str, Any]:
+def _components(values: Any, cls: type[Component], path: str, wrong: list[str]) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}={values}: must be a group of components, not a single value")
+        wrong.append(f"{path}={values}: must be a group of components, not a single value")
+        return {}
     if "_target_" in values:
         remedy = f"let its file begin with # @package {path}.NAME"
-        raise ConfigError(f"{path}._target_={values['_target_']}: needs a name; {remedy}")
-    return {str(name): _group(part, cls, f"{path}.{name}") for name, part in values.items()}
+        wrong.append(f"{path}._target_={values['_target_']}: needs a name; {remedy}")
+        return {}
+    return {str(name): _group(part, cls, f"{path}.{name}", wrong) for name, part in values.items()}
 
 
 def _component_options(key: str, target: str, base: type[Component]) -> type[Component]:

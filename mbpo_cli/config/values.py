@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from mbpo_cli.config.typed import Config
 
 MAX_REFERENCES = 10
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 NOT_OF_A_RUN = ("hydra", "resume", "trust")
 # Groups of which several files can be chosen, or none.
 LISTS = ("logger",)
@@ -22,22 +24,31 @@ def typed_config(cfg: DictConfig) -> Config:
     """Convert a configuration composed by Hydra to the typed one.
 
     Raises:
-        ConfigError: A key is unknown or missing, or a value has the wrong type or range.
+        ConfigError: Keys are unknown or missing, or values have the wrong type or range.
     """
-    from mbpo_cli.config.typed import typed
+    from mbpo_cli.config.typed import WrongValues, typed
 
     values: Any = OmegaConf.to_container(cfg, resolve=False)
     for key in NOT_OF_A_RUN:
         values.pop(key, None)
     try:
         return typed(_resolved(values, values, ""))
-    except ConfigError as error:
+    except WrongValues as error:
+        own = {reason.partition("=")[0]: reason for reason in error.reasons}
+        raise WrongValues([_at_source(key, reason, own, values) for key, reason in own.items()]) from error
+
+
+def _at_source(key: str, reason: str, own: Mapping[str, str], values: Any) -> str:
+    """Return what is wrong with an option as what is wrong with the option that it takes its value from."""
+    source = key
+    for _ in range(MAX_REFERENCES):
         node = values
-        for name in str(error).partition("=")[0].split("."):
+        for name in source.split("."):
             node = node.get(name) if isinstance(node, dict) else None
-        if isinstance(node, str) and "${" in node and node not in str(error):
-            raise ConfigError(f"{error}; it is {node}") from error
-        raise
+        match = REFERENCE.fullmatch(node) if isinstance(node, str) else None
+        source = match[1] if match else source
+    here = f"{source}={reason.partition('=')[2]}; {key} takes its value from there"
+    return reason if source == key else own.get(source, here)
 
 
 def _resolved(node: Any, root: Any, path: str) -> Any:
@@ -55,7 +66,7 @@ def _resolved(node: Any, root: Any, path: str) -> Any:
     for _ in range(MAX_REFERENCES):
         if not (isinstance(node, str) and "${" in node):
             return node
-        match = re.fullmatch(r"\$\{([\w.]+)\}", node)
+        match = REFERENCE.fullmatch(node)
         if not match:
             raise ConfigError(f"{path}={node}: only a whole value can be a reference, as in ${{another.key}}")
         node = root

@@ -153,6 +153,8 @@ def stored_config(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: There is none, or it cannot be read.
     """
+    if not (path / CONFIG).is_file():
+        raise ConfigError(f"{path}: {no_run(path)}")
     try:
         check_own(path)
         with (path / CONFIG).open(encoding="utf-8") as file:
@@ -168,6 +170,16 @@ def stored_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path / CONFIG}: cannot be read: {error}") from error
     return _with_later_options({**copy.deepcopy(VALUES_OF_OLDER_VERSIONS), **config})
+
+
+def no_run(path: Path) -> str:
+    """Say why a path is no run directory, and which runs are near."""
+    if not path.is_dir():
+        return "no such directory" if not path.exists() else "not a directory"
+    found = [file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/{CONFIG}")]
+    newest = max(found, key=lambda run: (run / CONFIG).stat().st_mtime, default=None)
+    near = "" if newest is None else f"; it holds {len(found)} runs, the newest is {newest}"
+    return f"not a run directory, as it has no {CONFIG}{near}"
 
 
 def _with_later_options(config: dict[str, Any]) -> dict[str, Any]:

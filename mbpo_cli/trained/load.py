@@ -115,8 +115,6 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
         NoUsableCheckpoint: Nothing that it has saved is usable.
     """
     path, name = _run_and_checkpoint(path)
-    if not (path / CONFIG).is_file():
-        raise ConfigError(f"{path}: not a run directory, as it has no {CONFIG}")
     values = trusted_config(path, trust, remedy)
     _add_missing_options(values)
     try:

@@ -121,7 +121,7 @@ MISTAKES = [
     ("agent.actor_optimizer.LearnRate", "did you mean agent.actor_optimizer.learn_rate?"),
     # rlTrainingOptions, rlEvaluator
     ("trainer.MaxEpisodes", "did you mean trainer.max_episodes?"),
-    ("trainOpts.MaxStepsPerEpisode", "write env.kwargs={max_episode_steps: 500}"),
+    ("trainOpts.MaxStepsPerEpisode", "write 'env.kwargs={max_episode_steps: 500}'"),
     ("rlTrainingOptions.StopTrainingCriteria", "did you mean trainer.stop_training_criteria?"),
     ("trainer.SaveAgentValue", "did you mean checkpoint.save_agent_value?"),
     ("trainer.UseParallel", "MATLAB's UseParallel is no option here: a run is one process"),
