@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sysconfig
 import threading
+import traceback
 from types import FrameType
 from typing import Any
 
@@ -57,6 +60,22 @@ class Busy(RunFailed):
 def one_line(error: object) -> str:
     """Return a message without line breaks and control characters, which a terminal would interpret."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
+
+
+# Files in which a user looks for no fault: of this package, of Python, and of what calls environments.
+_FOREIGN = re.compile(
+    rf"{re.escape(os.path.dirname(__file__))}/|{re.escape(sysconfig.get_path('stdlib'))}/(?!site-packages)|<"
+    r"|.*/site-packages/(gymnasium|numpy|torch)/"
+)
+
+
+def place_of(error: BaseException) -> str:
+    """Return ` at FILE:LINE in FUNCTION, from ...` for an error in code that a user wrote, else nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _FOREIGN.match(f.filename)]
+    places = [f"{os.path.relpath(f.filename)}:{f.lineno} in {f.name}" for f in reversed(frames)]
+    return " at " + ", from ".join(places[:3]) if places else ""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import sys
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from types import ModuleType
 from typing import Any
 
 
@@ -70,6 +73,21 @@ def absolute(path: str | None) -> str | None:
     return None if path is None else os.path.abspath(path)
 
 
+def import_named(name: str) -> ModuleType:
+    """Import a module that an option names; it may lie in the current directory, as with `python -m`.
+
+    Nothing in the current directory hides a module that lies elsewhere.
+    """
+    package, here = name.partition(".")[0], os.getcwd()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != package or here in sys.path or PathFinder.find_spec(package, [here]) is None:
+            raise
+    sys.path.append(here)
+    return importlib.import_module(name)
+
+
 def resolve(name: str) -> Any:
     """Import the object with a dotted name such as `package.module.Class`.
 
@@ -79,7 +97,7 @@ def resolve(name: str) -> Any:
     module_name, _, attribute = name.rpartition(".")
     if not all(part.isidentifier() for part in name.split(".")) or not module_name:
         raise ImportError(f"'{name}' is not of the form package.module.name")
-    module = importlib.import_module(module_name)
+    module = import_named(module_name)
     if not hasattr(module, attribute):
         raise ImportError(f"module '{module_name}' has no '{attribute}'")
     return getattr(module, attribute)

@@ -83,7 +83,12 @@ def run(
         raise
     with directory:
         if 0 < config.trainer.num_env_steps <= config.num_warm_start_steps:
-            log.warning("nothing will be trained: the warm start is as long as trainer.num_env_steps")
+            log.warning(
+                "nothing will be trained: the first agent.num_warm_start_steps=%s actions are random, and "
+                "the run has trainer.num_env_steps=%s; use more steps, or fewer random actions",
+                f"{config.num_warm_start_steps:,}",
+                f"{config.trainer.num_env_steps:,}",
+            )
         return _run(config, directory, trust, callbacks)
 
 
@@ -119,7 +124,9 @@ def _run(
     except (Exception, SystemExit) as caught:  # a user's module may even try to exit the process
         failure = _failure(caught, directory.path)
         error, code = failures.one_line(failure), failure.exit_code
-        log.error("run failed: %s", error, exc_info=failure is not caught or caught.__cause__ is not None)
+        # The message of a failure of the environment says where in the user's own files it arose.
+        is_told = isinstance(failure, failures.EnvironmentFailed) or caught.__cause__ is None
+        log.error("run failed: %s", error, exc_info=failure is not caught or not is_told)
         if failure is caught:
             raise
         raise failure from caught

@@ -71,7 +71,7 @@ SHELL_LINES = sorted(set(shell_lines()))
 def commands() -> Iterator[tuple[str, str]]:
     """Yield the page and the words of each of our commands, in a shell block or between backticks."""
     for page, line in SHELL_LINES:
-        command = line.removeprefix("tmux new ").removeprefix("PYTHONPATH=. ")
+        command = line.removeprefix("tmux new ")
         if command.startswith("mbpo-"):
             yield page, command
     for path in PAGES:
@@ -144,7 +144,7 @@ def test_shell_lines_call_what_exists(page: str) -> None:
 
 
 def check_line(page: str, line: str) -> None:
-    program, *words = shlex.split(line.removeprefix("tmux new ").removeprefix("PYTHONPATH=. "))
+    program, *words = shlex.split(line.removeprefix("tmux new "))
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     if program == "make":
         targets = [word for word in words if "=" not in word]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -19,7 +18,7 @@ from tests.conftest import CONF
 
 PAGES = [CONF.parent / "docs" / name for name in ("tasks/environment.md", "extending.md")]
 TEXT = "".join(page.read_text() for page in PAGES)
-COMMANDS = re.findall(r"^PYTHONPATH=\. mbpo-train (.+)$", TEXT, re.MULTILINE)
+COMMANDS = re.findall(r"^mbpo-train (.+)$", TEXT, re.MULTILINE)
 BRIEF = (
     "trainer.num_env_steps=400",
     "trainer.evaluate_every_steps=200",
@@ -47,10 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, *overrides: str, name: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mbpo_cli", "--config-dir", "my_conf", f"hydra.run.dir={name}"]
-    environment = {**os.environ, "PYTHONPATH": "."}
+    command = [sys.executable, "-P", "-m", "mbpo_cli", "--config-dir", "my_conf", f"hydra.run.dir={name}"]
     command += [*BRIEF, *overrides]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -111,14 +109,13 @@ def test_the_commands_of_the_pages_run(folder: Path, command: str) -> None:
     name = f"documented_{COMMANDS.index(command)}"
     done = train(folder, *overrides, "trainer.num_env_steps=400", name=name)
     assert done.returncode == 0, done.stderr
-    program = [sys.executable, "-c", "from mbpo_cli.commands.evaluate import main; main()"]
+    program = [sys.executable, "-P", "-c", "from mbpo_cli.commands.evaluate import main; main()"]
     line = [*program, name, "--episodes", "1"]
-    environment = {**os.environ, "PYTHONPATH": "."}
-    refused = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+    refused = subprocess.run(line, cwd=folder, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "--trust my_lab" in refused.stderr
     trusted = [*line, "--trust", "my_lab"]
-    assert subprocess.run(trusted, cwd=folder, env=environment, capture_output=True).returncode == 0
+    assert subprocess.run(trusted, cwd=folder, capture_output=True).returncode == 0
 
 
 def test_there_are_commands_to_run() -> None:

@@ -64,7 +64,7 @@ class CommandLauncher(JobPlugin, Launcher):
                 returned.status, returned.return_value = JobStatus.FAILED, RunFailed(reason)
                 is_recorded = job.record_failure(reason, earlier[index])
                 text = job.result()[1] if is_recorded else f"failed: {reason}"
-                if is_recorded and failure and not (job.summary or {}).get("error"):
+                if is_recorded and failure and failure != text and not (job.summary or {}).get("error"):
                     text = f"{text}: {failure}"
             log.info("%d of %d: %s: %s", next(num_ended), len(jobs), job.name, text)
 

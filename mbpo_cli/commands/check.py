@@ -18,7 +18,7 @@ from mbpo_cli.config.typed import Config
 from mbpo_cli.envs.environment import Environment
 from mbpo_cli.envs.probe import endless
 from mbpo_cli.exploration import EmptyOptions
-from mbpo_cli.failures import ConfigError, one_line
+from mbpo_cli.failures import ConfigError, one_line, place_of
 from mbpo_cli.models.known import KnownOptions
 from mbpo_cli.nn.machine import free_memory
 from mbpo_cli.nn.seeding import generator
@@ -106,7 +106,11 @@ def _check_known_functions(config: Config, spaces: SpaceSpec) -> None:
             shape = tuple(function.predict(obs, action, next_obs, stream).shape)
         except Exception as error:  # a user's function may raise anything
             reason = one_line(f"{type(error).__name__}: {error}")
-            raise ConfigError(f"{key}: does not fit {config.env.id}: {reason}") from error
+            learned = f"model/{name}={'deterministic' if name == 'reward' else 'learned'}"
+            raise ConfigError(
+                f"{key}: does not fit {config.env.id}: {reason}{place_of(error)}; {learned} learns it, and "
+                f"env=gym env.id={config.env.id} assumes nothing that is known of another environment"
+            ) from error
         if shape != (2,):
             raise ConfigError(f"{key}: returns shape {shape} for a batch of 2, but must return (2,)")
 

@@ -33,7 +33,7 @@ import hydra_plugins.mbpo
 from mbpo_cli.config import loader
 from mbpo_cli.config.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, composed, parsed
 from mbpo_cli.config.values import typed_config
-from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed, StorageFailed, one_line
+from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed, StorageFailed, one_line, place_of
 from mbpo_cli.sweeps.jobs import name_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ OmegaConf.register_new_resolver(
     replace=True,
     use_cache=True,
 )
+OmegaConf.register_new_resolver("file_name", lambda name: name_of([str(name)]), replace=True)
 
 
 def main() -> None:
@@ -66,19 +67,22 @@ def main() -> None:
         print("mbpo-train: interrupted", file=sys.stderr)
         gc.freeze()  # or Python would take a second to look through torch's compiler before it ends
         raise SystemExit(error.exit_code if isinstance(error, Interrupted) else 130) from None
-    except (ConfigError, HydraException, OmegaConfBaseException, UnicodeError, Rejected) as error:
+    except (
+        ConfigError,
+        HydraException,
+        OmegaConfBaseException,
+        UnicodeError,
+        RunFailed,
+        OSError,
+        Rejected,
+    ) as error:
         cause = error.args[0] if isinstance(error, Rejected) else error
         if wants_traceback:
             raise cause from cause.__cause__
-        print(f"mbpo-train: error: {_in_one_line(cause)}", file=sys.stderr)
-        raise SystemExit(getattr(cause, "exit_code", ConfigError.exit_code)) from None
-    except (RunFailed, OSError) as error:
-        if wants_traceback:
-            raise
-        if isinstance(error, RunFailed):  # which is in the log
-            raise SystemExit(error.exit_code) from None
-        print(f"mbpo-train: error: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(StorageFailed.exit_code) from None
+        if not isinstance(cause, RunFailed) or isinstance(cause, Busy):  # others are in the log
+            print(f"mbpo-train: error: {_in_one_line(cause)}", file=sys.stderr)
+        usual = StorageFailed.exit_code if isinstance(cause, OSError) else ConfigError.exit_code
+        raise SystemExit(getattr(cause, "exit_code", usual)) from None
 
 
 def _print_schema(config_dir: str | None) -> None:
@@ -91,7 +95,7 @@ def _print_schema(config_dir: str | None) -> None:
 
 
 def _in_one_line(error: BaseException) -> str:
-    if isinstance(error, ConfigError | Busy):
+    if isinstance(error, ConfigError | Busy | OSError):
         return one_line(error)
     from mbpo_cli.config.explain import explain
 
@@ -151,7 +155,7 @@ def _without_flag(message: str, arguments: Sequence[str], flags: Iterable[str]) 
 
 
 def _shown(flags: Namespace) -> None:
-    """Let Hydra print what flags ask for; all its errors are those of the command line."""
+    """Let Hydra print what flags ask for; all errors are those of the command line."""
     errors, explained = io.StringIO(), io.StringIO()
     is_for_a_person = flags.cfg == "job" and sys.stdout.isatty()
     try:
@@ -168,6 +172,12 @@ def _shown(flags: Namespace) -> None:
     if is_for_a_person:
         print(_with_comments(explained.getvalue(), flags), end="")
     print(errors.getvalue(), end="", file=sys.stderr)
+    if flags.cfg == "job" and flags.config_name is flags.config_path is None:
+        sys.stdout.flush()
+        folder = (
+            [f"hydra.searchpath=[file://{os.path.abspath(flags.config_dir)}]"] if flags.config_dir else []
+        )
+        typed_config(composed(*folder, *flags.overrides))
 
 
 def _with_comments(text: str, flags: Namespace) -> str:
@@ -196,7 +206,12 @@ def train_job(cfg: DictConfig) -> float:
     except ConfigError as error:  # for the log of a job in a sweep
         log.error("%s", error)
         raise
-    return run(config, path, in_sweep, cfg.trust)
+    try:
+        return run(config, path, in_sweep, cfg.trust)
+    except (ConfigError, RunFailed, OSError) as error:
+        if in_sweep:
+            raise
+        raise Rejected(error) from error  # of which Hydra does not print its own line
 
 
 def with_directory(arguments: Sequence[str]) -> list[str]:
@@ -236,7 +251,8 @@ def checked_config(cfg: DictConfig, overrides: Sequence[str], path: Path) -> Con
     except (ConfigError, OmegaConfBaseException):
         raise
     except Exception as error:  # an environment or a user's module may raise anything
-        raise ConfigError(f"{type(error).__name__} while the components were checked: {error}") from error
+        kind = type(error).__name__
+        raise ConfigError(f"{kind} while the components were checked: {error}{place_of(error)}") from error
     return config
 
 

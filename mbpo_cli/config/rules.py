@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import import_module
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from mbpo_cli.failures import ConfigError
+from mbpo_cli.options import import_named
 
 REFERENCE = re.compile(r"\$\{rule:(\w+)\}")
 
@@ -152,7 +152,7 @@ def _facts(id: str, module: str | None, kwargs: str) -> Facts:
 
     try:
         if module is not None:
-            import_module(module)
+            import_named(module)
         with closing(gymnasium.make(id, **(ast.literal_eval(kwargs) or {}))) as env:
             action_size = math.prod(env.action_space.shape or ())
             limit = None if env.spec is None else env.spec.max_episode_steps

@@ -62,15 +62,20 @@ def trusted_config(path: Path, trust: Collection[str], remedy: str) -> dict[str,
         raise ConfigError(f"trust={trust}: must be a list of packages, as in trust=[my_lab]")
     values = stored_config(path)
     trusted = {trust} if isinstance(trust, str) else set(trust)  # of a text, every part would be in it
-    for key, value, name in _named(values, trusted):
-        package, place = name.partition(".")[0], _place(key)
-        if package in trusted or _is_shipped(name, key, place):
-            continue
-        reason = f"{key}={value}: the run directory names code outside the safe parts of {place}"
+    for key, value, package in untrusted(values, trusted):
+        reason = f"{key}={value}: the run directory names code outside the safe parts of {_place(key)}"
         # Nobody should trust all of this package because a run directory has the program propose it.
         hint = "" if package == "mbpo_cli" else f"; {remedy.format(package)} lets it be imported"
         raise ConfigError(reason + hint)
     return values
+
+
+def untrusted(values: Mapping[str, Any], trust: Collection[str] = ()) -> Iterator[tuple[str, Any, str]]:
+    """Yield key, value and package of the code that a configuration names outside the safe places."""
+    for key, value, name in _named(values, trust):
+        package = name.partition(".")[0]
+        if package not in trust and not _is_shipped(name, key, _place(key)):
+            yield key, value, package
 
 
 def _named(values: Mapping[str, Any], trust: Collection[str]) -> Iterator[tuple[str, Any, str]]:

@@ -5,8 +5,8 @@ Observations are flattened and actions scaled here and nowhere else. Does not kn
 
 from __future__ import annotations
 
-import importlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +21,16 @@ from torch import Tensor
 from mbpo_cli.envs import wrappers
 from mbpo_cli.envs.spaces import space_spec
 from mbpo_cli.envs.watchdog import watching
-from mbpo_cli.failures import EnvironmentFailed, one_line
-from mbpo_cli.options import option
+from mbpo_cli.failures import EnvironmentFailed, one_line, place_of
+from mbpo_cli.options import import_named, option
 from mbpo_cli.types import SpaceSpec
+
+# What Gymnasium asks of the results of calls.
+RETURNS = {
+    "a reset": "observation, info",
+    "a step": "observation, reward, terminated, truncated, info",
+    "a render": "a picture",
+}
 
 
 @dataclass
@@ -141,8 +148,11 @@ class Environment:
             raise
         except BaseException as error:  # an environment may even try to exit the process
             reason = str(error) if isinstance(error, Misbehavior) else f"{type(error).__name__}: {error}"
+            place = place_of(error)
+            if "unpack" in reason and not place:  # by Gymnasium or here, from what the call returned
+                reason += f"; {call} must return {RETURNS[call]}"
             raise EnvironmentFailed(
-                f"{self._name}, step {self._num_steps} of the episode: {one_line(reason)}"
+                f"{self._name}, step {self._num_steps} of the episode: {one_line(reason)}{place}"
             ) from error
 
     def _env_action(self, action: Tensor) -> Any:
@@ -218,7 +228,9 @@ def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
         TypeError: The environment does not accept `options.kwargs`.
     """
     if options.module is not None:
-        importlib.import_module(options.module)
+        import_named(options.module)
+    if module := options.id.rpartition(":")[0]:
+        import_named(module)
     kwargs = dict(options.kwargs or {})
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
@@ -232,18 +244,32 @@ def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
 
 def fault_of(error: Exception, env: EnvOptions) -> str:
     """Return the option at fault for an environment that cannot be built, with the reason."""
+    place, own_module = place_of(error), env.id.rpartition(":")[0]
     match error:
         case wrappers.BadWrapper():
             return f"env.wrappers={error}"
-        case TypeError():
+        case TypeError() if not place:
             kwargs = "null" if env.kwargs is None else env.kwargs
             return f"env.kwargs={kwargs}: not accepted by {env.id}: {error}"
-        case ModuleNotFoundError(name=str(name)) if f"{env.module}.".startswith(f"{name}."):
-            return f"env.module={env.module}: there is no such module{_extra(str(env.module))}"
-        case gym.error.DependencyNotInstalled() | gym.error.NamespaceNotFound():
+        case ModuleNotFoundError(name=str(name)) if name and f"{env.module}.".startswith(f"{name}."):
+            return f"env.module={env.module}: {_no_module(str(env.module))}"
+        case ModuleNotFoundError(name=str(name)) if name and f"{own_module}.".startswith(f"{name}."):
+            return f"env.id={env.id}: {_no_module(own_module)}"
+        case gym.error.NameNotFound() | gym.error.NamespaceNotFound():
+            registers = f"env.module={env.module} does not register it"
+            if env.module is None:
+                registers = "for one of your own add env.module=MODULE, which registers it"
+            return f"env.id={env.id}: {str(error).rstrip('.')}{_extra(str(error)) or f'; {registers}'}"
+        case gym.error.DependencyNotInstalled():
             return f"env.id={env.id}: {error}{_extra(str(error))}"
         case _:
-            return f"env.id={env.id}: {error}"
+            return f"env.id={env.id}: {error}{place}"
+
+
+def _no_module(name: str) -> str:
+    """Say that there is no module of that name, and what to do."""
+    found = _extra(name) or f"; it must lie in {os.getcwd()} or in a folder of PYTHONPATH, or be installed"
+    return f"there is no such module{found}"
 
 
 def _extra(message: str) -> str:

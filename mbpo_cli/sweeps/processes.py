@@ -121,7 +121,8 @@ def _failure(ended: _Running) -> str | None:
     ended.errors.seek(max(ended.errors.seek(0, os.SEEK_END) - MAX_ERRORS, 0))
     lines = ended.errors.read(MAX_ERRORS).decode(errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "")
-    return one_line(last.partition(": error: ")[2] or last) or f"exit code {code}"
+    reason = last.partition(": error: ")[2] or last.removeprefix("mbpo-train: ")
+    return one_line(reason) or f"exit code {code}"
 
 
 def _kill(running: Sequence[_Running]) -> None:
