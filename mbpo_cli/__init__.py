@@ -11,9 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mbpo_cli.commands.python import train
     from mbpo_cli.config.compose import make_config
     from mbpo_cli.evaluation.callbacks import Callback
-    from mbpo_cli.run import run as train
     from mbpo_cli.trained.episodes import evaluation_of
     from mbpo_cli.trained.learned_env import LearnedVectorEnv
     from mbpo_cli.trained.load import load
@@ -24,7 +24,7 @@ __version__ = "0.2.0.dev0"
 # What scripts and notebooks import. Loaded on first use, because torch takes seconds to import.
 _EXPORTS = {
     "make_config": "mbpo_cli.config.compose.make_config",
-    "train": "mbpo_cli.run.run",
+    "train": "mbpo_cli.commands.python.train",
     "Callback": "mbpo_cli.evaluation.callbacks.Callback",
     "load": "mbpo_cli.trained.load.load",
     "evaluation_of": "mbpo_cli.trained.episodes.evaluation_of",

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from mbpo_cli.config import loader
 from mbpo_cli.config.values import NOT_OF_A_RUN, typed_config
+from mbpo_cli.failures import ConfigError
 
 if TYPE_CHECKING:
     from mbpo_cli.config.typed import Config
@@ -50,5 +51,13 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def make_config(*overrides: str) -> Config:
-    """Compose the configuration that the command line would, and convert it."""
+    """Compose the configuration that the command line would, and convert it.
+
+    Raises:
+        ConfigError: An override or a file is wrong; the message is that of the command line.
+    """
+    for override in overrides:
+        if not isinstance(override, str):
+            usual = "make_config('env=pendulum', 'seed=1')"
+            raise ConfigError(f"{override!r}: must be texts as on the command line, as in {usual}")
     return typed_config(composed(*overrides))

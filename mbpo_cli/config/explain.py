@@ -83,6 +83,10 @@ def _readable(words: Sequence[str], wrong: str | None) -> str | None:
         for text in _variants(chunk):
             if wrong in parts and "=" in text and [text] != parts and _is_override(text):
                 return f"{' '.join(parts)}: cannot be read; write {shlex.quote(text)}"
+    if wrong is not None and " " in wrong.strip():  # in quotes, or from Python
+        chunks = [chunk for _, chunk in _joined(wrong.split())]
+        if all("=" in chunk and _is_override(chunk) for chunk in chunks):
+            return f"{wrong}: is not one option; write {shlex.join(chunks)}, each by itself"
     if wrong is not None and "=" not in wrong:
         return f"{wrong}: needs a key, as in seed=1; values with spaces or brackets need quotes: 'key=[1, 2]'"
     return None
@@ -92,7 +96,7 @@ def _variants(text: str) -> list[str]:
     """Return what somebody may have meant who writes lists and mappings as other languages do."""
     with_commas = re.sub(r"(?<=[\w.]) +(?=[\w.+-])", ",", text) if "[" in text and "," not in text else text
     with_plain_keys = re.sub(r"""(['"])(\w+)\1\s*:""", r"\2:", text)
-    with_colons = re.sub(r"(?<=[{, ])(\w+)=", r"\1: ", text)
+    with_colons = re.sub(r"(?<=[{, ])(\w+)=", r"\1: ", text) if "{" in text else text
     return [with_commas, with_plain_keys, with_colons, text.translate(BRACKETS)]
 
 

@@ -23,7 +23,7 @@ from mbpo_cli.envs.spaces import space_spec
 from mbpo_cli.envs.watchdog import watching
 from mbpo_cli.failures import EnvironmentFailed, one_line, place_of
 from mbpo_cli.options import import_named, option
-from mbpo_cli.types import SpaceSpec
+from mbpo_cli.types import ActionSpec, SpaceSpec
 
 # What Gymnasium asks of the results of calls.
 RETURNS = {
@@ -156,12 +156,7 @@ class Environment:
             ) from error
 
     def _env_action(self, action: Tensor) -> Any:
-        space = self.action_space
-        env_action = self.spaces.actions.to_env(action).numpy().astype(space.dtype)
-        if isinstance(space, gym.spaces.Box):
-            # A float32 bound may exceed the space's own by a rounding error.
-            return np.clip(env_action.reshape(space.shape), space.low, space.high)
-        return env_action[()]
+        return own_actions(action[None], self.spaces.actions, self.action_space)[0]
 
     def _flatten(self, obs: Any) -> Tensor:
         _check_shape(obs, self.obs_space)
@@ -171,6 +166,15 @@ class Environment:
         if not bool(torch.isfinite(flat).all()):
             raise Misbehavior(f"the observation is not finite: {flat.tolist()}")
         return flat
+
+
+def own_actions(action: Tensor, spec: ActionSpec, space: gym.Space[Any]) -> NDArray[Any]:
+    """Return actions (B, A), scaled to [-1, 1] or one-hot, as an environment takes them, in a batch."""
+    actions: NDArray[Any] = spec.to_env(action).numpy().astype(space.dtype)
+    if isinstance(space, gym.spaces.Box):
+        # A float32 bound may exceed the space's own by a rounding error.
+        actions = np.clip(actions.reshape(-1, *space.shape), space.low, space.high)
+    return actions
 
 
 def _time_limit(env: gym.Env[Any, Any]) -> int | None:

@@ -27,6 +27,8 @@ from mbpo_cli.failures import ConfigError
 from mbpo_cli.storage import records
 from mbpo_cli.storage.files import lock, unlock, write_json, write_whole
 
+MAX_SHOWN = 4  # values that a message shows
+
 
 class RunDirectory(AbstractContextManager["RunDirectory"]):
     """The directory of a new or resumed run, locked from construction until the context ends.
@@ -122,7 +124,11 @@ def check_same(path: Path, config: Mapping[str, Any], chosen_by: str = "hydra.ru
     changes = records.changes(records.stored_config(path), config)
     changed = [f"{key}: {both}" for key, both in changes.items() if not key.startswith(records.HARMLESS)]
     if changed:
-        raise ConfigError(f"{chosen_by}={path}: already holds a run with other values ({', '.join(changed)})")
+        more = f", and {len(changed) - MAX_SHOWN} more" if len(changed) > MAX_SHOWN else ""
+        shown = ", ".join(changed[:MAX_SHOWN]) + more
+        raise ConfigError(
+            f"{chosen_by}={path}: already holds a run with other values ({shown}); choose another directory"
+        )
 
 
 def versions() -> dict[str, str]:

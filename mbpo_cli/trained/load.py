@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from mbpo_cli.failures import ConfigError, NoUsableCheckpoint, RunFailed, one_li
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints
 from mbpo_cli.storage.records import CHECKPOINTS, CONFIG, HARMLESS, POLICY, leaves
+from mbpo_cli.trained.policy import RawPolicy
 from mbpo_cli.types import Agent, SpaceSpec, Transitions
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Trained:
         path: The run directory.
         config: The run's configuration, with device and precision replaced by cpu and float32.
         spaces: The spaces of its environment.
+        policy: The greedy policy in the environment's own terms, for arrays: `policy.predict(obs)`.
         agent: The base agent with the run's weights; it computes in float32 even if the run did not, and its
             random streams are not those of the run.
         source: Where the weights come from, in words.
@@ -51,6 +54,7 @@ class Trained:
     path: Path
     config: Config
     spaces: SpaceSpec
+    policy: RawPolicy
     agent: Agent
     source: str
     checkpoint: Checkpoint | None
@@ -100,7 +104,12 @@ class Trained:
         return self.checkpoint
 
 
-def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str = "trust=['{}']") -> Trained:
+def load(
+    path: str | os.PathLike[str],
+    best: bool = False,
+    trust: Sequence[str] = (),
+    remedy: str = "load(..., trust=['{}'])",
+) -> Trained:
     """Load the newest checkpoint of a run, or its stored policy if no checkpoint is usable.
 
     Args:
@@ -114,7 +123,7 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
         ConfigError: There is no run, it has saved nothing yet, or it names a package that is not trusted.
         NoUsableCheckpoint: Nothing that it has saved is usable.
     """
-    path, name = _run_and_checkpoint(path)
+    path, name = _run_and_checkpoint(Path(path))
     values = trusted_config(path, trust, remedy)
     _add_missing_options(values)
     try:
@@ -126,18 +135,19 @@ def load(path: Path, best: bool = False, trust: Sequence[str] = (), remedy: str 
         raise
     except (Exception, SystemExit) as error:  # trusted code may raise anything
         raise ConfigError(f"{path / CONFIG}: {type(error).__name__}: {error}") from error
+    policy = RawPolicy(agent, env.spaces, env.obs_space, env.action_space)
     best = best or name == BEST
     checkpoint = Checkpoints(path, keep=2).read_at(int(name)) if name.isdecimal() else _checkpoint(path, best)
     if checkpoint is None:
         _load_policy(agent, path)
-        return Trained(path, config, env.spaces, agent, POLICY, None)
+        return Trained(path, config, env.spaces, policy, agent, POLICY, None)
     # The run's random streams may be those of a GPU. Greedy actions need none.
     streams = {key: value for key, value in agent.state_dict().items() if key == "generator"}
     with _explained_misfit(path):
         agent.load_state_dict({**checkpoint.state["agent"], **streams})
     which = "" if name.isdecimal() else "best " if best else "newest "
     source = f"{which}checkpoint, step {checkpoint.step:,}"
-    return Trained(path, config, env.spaces, agent, source, checkpoint)
+    return Trained(path, config, env.spaces, policy, agent, source, checkpoint)
 
 
 def _run_and_checkpoint(path: Path) -> tuple[Path, str]:
