@@ -9,7 +9,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -92,6 +92,13 @@ def check_output(argument: str, path: Path, suffixes: Collection[str]) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(f"{argument} {path}: {folder} is not a writable directory")
     check_place(argument, path)
+
+
+def places(paths: Iterable[Path]) -> str:
+    """Return a line for each file that is about to be written: where, and whether it replaces another."""
+    return "\n".join(
+        f"written to {path}{', in place of an earlier one' if path.exists() else ''}" for path in paths
+    )
 
 
 def check_place(argument: str, path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mbpo_cli.commands.arguments import Parser, check_output, start, whole_number
+from mbpo_cli.commands.arguments import Parser, check_output, places, start, whole_number
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.storage.files import write_json
 
@@ -74,9 +74,9 @@ def evaluate(options: argparse.Namespace) -> None:
     evaluation = Evaluation.of(real)
     print(trained.title)
     print(returns.as_text(evaluation, in_model))
+    said = [places((output,)), *(f"written to {path}" for path in (options.video, options.record) if path)]
     write_json(output, returns.as_json(trained, seed, evaluation, in_model))
-    for path in filter(None, (output, options.video, options.record)):
-        print(f"written to {path}")
+    print(*said, sep="\n")
 
 
 def _check_outputs(output: Path, record: Path | None) -> None:

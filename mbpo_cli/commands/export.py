@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from mbpo_cli.commands.arguments import Parser, check_output, start
+from mbpo_cli.commands.arguments import Parser, check_output, places, start
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,12 +30,13 @@ def export_policy(options: argparse.Namespace) -> None:
     with closing(build_env(trained.config)) as env:
         obs_space, action_space = env.obs_space, env.action_space
     policy = export.GreedyPolicy(trained.agent, trained.spaces, action_space)
+    said = places((options.output,))
     difference = export.export(policy, form, options.output)
     print(trained.title)
     print(f"input: obs, float32 of shape (batch, {trained.spaces.obs_size}), from the flattened {obs_space}")
     print(f"output: action, a batch from {action_space}")
     print(f"largest difference from the original: {difference:.1e}")
-    print(f"written to {options.output}")
+    print(said)
 
 
 def _parser() -> Parser:

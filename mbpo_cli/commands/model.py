@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mbpo_cli.commands.arguments import Parser, check_output, start, whole_number
+from mbpo_cli.commands.arguments import Parser, check_output, places, start, whole_number
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.storage.files import write_json, write_whole
 
@@ -44,14 +44,14 @@ def examine(options: argparse.Namespace) -> None:
     with torch.inference_mode():
         episodes = real_episodes(lambda: build_env(trained.config), seeds, trained.agent.act)
     stream = generator(seed, "model", "outcomes")
-    found, picture = model_errors.measure(model, episodes, options.horizon, stream)
+    found, picture = model_errors.measure(model, episodes, options.horizon, stream, trained.spaces)
     print(trained.title)
     print(f"real episodes of its greedy policy: {len(episodes)} ({sum(map(len, episodes)):,} steps)")
     print(model_errors.as_text(found))
+    said = places((numbers, output))
     write_json(numbers, {"seed": seed, **found})
     write_whole(output, picture)
-    for path in (numbers, output):
-        print(f"written to {path}")
+    print(said)
 
 
 def _parser() -> Parser:

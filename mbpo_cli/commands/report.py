@@ -117,7 +117,7 @@ def written(
         write_whole(output / f"{name}.png", png)
     write_whole(output / "report.csv", table.as_csv(rows).encode())
     write_whole(output / "index.html", html.encode(errors="replace"))
-    return f"{text}\n\n{output / 'index.html'}"
+    return f"{text}\n\nwritten to {output / 'index.html'}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -49,6 +50,18 @@ OmegaConf.register_new_resolver(
     use_cache=True,
 )
 OmegaConf.register_new_resolver("file_name", lambda name: name_of([str(name)]), replace=True)
+# A value as the command line takes it.
+OmegaConf.register_new_resolver(
+    "shown",
+    lambda value: (
+        yaml.safe_dump(
+            OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, default_flow_style=True
+        )
+        .removesuffix("...\n")
+        .strip()
+    ),
+    replace=True,
+)
 
 
 def main() -> None:

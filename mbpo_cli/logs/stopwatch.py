@@ -1,4 +1,4 @@
-"""Wall-clock time by phase of the algorithm."""
+"""Wall-clock time: by phase of the algorithm, and as text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """Return a time as text, in seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3_600:.1f} h"
 
 
 class Stopwatch:

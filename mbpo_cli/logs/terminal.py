@@ -19,10 +19,12 @@ from rich.text import Text
 
 
 class Remaining(TimeRemainingColumn):
-    """Shows the time left, named as such."""
+    """Shows the time left, named as such: the task's field `left`, or an estimate without one."""
 
     def render(self, task: Task) -> Text:
         """Return the time left, or nothing when the task is finished."""
+        if "left" in task.fields and not task.finished:
+            return Text(task.fields["left"])
         return Text() if task.finished else super().render(task).append(" left")
 
 

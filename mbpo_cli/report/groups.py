@@ -52,15 +52,26 @@ class Group:
 
     @cached_property
     def counted(self) -> tuple[Run, ...]:
-        """The runs whose final returns count: the finished ones, or all if none has; one per seed."""
+        """The runs whose scores count: the finished ones, or all if none has; one per seed.
+
+        Of several runs of a seed, it is one of the length that most seeds have, or the longest.
+        """
         evaluated = [run for run in self.runs if run.score is not None]
         pool = [run for run in evaluated if run.status == "done"] or evaluated
-        longest_last = sorted(pool, key=lambda run: run.env_steps)
-        return tuple({run.seed if run.seed != UNKNOWN else run.path: run for run in longest_last}.values())
+        seeds_by_steps = {
+            steps: len({run.seed for run in pool if run.env_steps == steps}) for steps in self._steps
+        }
+        usual = max(self._steps, key=lambda steps: (seeds_by_steps[steps], steps), default=0)
+        best_last = sorted(pool, key=lambda run: (run.env_steps == usual, run.env_steps))
+        return tuple({run.seed if run.seed != UNKNOWN else run.path: run for run in best_last}.values())
+
+    @property
+    def _steps(self) -> set[int]:
+        return {run.env_steps for run in self.runs}
 
     @property
     def scores(self) -> tuple[float, ...]:
-        """The final returns that count."""
+        """The scores that count."""
         return tuple(run.score for run in self.counted if run.score is not None)
 
 
@@ -79,13 +90,24 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
         here = telling[env, agent]
         anywhere = dict.fromkeys(key for place, keys in telling.items() if place[1] == agent for key in keys)
         label = _name(mine[0], here)
-        if len(differing_keys(options_of[env, agent])) > len(here):
-            label += " ..."
+        num_more = len(differing_keys(options_of[env, agent])) - len(here)
+        if num_more > 0:
+            label += f" (+ {num_more} options)"
         groups.append(Group(env, label, _name(mine[0], anywhere), tuple(mine)))
-        seeds = [run.seed for run in mine if run.status == "done"]
-        if len(set(seeds)) < len(seeds):
-            log.warning("%s on %s: a seed was run more than once; only its longest run counts", label, env)
+        _warn_of_repeated(groups[-1])
     return groups
+
+
+def _warn_of_repeated(group: Group) -> None:
+    """Log which runs count of seeds that were run more than once."""
+    done = [run for run in group.runs if run.status == "done" and run.seed != UNKNOWN]
+    for run in group.counted:
+        others = [str(other.path) for other in done if other.seed == run.seed and other is not run]
+        if others:
+            counts = f"{run.path} with {run.env_steps:,} steps counts, {', '.join(others)} not"
+            log.warning(
+                "%s on %s: seed %s was run more than once: %s", group.label, group.env, run.seed, counts
+            )
 
 
 def _name(run: Run, keys: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""One picture per environment: learning curves, and next to them the final returns with their intervals.
+"""One picture per environment: learning curves, and next to them the scores with their intervals.
 
 Knows groups and how to draw; does not know files or pages.
 """
@@ -159,7 +159,7 @@ def _draw_curve(axes: Axes, group: Group, curve: Curve, style: Style) -> None:
 
 
 def _draw_finals(axes: Axes, groups: Sequence[Group], style: Mapping[str, Style]) -> None:
-    """Draw the final returns of each group as dots, and its interquartile mean with the interval."""
+    """Draw the scores of each group as dots, and its interquartile mean with the interval."""
     above = axes.get_yaxis_transform() + ScaledTranslation(0, 0.1, axes.figure.dpi_scale_trans)
     for place, group in enumerate(groups):
         color, line = style[group.variant]
@@ -178,4 +178,4 @@ def _draw_finals(axes: Axes, groups: Sequence[Group], style: Mapping[str, Style]
     axes.set(ylim=(len(groups) - 0.5, -0.8), yticks=[], xlabel="each dot is a seed; right is better")
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.locator_params(axis="x", nbins=5)
-    axes.set_title("final return: IQM [95 % interval]", loc="left", fontsize=9.5)
+    axes.set_title("score: IQM [95 % interval]", loc="left", fontsize=9.5)

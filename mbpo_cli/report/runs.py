@@ -34,7 +34,7 @@ class Run:
             empty if the configuration could not be read.
         returns: Mean return of each evaluation, by real environment step.
         env_steps: The last real environment step on record.
-        score: The final return: the summary's score, or the last evaluation if the summary has none.
+        score: The summary's score, or the last evaluation if the summary has none.
         wall_seconds: Wall time; None for a run that has not ended.
     """
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import gymnasium
 
+from mbpo_cli.logs import stopwatch
 from mbpo_cli.report.groups import Group
 from mbpo_cli.report.statistics import Curve, Estimate, interquartile_mean, median_steps
 
@@ -156,8 +157,4 @@ def steps(count: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """Return a time as text."""
-    if seconds is None:
-        return DASH
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3_600:.1f} h"
+    return DASH if seconds is None else stopwatch.duration(seconds)

@@ -81,7 +81,7 @@ class Verdict:
 
 
 def compare(ours: Group, theirs: Group) -> Comparison:
-    """Compare two groups on one environment, both with final returns."""
+    """Compare two groups on one environment, both with scores."""
     x, y = ours.scores, theirs.scores
     probability = probability_of_improvement([(x, y)])
     return Comparison((ours.env,), ours.label, theirs.label, (len(x), len(y)), difference(x, y), probability)
@@ -112,7 +112,7 @@ def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Verdict:
         return Verdict("none", "No results yet", "No run has been evaluated.", notes)
     best, label = judged[0], judged[0]["agent"]
     if len(judged) == 1:
-        text = f"Final return (IQM): {cells(best)['IQM [95 %]']}. Seeds: {best['seeds']}."
+        text = f"Score (IQM): {cells(best)['IQM [95 %]']}. Seeds: {best['seeds']}."
         return Verdict("none", f"{label} has no other agent to compare with", text, notes)
     second, other, comparison = judged[1], judged[1]["agent"], comparisons[0]
     assert comparison.gain is not None
@@ -121,7 +121,7 @@ def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Verdict:
     limits = "" if comparison.gain.low is None else f" (95 % interval of the difference: {low} to {high})"
     rank = "" if len(judged) == 2 else ", the second best"
     text = (
-        f"Final return (IQM): {x}, against {y} for {other}{rank}{limits}. "
+        f"Score (IQM): {x}, against {y} for {other}{rank}{limits}. "
         f"Probability that a run of {label} beats a run of {other}: {percent(comparison.probability)}. "
         f"Seeds: {best['seeds']} and {second['seeds']}."
     )

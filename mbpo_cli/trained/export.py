@@ -74,7 +74,7 @@ def format_of(path: Path, name: str | None) -> str:
         raise ConfigError(f"--output {path}: must end in {FORMATS[name].suffix if name else suffixes}")
     if found == "onnx" and not all(importlib.util.find_spec(package) for package in ONNX_PACKAGES):
         raise ConfigError(
-            "--format onnx: needs this package's extra: pip install 'mbpo-cli[onnx]'; pt2 needs none"
+            f"--output {path}: needs this package's extra: pip install 'mbpo-cli[onnx]'; .pt2 needs none"
         )
     return found
 

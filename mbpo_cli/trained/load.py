@@ -62,7 +62,7 @@ class Trained:
     @property
     def title(self) -> str:
         """Agent, environment and source, in words."""
-        return f"{self.config.agent.name} on {self.config.env.id}, {self.source}"
+        return f"{self.config.agent.name} on {self.config.env.name}, {self.source}"
 
     @property
     def state(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_the_model_is_compared_with_new_episodes(
     assert len(errors) == NUM_WORST
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "sac on CartPole-v1, newest checkpoint, step 20" in printed
+    assert "sac on cartpole, newest checkpoint, step 20" in printed
     assert f"error {errors[0]:.3g} at (" in printed
 
 

@@ -108,6 +108,7 @@ def answer(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 def test_a_file_in_the_current_directory_is_found(choice: str, answer: Answer, folder: Path) -> None:
     assert answer("env=gym", *choice.split(), *BRIEF) == (0, "")
     (run,) = (folder / "outputs").glob("*/*")
+    assert f"mbpo-evaluate {run} --trust tank_lab\n" in (run / "train.log").read_text()
     assert run.name.endswith(f"_sac_{choice.split()[0].removeprefix('env.id=').replace(':', '_')}_seed0")
 
 

@@ -282,7 +282,21 @@ def test_finished_runs_count_and_each_seed_once(tmp_path: Path, caplog: pytest.L
     assert sorted(group.scores) == [2.0, 4.0]
     row = table.row(group, None)
     assert (row["failed"], row["unfinished"], row["of_finished_runs"]) == (1, 1, True)
-    assert "more than once" in caplog.text
+    counts = f"{tmp_path / '0'} with 200 steps counts, {tmp_path / '0_shorter'} not"
+    assert f"sac on pendulum: seed 0 was run more than once: {counts}" in caplog.text
+
+
+def test_of_two_runs_of_a_seed_the_one_of_the_usual_length_counts(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path / str(seed), (1.0, float(seed)), seed=seed)
+    write_run(tmp_path / "longer", (1.0, 2.0, 77.0), seed=1)
+    write_run(tmp_path / "shorter", (55.0,), seed=2)
+    (group,) = groups_in(tmp_path)
+    assert sorted(group.scores) == [0.0, 1.0, 2.0]
+    for seed in (0, 2, 3):
+        write_run(tmp_path / f"longer_{seed}", (1.0, 2.0, 10.0 + seed), seed=seed)
+    (group,) = groups_in(tmp_path)
+    assert sorted(group.scores) == [10.0, 12.0, 13.0, 77.0]
 
 
 def test_all_runs_count_if_none_has_finished(tmp_path: Path) -> None:
@@ -373,9 +387,7 @@ def test_verdict(
 def test_a_verdict_has_the_difference_its_certainty_and_the_steps_to_the_threshold(tmp_path: Path) -> None:
     two_agents(tmp_path, (-100, -110, -120, -130), (-300, -310, -320, -330))
     said = verdict_of(tmp_path).sentence
-    assert said.startswith(
-        "Final return (IQM): -115, against -315 for td3 (95 % interval of the difference: "
-    )
+    assert said.startswith("Score (IQM): -115, against -315 for td3 (95 % interval of the difference: ")
     assert "a run of sac beats a run of td3: 100 % [100, 100]. Seeds: 4 and 4." in said
     assert said.endswith("Median steps to a return of -200: 200 and not reached.")
 
