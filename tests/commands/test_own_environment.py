@@ -76,13 +76,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
-    before = set(sys.modules), set(gym.registry)
     yield tmp_path
-    for name in set(sys.modules) - before[0]:
-        if "_lab" in name:
-            del sys.modules[name]
-    for name in set(gym.registry) - before[1]:
-        del gym.registry[name]
+    for known in (sys.modules, gym.registry):
+        for name in [name for name in known if name.endswith(("_lab", "Lab-v0"))]:
+            del known[name]
 
 
 Answer = Callable[..., tuple[int, str]]
