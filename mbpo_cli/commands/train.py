@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import hydra_plugins.mbpo
+import mbpo_cli
 from mbpo_cli.config import loader
 from mbpo_cli.config.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, composed, parsed
 from mbpo_cli.config.values import typed_config
@@ -129,6 +130,8 @@ def checked_flags(arguments: Sequence[str]) -> Namespace:
     parser = get_args_parser()
     setattr(parser, "error", fail)  # noqa: B010 - a method, for type checkers
     parser.add_argument("--schema", action="store_true")
+    version: Any = parser._option_string_actions["--version"]
+    version.version = f"mbpo-train {mbpo_cli.__version__}"
     flags = parser.parse_args(list(arguments))
     names = ("help", "hydra_help", "cfg", "info", "shell_completion", "run", "multirun")
     chosen = [f"--{name.replace('_', '-')}" for name in names if getattr(flags, name)]

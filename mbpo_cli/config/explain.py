@@ -59,6 +59,7 @@ def _described(error: BaseException, overrides: Sequence[str], compose: Compose,
         return _in_file(text) + _unknown_choice(match[1], given, choices)
     if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+)'", text):
         point = ", or decimals with a point" if re.search(r"=0,\d+$", match[1]) else ""
+        point = ", or thousands without commas" if re.search(r"=[1-9]\d{0,2}(,\d{3})+$", match[1]) else point
         reason = "several values for one run; add -m for one job each, or write a list as [a,b]"
         return f"{match[1]}: {reason}{point}"
     if match := re.search(r"Interpolation key '([^']+)' not found", text):
@@ -88,7 +89,7 @@ def _readable(words: Sequence[str], wrong: str | None) -> str | None:
         if all("=" in chunk and _is_override(chunk) for chunk in chunks):
             return f"{wrong}: is not one option; write {shlex.join(chunks)}, each by itself"
     if wrong is not None and "=" not in wrong:
-        return f"{wrong}: needs a key, as in seed=1; values with spaces or brackets need quotes: 'key=[1, 2]'"
+        return f"{wrong}: needs a key and a value, as in seed=1, and quotes if there are spaces: 'key=[1, 2]'"
     return None
 
 
@@ -97,7 +98,8 @@ def _variants(text: str) -> list[str]:
     with_commas = re.sub(r"(?<=[\w.]) +(?=[\w.+-])", ",", text) if "[" in text and "," not in text else text
     with_plain_keys = re.sub(r"""(['"])(\w+)\1\s*:""", r"\2:", text)
     with_colons = re.sub(r"(?<=[{, ])(\w+)=", r"\1: ", text) if "{" in text else text
-    return [with_commas, with_plain_keys, with_colons, text.translate(BRACKETS)]
+    with_equals = re.sub(r"^([\w./]+) ?(==|:=?) ?", r"\1=", text)
+    return [with_commas, with_plain_keys, with_colons, text.translate(BRACKETS), with_equals]
 
 
 def _joined(words: Sequence[str]) -> list[tuple[list[str], str]]:
@@ -150,8 +152,11 @@ def _unknown_key(key: str, given: Mapping[str, str], compose: Compose, choices: 
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {'.'.join([*place, *near])}?" if near else f"known are {', '.join(known)}"
         return f"{shown}: no such option; {hint}"
+    if "/" in key and OmegaConf.select(config, dotted := key.replace("/", ".")) is not None:
+        return f"{shown}: no such group; did you mean {dotted}?"
     if "/" in key:
-        return f"{shown}: no such group; known are {', '.join(groups)}"
+        own = [group for group in groups if not group.startswith("hydra/")]
+        return f"{shown}: no such group; known are {', '.join(own)}"
     if within := [group for group in groups if group.startswith(f"{key}/")]:
         having = [f"{group}={given[key]}" for group in within if given.get(key) in choices(group)]
         hint = f"did you mean {' or '.join(having)}?" if having else f"known are {', '.join(within)}"
@@ -187,6 +192,6 @@ def choice_hint(group: str, choice: str, available: Sequence[str]) -> str:
     initials = [name for name in available if choice == "".join(word[:1] for word in name.split("_"))]
     near = within or initials or difflib.get_close_matches(choice, available, n=1)
     hint = f"did you mean {group}={near[0]}? " if near else ""
-    if group == "env" and re.search(r"-v\d+$|[:/]", choice):
+    if group == "env" and re.search(r"-v\d+$|:", choice):
         hint += f"for any environment of Gymnasium: env=gym env.id={choice}; "
     return f"{hint}available: {', '.join(available)}"

@@ -174,6 +174,8 @@ def stored_config(path: Path) -> dict[str, Any]:
 
 def no_run(path: Path) -> str:
     """Say why a path is no run directory, and which runs are near."""
+    if run := next((parent for parent in list(path.parents)[:2] if (parent / CONFIG).is_file()), None):
+        return f"not a run directory; did you mean {run}?"
     if not path.is_dir():
         return "no such directory" if not path.exists() else "not a directory"
     found = [file.parent for depth in ("*", "*/*") for file in path.glob(f"{depth}/{CONFIG}")]

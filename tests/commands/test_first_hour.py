@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+import mbpo_cli
 from mbpo_cli.commands import train as cli
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.suggest import ALIASES
 from mbpo_cli.config.typed import options_in, typed
 from mbpo_cli.failures import ConfigError
+from mbpo_cli.storage import records
 
 Answer = Callable[..., str]
 
@@ -58,7 +60,10 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         ("env.kwargs={'g': 5}", "write 'env.kwargs={g: 5}'"),
         ("env.kwargs={g=5, l=2}", "write 'env.kwargs={g: 5, l: 2}'"),
         ("-m seed=range(0, 5)", "write 'seed=range(0, 5)'"),
-        ("agent.hidden_sizes=64 64", "64: needs a key, as in seed=1"),
+        ("agent.hidden_sizes=64 64", "64: needs a key and a value, as in seed=1"),
+        ("seed==3", "seed==3: cannot be read; write seed=3"),
+        ("env:cartpole", "env:cartpole: cannot be read; write env=cartpole"),
+        ("trainer/default", "trainer/default: needs a key and a value"),
         # Numbers.
         (
             "mbpo.real_ratio=20%",
@@ -66,6 +71,7 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         ),
         ("trainer.num_env_steps=300k", "did you mean 300000?"),
         ("agent.discount_factor=0,99", "or decimals with a point"),
+        ("trainer.num_env_steps=10,000", "or thousands without commas"),
         (
             "agent.critic_optimizer.learn_rate=1e-3x",
             "agent.critic_optimizer.learn_rate=1e-3x: must be a number from 0 to 1",
@@ -77,6 +83,8 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
             "with a slash, model/transition=...; did you mean model/transition=gaus",
         ),
         ("agent.exploration=ou", "did you mean agent/exploration=ornstein_uhlenbeck?"),
+        ("mbpo/real_ratio=0.3", "mbpo/real_ratio=0.3: no such group; did you mean mbpo.real_ratio?"),
+        ("agent/nothing=3", "no such group; known are "),
         ("train=1", "train=1: no such option or group; the nearest group is trainer, available: default"),
         ("mbpo=true", "mbpo=true: no such choice; did you mean mbpo=on?"),
         ("env=tank", "your own: --config-dir FOLDER, for FOLDER/env/tank.yaml"),
@@ -135,6 +143,23 @@ def test_a_folder_of_runs_leads_to_the_newest(tmp_path: Path, answer: Answer) ->
         (folder / name / "config.yaml").write_text("")
         os.utime(folder / name / "config.yaml", (100 - time, 100 - time))
     assert answer(f"resume={folder}").endswith(f"it holds 2 runs, the newest is {folder / 'day/second'}")
+
+
+@pytest.mark.parametrize("place", ["config.yaml", "checkpoints", "checkpoints/2000"])
+def test_a_part_of_a_run_leads_to_the_run(place: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "checkpoints").mkdir()
+    assert records.no_run(tmp_path / place) == f"not a run directory; did you mean {tmp_path}?"
+
+
+def test_the_version_is_that_of_this_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mbpo-train", "--version"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().out == f"mbpo-train {mbpo_cli.__version__}\n"
 
 
 def test_what_is_wrong_in_nested_groups_is_collected() -> None:

@@ -52,6 +52,9 @@ SCRIPTS = {
         "failed: the score in its summary is null"
     ),
     "sed 's/done/interrupted/' $GOOD/summary.json > summary.json; echo by Slurm >&2; exit 143": "interrupted",
+    "sed s/done/interrupted/ $GOOD/summary.json > summary.json; echo mbpo-train: interrupted >&2; exit 143": (
+        "interrupted"
+    ),
     "cp $GOOD/summary.json .": "failed: its summary is of another run",
     "cp $GOOD/* .; sed -i 's/^seed: .*/seed: 77/' config.yaml": "failed: its summary is of another run",
     "mkdir summary.json": SILENT,
@@ -92,6 +95,7 @@ def test_whatever_a_job_does_the_others_run(tmp_path: Path, caplog: pytest.LogCa
     (tmp_path / "sweep" / "stays").unlink(missing_ok=True)
     assert len([line for line in caplog.messages if f" of {len(jobs)}: seed=" in line]) == len(jobs)
     assert sum(line.endswith(": interrupted: by Slurm") for line in caplog.messages) == 1
+    assert sum(re.search(r": seed=\d+: interrupted$", line) is not None for line in caplog.messages) == 1
     head, *rows = closing_table(jobs, 0, reasons).splitlines()
     assert head == f"3 of {len(jobs)} jobs done"
     named = {row.split()[0]: row.split(maxsplit=1)[1] for row in rows[:-1]}
