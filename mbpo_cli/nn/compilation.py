@@ -73,11 +73,14 @@ def interruptible(should_stop: Callable[[], bool]) -> Iterator[None]:
     compiler.register_end_callback(end)
     try:
         yield
-    except Stopped:
+    except (Stopped, Exception) as error:
         end(None)
+        # A signal to all processes of a terminal or a job ends the compiler, too, which is then an error.
+        if not isinstance(error, Stopped) and not should_stop():
+            raise
         _cancel_waiting()
         terminate(descendants() - earlier)
-        raise
+        raise Stopped from error
     finally:
         end(None)
         compiler.remove_start_callback(start)

@@ -396,6 +396,37 @@ def test_a_stop_request_interrupts_a_compilation_and_the_update_is_undone(
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+@pytest.mark.parametrize("is_asked_to_stop", [True, False])
+def test_a_compiler_that_ends_by_the_same_signal_is_no_failure(
+    is_asked_to_stop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C reaches all processes of a terminal, the compiler included."""
+
+    def failing(function: GradientSteps, **options: Any) -> GradientSteps:
+        def call(arguments: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, torch.Tensor]]:
+            if len(arguments) == 1:
+                raise RuntimeError("the compiler was ended by SIGINT")
+            return function(arguments)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    agent = build_agent(make_config(*TINY, "agent=td3"), spaces(), CPU)
+    agent.compile(partial(compilation.compiled, per_launch=2))
+    before = copy.deepcopy(agent.state_dict())
+    undoing = compilation.UndoingIfStopped(lambda: is_asked_to_stop, is_compiled=True)
+
+    def update() -> None:
+        with undoing(agent, torch.Generator()):
+            agent.update([random_transitions(16, spaces(), seed=i) for i in range(3)])
+
+    with pytest.raises(Stopped if is_asked_to_stop else RuntimeError):
+        update()
+    if is_asked_to_stop:
+        for name, part in before.items():
+            torch.testing.assert_close(agent.state_dict()[name], part, rtol=0, atol=0)
+
+
 def compilers_of(process: int) -> set[int]:
     found = {child: Path(f"/proc/{child}/comm") for child in compilation.descendants(process)}
     return {child for child, path in found.items() if path.exists() and path.read_text() == "cc1plus\n"}

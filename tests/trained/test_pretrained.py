@@ -321,7 +321,7 @@ def without_a_fit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "overrides", "message"),
     [
-        (shutil.rmtree, ("model.from_run={}",), "model.transition.from_run={}: not a run directory"),
+        (shutil.rmtree, ("model.from_run={}",), "model.transition.from_run={}: no such directory"),
         (damaged, ("model.from_run={}",), "model.transition.from_run={}: no training state without a check"),
         (without_checkpoints, ("agent.from_run={}",), "agent.from_run={}: no training state without a check"),
         (alone, ("model.from_run={}",), "model.transition.from_run={}: it has no fitted model"),
