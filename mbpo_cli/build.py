@@ -27,7 +27,6 @@ from mbpo_cli.envs.watchdog import watching
 from mbpo_cli.envs.wrappers import BadWrapper
 from mbpo_cli.evaluation.diagnostics import examined
 from mbpo_cli.evaluation.evaluate import Evaluator
-from mbpo_cli.evaluation.schedule import TrainerOptions
 from mbpo_cli.exploration import EmptyOptions, RolloutPolicy
 from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.logs.logger import Logger
@@ -51,8 +50,6 @@ log = logging.getLogger(__name__)
 # A second thread does not speed up layers of 64 units; it makes layers of 256 units 1.5 times as fast.
 MIN_UNITS_FOR_THREADS = 128
 MAX_THREADS = 4
-# Pictures per run, the last one at its end: they change slowly, and each takes half a second.
-NUM_PICTURES = 3
 
 
 def build_component(options: Component, *arguments: Any) -> Any:
@@ -272,13 +269,6 @@ def build_model_based(
     )
 
 
-def picture_is_due(env_steps: int, options: TrainerOptions) -> bool:
-    """Return True for the first evaluation in each of `NUM_PICTURES` equal parts of the training."""
-    last = max(env_steps - options.evaluate_every_steps, 0)
-    parts = [NUM_PICTURES * step // max(options.num_env_steps, 1) for step in (last, env_steps)]
-    return parts[0] < parts[1] or options.num_env_steps == 0
-
-
 def examine(evaluator: Evaluator, trainer: Trainer) -> None:
     """Run the diagnostics on the episodes of the last evaluation, and log the results."""
     learned = trainer.model_based
@@ -295,7 +285,7 @@ def examine(evaluator: Evaluator, trainer: Trainer) -> None:
         stream=generator(trainer.seed, "diagnostics", trainer.env_steps, device=trainer.device),
     )
     trainer.logger.log(found.metrics)
-    if not picture_is_due(trainer.env_steps, trainer.options):
+    if not trainer.options.picture_is_due(trainer.env_steps):
         return
     from mbpo_cli.evaluation import pictures  # takes half a second, which runs without pictures save
 

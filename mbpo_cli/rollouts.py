@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -257,23 +257,6 @@ def wandering(
     """Return how some rollouts wander in their first half, or None if none does."""
     count = round(options.random_fraction * options.num_rollout)
     return Wandering(actions, count, horizon // 2, hold_steps) if count > 0 and horizon > 1 else None
-
-
-def penalized(
-    sink: Callable[[Transitions], None], model: EnvironmentModel, penalty: float
-) -> Callable[[Transitions], None]:
-    """Return a sink that first lowers rewards by `penalty` times the spread of the members' predictions.
-
-    Source: Yu et al. 2020, "MOPO: Model-based Offline Policy Optimization", section 4.2.
-    """
-    if penalty == 0:
-        return sink
-
-    def lowered(transitions: Transitions) -> None:
-        spread = model.spread(transitions.obs, transitions.action)
-        sink(replace(transitions, reward=transitions.reward - penalty * spread))
-
-    return lowered
 
 
 def generate(

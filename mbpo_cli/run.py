@@ -9,12 +9,10 @@ import errno
 import logging
 import math
 import os
-import shlex
 import shutil
-import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -34,14 +32,12 @@ from mbpo_cli.logs.background import Background, TrackerOptions
 from mbpo_cli.logs.curve import CurvePicture
 from mbpo_cli.logs.logger import JsonLines, Logger, RunInfo, Sink
 from mbpo_cli.logs.progress import Progress
-from mbpo_cli.logs.stopwatch import duration
+from mbpo_cli.logs.summary import closing_table, summarize
 from mbpo_cli.nn.seeding import episode_seed, generator
 from mbpo_cli.options import resolve
 from mbpo_cli.storage.checkpoint import Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
 from mbpo_cli.storage.records import (
-    CURVE,
-    EVENTS,
     FILM,
     METRICS,
     STOP,
@@ -328,69 +324,3 @@ def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], st
         title = f"{config.agent.name} on {config.env.name}, seed {config.seed}"
         sinks.append(CurvePicture(directory.path, title))
     return [*sinks, Progress(config.trainer.num_env_steps, step)]
-
-
-def summarize(
-    config: Config, trainer: Trainer | None, seconds: float, curve: Mapping[int, float]
-) -> dict[str, Any]:
-    """Return what a run has done; `trainer` is None if the run failed before it was built."""
-    last = trainer.evaluation if trainer is not None else None
-    # Without the evaluations of the log, which somebody may have changed, the last one counts.
-    curve = curve or ({trainer.env_steps: last.return_mean} if trainer is not None and last else {})
-    scored = dict(list(curve.items())[-config.trainer.num_score_evaluations :])
-    best = trainer.best_evaluation if trainer is not None else None
-    return {
-        "agent": config.agent.name,
-        "env": config.env.name,
-        "seed": config.seed,
-        "threads": torch.get_num_threads(),
-        "stopped_because": trainer.stop_reason if trainer is not None else None,
-        "env_steps": trainer.env_steps if trainer is not None else 0,
-        "episodes": trainer.collector.episodes if trainer is not None else 0,
-        "gradient_steps": trainer.gradient_steps if trainer is not None else 0,
-        "wall_seconds": seconds,
-        "phase_seconds": trainer.stopwatch.seconds if trainer is not None else {},
-        "score": statistics.fmean(scored.values()) if scored else None,
-        "score_steps": list(scored),
-        "eval_return_mean": last.return_mean if last is not None else None,
-        "eval_return_std": last.return_std if last is not None else None,
-        "eval_episodes": len(last.returns) if last is not None else 0,
-        "best_eval_return_mean": best.return_mean if best is not None else None,
-        "best_step": trainer.best_step if trainer is not None else None,
-    }
-
-
-def closing_table(summary: dict[str, Any], path: Path, trust: Collection[str] = ()) -> str:
-    """Return the table that is logged at the end of a run, with commands that show its results.
-
-    `trust` are packages that its configuration names.
-    """
-    phases = summary["phase_seconds"].items()
-    because = summary["stopped_because"]
-    rows = {
-        "status": f"{summary['status']}, stopped because {because}" if because else summary["status"],
-        "real steps": f"{summary['env_steps']:,} in {summary['episodes']:,} episodes",
-        "gradient steps": f"{summary['gradient_steps']:,}",
-        "wall time": duration(summary["wall_seconds"]),
-        "time by phase": ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases),
-    }
-    if summary["eval_episodes"]:
-        last = f"{summary['eval_return_mean']:.1f} ± {summary['eval_return_std']:.1f}"
-        rows["last evaluation"] = f"{last} over {summary['eval_episodes']} episodes"
-        rows["best evaluation"] = f"{summary['best_eval_return_mean']:.1f} at step {summary['best_step']:,}"
-        steps = ", ".join(f"{step:,}" for step in summary["score_steps"])
-        rows["score"] = f"{summary['score']:.1f}, the mean of the evaluations at steps {steps}"
-    place = shlex.quote(str(path))
-    trusted = "".join(f" --trust {package}" for package in trust)
-    rows["run directory"] = str(path)
-    if (path / CURVE).exists():
-        rows["learning curve"] = str(path / CURVE)
-    if any(path.glob(f"{EVENTS}*")):
-        rows["TensorBoard"] = f"tensorboard --logdir {place}"
-    rows["evaluate policy"] = f"mbpo-evaluate {place}{trusted}"
-    if summary["phase_seconds"].get("fit"):
-        rows["model errors"] = f"mbpo-model {place}{trusted}"
-    rows["compare runs"] = f"mbpo-report {shlex.quote(str(path.parent))}"
-    width = max(map(len, rows))
-    title = f"{summary['agent']} on {summary['env']}, seed {summary['seed']}"
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])

@@ -36,7 +36,7 @@ from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.fit import ModelFitter
 from mbpo_cli.models.guard import Guard
 from mbpo_cli.models.regions import regions
-from mbpo_cli.models.uncertainty import Uncertainty
+from mbpo_cli.models.uncertainty import Uncertainty, penalized
 from mbpo_cli.models.world import LearnedWorld
 from mbpo_cli.nn.seeding import generator
 from mbpo_cli.rollouts import MBPOOptions
@@ -236,7 +236,7 @@ class Trainer:
             starts = real.sample(options.num_rollout, stream).obs
             model, certain = mbpo.uncertainty.begin(mbpo.model, mbpo.policy, starts, stream)
             wandering = rollouts.wandering(options, horizon, self.collector.spaces.actions, hold_steps)
-            sink = rollouts.penalized(mbpo.buffer.add, mbpo.model, options.reward_penalty)
+            sink = penalized(mbpo.buffer.add, mbpo.model, options.reward_penalty)
             metrics = rollouts.generate(
                 model, mbpo.policy, starts, horizon, sink, stream, certain | limits, wandering
             )

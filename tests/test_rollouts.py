@@ -12,6 +12,7 @@ from mbpo_cli.failures import Diverged
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.regions import PlausibleRange, regions
 from mbpo_cli.models.transition import LearnedTransition, TransitionOptions
+from mbpo_cli.models.uncertainty import penalized
 from mbpo_cli.rollouts import ModelRolloutOptions, generate, horizon_at
 from mbpo_cli.types import SpaceSpec, Transitions
 from tests.conftest import discrete, spaces
@@ -292,7 +293,7 @@ def test_rewards_are_lowered_by_the_uncertainty(
     model = EnvironmentModel(OneApart(space, 3, [0, 1, 2]), Constant(7), Constant(0))
     model.transition.network.gaussian = False
     steps: list[Transitions] = []
-    sink = rollouts.penalized(steps.append, model, penalty)
+    sink = penalized(steps.append, model, penalty)
     generate(model, still, torch.zeros(3, 1), 1, sink, g)
     assert steps[0].reward.tolist() == expected
 

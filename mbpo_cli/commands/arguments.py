@@ -6,8 +6,10 @@ Imports nothing slow. Knows no command.
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
@@ -111,3 +113,20 @@ def check_place(argument: str, path: Path) -> None:
         name = real.relative_to(parent).parts[0]
         if (parent / records.CONFIG).exists() and records.is_own(name):
             raise ConfigError(f"{argument} {path}: belongs to the run in {parent}; choose another name")
+
+
+def hint_for_flag(message: str, arguments: Sequence[str], flags: Iterable[str]) -> str:
+    """Say what to write instead of the flags that a message of argparse says are unknown."""
+    unknown = message.partition("unrecognized arguments: ")[2].split()
+    place = next((place for place, word in enumerate(arguments) if word in unknown), len(arguments))
+    word, *rest = *arguments[place:], ""
+    key, _, value = word.lstrip("-").partition("=")
+    value = value or next((each for each in rest[:1] if each[:1] != "-" and "=" not in each), "")
+    if near := difflib.get_close_matches(word.partition("=")[0], flags, n=1, cutoff=0.8):
+        return f"did you mean {near[0]}?"
+    if value and word.startswith("-"):
+        option = shlex.quote(f"{key.replace('-', '_')}={value}")
+        return f"options have no dashes: write {option}"
+    if unknown and not word.startswith("-"):
+        return "flags such as -m come before all options or after them"
+    return "see mbpo-train --hydra-help"

@@ -5,16 +5,14 @@ Torch is imported only when a run starts, so that help and tab completion are fa
 
 from __future__ import annotations
 
-import difflib
 import gc
 import io
 import logging
 import os
-import shlex
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import hydra_plugins.mbpo
 import mbpo_cli
+from mbpo_cli.commands.arguments import hint_for_flag
 from mbpo_cli.config import loader
 from mbpo_cli.config.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, composed, parsed
 from mbpo_cli.config.values import typed_config
@@ -124,7 +123,7 @@ def checked_flags(arguments: Sequence[str]) -> Namespace:
     """
 
     def fail(message: str) -> NoReturn:
-        hint = _without_flag(message, arguments, parser._option_string_actions)
+        hint = hint_for_flag(message, arguments, parser._option_string_actions)
         raise ConfigError(f"{message.removeprefix('argument ')}; {hint}")
 
     parser = get_args_parser()
@@ -151,23 +150,6 @@ def checked_flags(arguments: Sequence[str]) -> Namespace:
         if is_wrong:
             raise ConfigError(message)
     return flags
-
-
-def _without_flag(message: str, arguments: Sequence[str], flags: Iterable[str]) -> str:
-    """Say what to write instead of the flags that a message says are unknown."""
-    unknown = message.partition("unrecognized arguments: ")[2].split()
-    place = next((place for place, word in enumerate(arguments) if word in unknown), len(arguments))
-    word, *rest = *arguments[place:], ""
-    key, _, value = word.lstrip("-").partition("=")
-    value = value or next((each for each in rest[:1] if each[:1] != "-" and "=" not in each), "")
-    if near := difflib.get_close_matches(word.partition("=")[0], flags, n=1, cutoff=0.8):
-        return f"did you mean {near[0]}?"
-    if value and word.startswith("-"):
-        option = shlex.quote(f"{key.replace('-', '_')}={value}")
-        return f"options have no dashes: write {option}"
-    if unknown and not word.startswith("-"):
-        return "flags such as -m come before all options or after them"
-    return "see mbpo-train --hydra-help"
 
 
 def _shown(flags: Namespace) -> None:

@@ -27,6 +27,9 @@ CRITERIA = (
 )
 VALUE = "value that {} must reach; for custom the function, as package.module.name"
 
+# Pictures per run, the last one at its end: they change slowly, and each takes half a second.
+NUM_PICTURES = 3
+
 
 @dataclass(frozen=True)
 class TrainingRecord:
@@ -103,6 +106,12 @@ class TrainerOptions:
             return f"the number of episodes reached trainer.max_episodes={self.max_episodes}"
         criterion, value = self.stop_training_criteria, self.stop_training_value
         return reason(criterion, value, record, self.score_averaging_window_length)
+
+    def picture_is_due(self, env_steps: int) -> bool:
+        """Return True for the first evaluation in each of `NUM_PICTURES` equal parts of the training."""
+        last = max(env_steps - self.evaluate_every_steps, 0)
+        parts = [NUM_PICTURES * step // max(self.num_env_steps, 1) for step in (last, env_steps)]
+        return parts[0] < parts[1] or self.num_env_steps == 0
 
 
 @dataclass

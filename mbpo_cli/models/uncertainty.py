@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -287,3 +288,20 @@ class ComparingModel(EnvironmentModel):
         """Return a mask of the transitions of the last step that are certain enough, shape (N,)."""
         is_certain, self._sums[number] = self.uncertainty.is_certain(self.measured_NC, self._sums[number])
         return is_certain
+
+
+def penalized(
+    sink: Callable[[Transitions], None], model: EnvironmentModel, penalty: float
+) -> Callable[[Transitions], None]:
+    """Return a sink that first lowers rewards by `penalty` times the spread of the members' predictions.
+
+    Source: Yu et al. 2020, "MOPO: Model-based Offline Policy Optimization", section 4.2.
+    """
+    if penalty == 0:
+        return sink
+
+    def lowered(transitions: Transitions) -> None:
+        spread = model.spread(transitions.obs, transitions.action)
+        sink(replace(transitions, reward=transitions.reward - penalty * spread))
+
+    return lowered

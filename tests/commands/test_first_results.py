@@ -12,7 +12,7 @@ import pytest
 
 import mbpo_cli
 from mbpo_cli.commands import evaluate, export, model, report
-from mbpo_cli.run import closing_table
+from mbpo_cli.logs.summary import closing_table
 from tests.conftest import TINY, gym_env
 
 BRIEF = (*TINY, "mbpo.generate_every=5", "seed=2")

@@ -14,7 +14,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from mbpo_cli.build import picture_is_due
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.evaluation import diagnostics, pictures
 from mbpo_cli.evaluation.diagnostics import Findings
@@ -143,7 +142,7 @@ def test_gradient_norms_are_of_adams_running_mean() -> None:
 def test_three_pictures_are_due_the_last_one_at_the_end() -> None:
     options = make_config(*TINY, "trainer.num_env_steps=1000", "trainer.evaluate_every_steps=30").trainer
     evaluations = [*range(30, 1000, 30), 1000]
-    due = [step for step in evaluations if picture_is_due(step, options)]
+    due = [step for step in evaluations if options.picture_is_due(step)]
     assert due == [360, 690, 1000]
 
 
