@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbpo_cli.commands.arguments import Parser, check_output, places, start, whole_number
-from mbpo_cli.failures import ConfigError
 from mbpo_cli.storage.files import write_json, write_whole
 
 
@@ -35,9 +34,7 @@ def examine(options: argparse.Namespace) -> None:
     numbers = output.with_suffix(".json")
     check_output("--output", numbers, (".json",))
     torch.set_num_threads(num_threads(trained.config, in_sweep=False))
-    model = trained.model()
-    if not trained.state.get("num_model_trainings"):
-        raise ConfigError(f"{options.run}: the model has not been fitted yet")
+    model = trained.fitted_model()
 
     seed = trained.config.seed if options.seed is None else options.seed
     seeds = episode_seeds(seed, "model", options.episodes)

@@ -130,6 +130,19 @@ class LearnedTransition(LearnedFunction):
         )
         return mean_KMGO, log_variance_KMGO if self.network.gaussian else log_variance_KMGO[:, :, :1]
 
+    def mixture(self, obs_BO: Tensor, action_BA: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, (B, O), of the next observation that a random member predicts.
+
+        The variance is that between the members' means plus the mean of their own.
+        """
+        inputs = torch.cat((obs_BO, action_BA), -1).expand(self.network.num_members, -1, -1)
+        mean_MBO, log_variance = self.network.moments(inputs)
+        # Before o is added: where it is large, rounding would hide how little the members differ.
+        variance_BO = mean_MBO.var(0, correction=0)
+        if log_variance is not None:
+            variance_BO = variance_BO + log_variance.exp().mean(0)
+        return self._next_obs(obs_BO, mean_MBO.mean(0)), variance_BO.sqrt()
+
     def _next_obs(self, obs: Tensor, prediction: Tensor) -> Tensor:
         return obs + prediction if self.predict_difference else prediction
 

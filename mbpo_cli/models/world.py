@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mbpo_cli.models.environment_model import EnvironmentModel
-from mbpo_cli.models.function import LearnedFunction
+from mbpo_cli.models.function import LearnedFunction, Network
 from mbpo_cli.models.is_done import LearnedIsDone
 from mbpo_cli.models.transition import LearnedTransition
 from mbpo_cli.models.uncertainty import Uncertainty
@@ -115,6 +115,20 @@ class LearnedWorld:
         with torch.no_grad():
             terminated = self._is_done.most_likely(obs, action, next_obs)
         return next_obs, reward, terminated
+
+    @property
+    def networks(self) -> list[Network]:
+        """The networks of the functions that are not known."""
+        return [part.network for _, part in self._pairs]
+
+    def expected(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return mean and standard deviation of the next observation, both (B, O), and what follows the mean.
+
+        That is its reward (B,), and 1.0 where the episode ends there (B,).
+        """
+        next_obs, deviation = self._transition.mixture(obs, action)
+        reward = self._reward.most_likely(obs, action, next_obs)
+        return next_obs, deviation, reward, self._is_done.most_likely(obs, action, next_obs)
 
 
 def _frozen(part: Learned, num_members: int) -> Learned:

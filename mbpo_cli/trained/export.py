@@ -1,77 +1,44 @@
-"""Export a greedy policy as one file that does not need this package, and check that it is the same policy.
+"""Export a policy or a model as one file that does not need this package, and check that it is the same.
 
-Knows the formats of torch and ONNX; does not know where the policy comes from.
+Knows the formats of torch and ONNX; does not know what is exported.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mbpo_cli.failures import ConfigError
-from mbpo_cli.storage.files import write_whole
-from mbpo_cli.types import Agent, ContinuousActions, SpaceSpec
+from mbpo_cli.failures import ConfigError, one_line
+from mbpo_cli.trained.exportable import Exportable
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# The largest difference that rounding explains, with actions in [-1, 1].
+# The version of ONNX's operators: old enough for many runtimes, and the same with every version of torch.
+OPSET = 18
+# The file within a PyTorch file that describes it.
+METADATA = "metadata.json"
+# The largest difference that rounding explains, in the units of `Port.unit`.
 TOLERANCE = 1e-5
+NUM_EXAMPLES = 1000
 
-Function = Callable[[Tensor], Tensor]
-
-
-class GreedyPolicy(nn.Module):
-    """Maps raw observations to the environment's own actions, with only the network that this needs.
-
-    The agent's policy network is no longer trained.
-
-    Raises:
-        ConfigError: The agent's policy is not one network.
-    """
-
-    def __init__(self, agent: Agent, spaces: SpaceSpec, action_space: gym.Space[object]) -> None:
-        super().__init__()
-        self.network = _network_of(agent).requires_grad_(False)
-        self.spaces = spaces
-        self.shape = action_space.shape or ()
-        self._act = agent.act
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """Map flat observations, float32 of shape (B, O), to actions.
-
-        These are within the environment's bounds, float32 of shape (B, ...), or its action numbers, int64 of
-        shape (B,).
-        """
-        return self.spaces.actions.to_env(self._act(obs)).reshape(-1, *self.shape)
+Function = Callable[..., Tensor | Sequence[Tensor]]
 
 
-def _network_of(agent: Agent) -> nn.Module:
-    """Return the network of an agent whose weights are those of its greedy policy."""
-    weights = {name: tensor.data_ptr() for name, tensor in agent.policy_state().items()}
-    for part in vars(agent).values():
-        if isinstance(part, nn.Module):
-            own = {name: tensor.data_ptr() for name, tensor in part.state_dict().items()}
-            if weights and own == weights:
-                return part
-    name = type(agent).__name__
-    raise ConfigError(f"agent={name}: cannot be exported, as its policy_state is not that of one network")
-
-
-def format_of(path: Path, name: str | None) -> str:
+def format_of(argument: str, path: Path, name: str | None) -> str:
     """Return the format that a file's suffix determines; check that it is `name` and can be written."""
     found = next((known for known, form in FORMATS.items() if form.suffix == path.suffix), None)
     if found is None or name not in (None, found):
         suffixes = ", ".join(f"{form.suffix} for {known}" for known, form in FORMATS.items())
-        raise ConfigError(f"--output {path}: must end in {FORMATS[name].suffix if name else suffixes}")
+        raise ConfigError(f"{argument} {path}: must end in {FORMATS[name].suffix if name else suffixes}")
     if found == "onnx" and not all(importlib.util.find_spec(package) for package in ONNX_PACKAGES):
         raise ConfigError(
             f"--output {path}: needs this package's extra: pip install 'mbpo-cli[onnx]'; .pt2 needs none"
@@ -79,75 +46,96 @@ def format_of(path: Path, name: str | None) -> str:
     return found
 
 
-def export(policy: GreedyPolicy, name: str, path: Path) -> float:
-    """Write a policy to a file in the format of that name; return the `greatest_difference` of its actions.
+def export(exportable: Exportable, name: str, metadata: Mapping[str, Any]) -> tuple[bytes, float]:
+    """Return a file in the format of that name, and the `greatest_difference` of its outputs.
 
     Raises:
-        ConfigError: The difference is more than rounding; nothing was written.
+        ConfigError: It cannot be exported, or the difference is more than rounding.
     """
-    with torch.no_grad(), warnings.catch_warnings():
+    # In-place operations, which stand in the file if nothing needs gradients, would prevent them.
+    with torch.set_grad_enabled(exportable.has_gradients), warnings.catch_warnings():
         # TorchScript warns at each call that it is deprecated, and ONNX's exporter uses deprecated functions.
         warnings.simplefilter("ignore")
-        exported = FORMATS[name].write(policy.eval(), torch.zeros(2, policy.spaces.obs_size))
-        difference = greatest_difference(policy, FORMATS[name].read(exported), policy.spaces)
+        example = exportable.eval().examples(2, torch.Generator().manual_seed(0))
+        try:
+            exported = FORMATS[name].write(exportable, tuple(example), metadata)
+        except Exception as error:  # code of a known function or of an agent of the user's own
+            raise ConfigError(f"--format {name}: {type(error).__name__}: {one_line(error)}") from error
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        difference = greatest_difference(exportable, FORMATS[name].read(exported))
     if not difference <= TOLERANCE:
         raise ConfigError(
-            f"--output {path}: not written, as its actions differ by {difference:.1e} from the run's; "
-            f"rounding would explain {TOLERANCE:.0e} of half their range"
+            f"--format {name}: not written, as its outputs differ by {difference:.1e} from the run's; "
+            f"rounding would explain {TOLERANCE:.0e} of their size"
         )
-    write_whole(path, exported)
-    return difference
+    return exported, difference
 
 
-def greatest_difference(original: Function, exported: Function, spaces: SpaceSpec) -> float:
-    """Return the greatest difference between two policies' actions on random observations.
+def greatest_difference(original: Exportable, exported: Function) -> float:
+    """Return the greatest difference between two functions' outputs on examples, in batches of several sizes.
 
-    Observations are normal with standard deviations from 0.001 to 3, in batches of several sizes. The unit
-    is half the distance between the bounds of a Box; for Discrete actions, it is the share of observations
-    with different actions. NaN if an action is NaN.
+    `Port.difference` defines it. NaN if an output is NaN.
     """
-    stream = torch.Generator().manual_seed(0)
+    examples = original.examples(NUM_EXAMPLES, torch.Generator().manual_seed(0))
+    units = [
+        port.unit(output)
+        for port, output in zip(original.outputs, _outputs(original(*examples)), strict=True)
+    ]
     differences = []
-    for batch in (1, 2, 1000):
-        size = 10 ** (3.5 * torch.rand(batch, 1, generator=stream) - 3)
-        obs = size * torch.randn(batch, spaces.obs_size, generator=stream)
-        expected, actual = original(obs), exported(obs)
-        if actual.shape != expected.shape or actual.dtype != expected.dtype:
-            return torch.inf
-        if isinstance(spaces.actions, ContinuousActions):
-            low, high = torch.tensor(spaces.actions.low), torch.tensor(spaces.actions.high)
-            half = torch.where(high > low, high - low, 1.0) / 2
-            differences.append(((actual - expected).reshape(batch, -1) / half).abs().max())
-        else:
-            differences.append((actual != expected).float().mean())
+    for num_rows in (1, 2, NUM_EXAMPLES):
+        rows = [example[:num_rows] for example in examples]
+        expected, actual = _outputs(original(*rows)), _outputs(exported(*rows))
+        pairs = zip(original.outputs, expected, actual, units, strict=True)
+        differences += [port.difference(*values) for port, *values in pairs]
     return float(torch.stack(differences).max())
 
 
-def _write_pt2(policy: GreedyPolicy, example: Tensor) -> bytes:
+def _outputs(found: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [found] if isinstance(found, Tensor) else found
+
+
+def _dynamic_shapes(exportable: Exportable) -> Any:
+    batch = torch.export.Dim("batch")
+    return (tuple({0: batch} for _ in exportable.inputs),)  # of the one parameter *values
+
+
+def _write_pt2(exportable: Exportable, example: tuple[Tensor, ...], metadata: Mapping[str, Any]) -> bytes:
     file = io.BytesIO()
-    dynamic = {"obs": {0: torch.export.Dim("batch")}}
-    torch.export.save(torch.export.export(policy, (example,), dynamic_shapes=dynamic), file)
+    program = torch.export.export(exportable, example, dynamic_shapes=_dynamic_shapes(exportable))
+    torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
     return file.getvalue()
 
 
-def _write_torchscript(policy: GreedyPolicy, example: Tensor) -> bytes:
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.trace(policy, (example,), check_trace=False), file)  # type: ignore[no-untyped-call]
+def _write_torchscript(
+    exportable: Exportable, example: tuple[Tensor, ...], metadata: Mapping[str, Any]
+) -> bytes:
+    file, extra = io.BytesIO(), {METADATA: json.dumps(metadata)}
+    traced = torch.jit.trace(exportable, example, check_trace=False)  # type: ignore[no-untyped-call]
+    torch.jit.save(traced, file, _extra_files=extra)
     return file.getvalue()
 
 
-def _write_onnx(policy: GreedyPolicy, example: Tensor) -> bytes:
+def _write_onnx(exportable: Exportable, example: tuple[Tensor, ...], metadata: Mapping[str, Any]) -> bytes:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed
     program = torch.onnx.export(
-        policy,
-        (example,),
-        input_names=["obs"],
-        output_names=["action"],
-        dynamic_shapes={"obs": {0: torch.export.Dim("batch")}},
+        exportable,
+        example,
+        input_names=[port.name for port in exportable.inputs],
+        output_names=[port.name for port in exportable.outputs],
+        dynamic_shapes=_dynamic_shapes(exportable),
+        opset_version=OPSET,
         dynamo=True,
         verbose=False,
     )
     assert program is not None
+    # What lies between inputs and outputs gets names that no input has, such as "view".
+    for node in program.model.graph:
+        for value in node.outputs:
+            if value not in program.model.graph.outputs:
+                value.name = f"between.{value.name}"
+    for key, value in metadata.items():
+        program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     data: bytes = program.model_proto.SerializeToString()
     return data
 
@@ -156,14 +144,20 @@ def _read_onnx(data: bytes) -> Function:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return lambda obs: torch.from_numpy(np.asarray(session.run(None, {"obs": obs.numpy()})[0]))
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        fed = dict(zip(names, (tensor.numpy() for tensor in inputs), strict=True))
+        return [torch.from_numpy(np.asarray(output)) for output in session.run(None, fed)]
+
+    return run
 
 
 class Format(NamedTuple):
-    """The suffix of a file format, and functions that encode a policy, given an example, and decode it."""
+    """The suffix of a file format, and functions that encode an exportable, given examples, and decode it."""
 
     suffix: str
-    write: Callable[[GreedyPolicy, Tensor], bytes]
+    write: Callable[[Exportable, tuple[Tensor, ...], Mapping[str, Any]], bytes]
     read: Callable[[bytes], Function]
 
 

@@ -87,6 +87,17 @@ class Trained:
             model.load_state_dict(state["model"])
         return model
 
+    def fitted_model(self) -> EnvironmentModel:
+        """Return the environment model, a new object at each call.
+
+        Raises:
+            ConfigError: The run has none, or it has not been fitted yet.
+        """
+        model = self.model()
+        if not self.state.get("num_model_trainings"):
+            raise ConfigError(f"{self.path}: the model has not been fitted yet")
+        return model
+
     def experience(self) -> Transitions:
         """Return the contents of the real replay buffer, oldest first.
 

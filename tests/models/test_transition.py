@@ -8,7 +8,7 @@ from mbpo_cli.config.compose import make_config
 from mbpo_cli.models.fit import ModelFitter
 from tests.conftest import TINY, random_transitions, spaces
 
-SPACE = spaces((3, 1), action_size=2)
+SPACE, CPU = spaces((3, 1), action_size=2), torch.device("cpu")
 
 
 @pytest.mark.parametrize("difference", [True, False])
@@ -30,6 +30,25 @@ def test_means_and_deviations_are_those_of_the_network(kind: str, difference: bo
     assert (deviation is None) == (log_variance is None)
     if log_variance is not None:
         torch.testing.assert_close(deviation, log_variance.exp().sqrt())
+
+
+@pytest.mark.parametrize(
+    ("kind", "variance"),
+    [("deterministic", 3.5), ("constant_noise", 3.5 + (4 + 4 + 25) / 3)],
+)
+def test_a_random_members_prediction_has_the_variance_within_and_between(kind: str, variance: float) -> None:
+    transition = build_model(make_config(*TINY, f"model/transition={kind}"), SPACE, CPU).transition
+    network = transition.network
+    with torch.no_grad():
+        network.mlp.weights[-1].zero_()
+        # Changes of 1, 2.5 and 5.5 with a mean of 3; deviations of 2, 2 and 5.
+        network.mlp.biases[-1].copy_(torch.tensor([1.0, 2.5, 5.5]).reshape(3, 1, 1).expand(3, 1, 4))
+        if network.log_std is not None:
+            network.log_std.copy_(torch.tensor([2.0, 2.0, 5.0]).log().reshape(3, 1, 1).expand(3, 1, 4))
+        obs = torch.tensor([[10.0, -20.0, 0.0, 1e7]])
+        mean, deviation = transition.mixture(obs, torch.zeros(1, 2))
+    torch.testing.assert_close(mean, obs + 3)
+    torch.testing.assert_close(deviation, torch.full((1, 4), variance).sqrt())
 
 
 @pytest.mark.parametrize(("rates", "is_trained"), [("[0,0,0]", False), ("[0,0,0.001]", True)])
