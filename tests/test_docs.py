@@ -247,6 +247,11 @@ def test_the_readme_is_short_and_names_what_every_push_must_pass() -> None:
     checks = (ROOT / ".ci" / "run").read_text().splitlines()[-1]
     assert checks == "make lint typecheck test"
     assert checks in readme
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    *_, python, check = workflow["jobs"]["test"]["steps"]
+    assert check == {"run": ".ci/run"}
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    assert f"Programming Language :: Python :: {python['with']['python-version']}" in classifiers
 
 
 def test_version_and_hooks_are_the_projects_own() -> None:

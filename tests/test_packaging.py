@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.conftest import CONF
 
 ROOT = CONF.parent
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_extra_all_is_every_extra_but_those_for_development() -> None:
+    extras = PROJECT["optional-dependencies"]
+    (named,) = (Requirement(line).extras for line in extras["all"])
+    assert named == set(extras) - {"all", "docs", "dev"}
+
+
+def test_the_pinned_versions_are_within_the_bounds() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    bounds = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]
+    for bound in map(Requirement, bounds):
+        version = pinned.get(bound.name.lower())
+        assert version is None or bound.specifier.contains(version), bound
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ UNFIT = {
     "scale rewards by a constant in a wrapper of your own, or use ClipReward",
     "DelayObservation": "rewards belong to states that it does not show yet; leave it out",
     "MaxAndSkipObservation": "it mixes the observations of several steps, even of the episode before; "
-    "use RepeatAction (Gymnasium 1.3)",
-    "StickyAction": "the action that it repeats is not in the observation; use RepeatAction (Gymnasium 1.3)",
+    "use RepeatAction",
+    "StickyAction": "the action that it repeats is not in the observation; use RepeatAction",
 }
 
 
