@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mbpo_cli.trained.load import load
 
 __all__ = ["Callback", "LearnedVectorEnv", "evaluation_of", "load", "make_config", "train"]
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 # What scripts and notebooks import. Loaded on first use, because torch takes seconds to import.
 _EXPORTS = {
