@@ -296,11 +296,7 @@ def generate(
                 transitions = model.step(chunk.obs, action, generator)
                 if "implausible" not in regions:
                     _check_finite(transitions)
-                for name, region in regions.items():
-                    inside = region.contains(transitions, number)
-                    if not bool(inside.all()):  # else there is nothing to copy
-                        transitions, number = transitions[inside], number[inside]
-                        counts[name] += len(inside) - len(transitions)
+                transitions, number = _inside(regions, transitions, number, counts)
                 sink(transitions)
                 counts["generated"] += len(transitions)
                 on = transitions.terminated == 0
@@ -311,15 +307,26 @@ def generate(
                 break
     if counts["generated"] == 0 and counts["implausible"] == len(starts):
         raise Diverged(f"none of the model's {len(starts)} predictions is plausible")
-    metrics: dict[str, float] = {f"rollout/num_{name}": count for name, count in counts.items()}
-    if "uncertain" in counts:
-        metrics["rollout/uncertain_share"] = counts["uncertain"] / len(starts)
-        metrics |= lengths(num_generated, len(starts))
-    return metrics
+    by_name = {f"rollout/num_{name}": count for name, count in counts.items()}
+    return by_name | (
+        lengths(num_generated, counts["uncertain"], len(starts)) if "uncertain" in counts else {}
+    )
 
 
-def lengths(num_generated: Sequence[int], num_rollouts: int) -> dict[str, float]:
-    """Return mean, median, and first and last decile of the rollouts' lengths.
+def _inside(
+    regions: Mapping[str, Region], transitions: Transitions, number: Tensor, counts: dict[str, int]
+) -> tuple[Transitions, Tensor]:
+    """Return the transitions within all regions, and their rollouts; count those outside of each."""
+    for name, region in regions.items():
+        inside = region.contains(transitions, number)
+        if not bool(inside.all()):  # else there is nothing to copy
+            transitions, number = transitions[inside], number[inside]
+            counts[name] += len(inside) - len(transitions)
+    return transitions, number
+
+
+def lengths(num_generated: Sequence[int], num_uncertain: int, num_rollouts: int) -> dict[str, float]:
+    """Return the share of uncertain rollouts, and mean, median, first and last decile of all lengths.
 
     `num_generated` are the transitions by step: as many rollouts are longer than the number of the step.
     """
@@ -329,7 +336,8 @@ def lengths(num_generated: Sequence[int], num_rollouts: int) -> dict[str, float]
         )
         for percent in (10, 50, 90)
     }
-    return {"rollout/length_mean": sum(num_generated) / num_rollouts, **quantiles}
+    mean, share = sum(num_generated) / num_rollouts, num_uncertain / num_rollouts
+    return {"rollout/uncertain_share": share, "rollout/length_mean": mean, **quantiles}
 
 
 def _check_finite(transitions: Transitions) -> None:

@@ -23,10 +23,10 @@ ROOT = CONF.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_the_extra_all_is_every_extra_but_those_for_development() -> None:
+def test_the_extra_all_is_every_extra_but_trackers_and_those_for_development() -> None:
     extras = PROJECT["optional-dependencies"]
     (named,) = (Requirement(line).extras for line in extras["all"])
-    assert named == set(extras) - {"all", "docs", "dev"}
+    assert named == set(extras) - {"all", "docs", "dev", "wandb", "mlflow", "trackio"}
 
 
 def test_the_pinned_versions_are_within_the_bounds() -> None:

@@ -200,9 +200,10 @@ def test_a_model_that_is_uncertain_everywhere_generates_nothing(g: torch.Generat
 )
 def test_quantiles_of_lengths(num_generated: list[int], expected: list[int]) -> None:
     """The smallest lengths that at least so many of ten rollouts do not exceed."""
-    found = lengths(num_generated, 10)
+    found = lengths(num_generated, 3, 10)
     assert [found[f"rollout/length_quantile_{percent}"] for percent in (10, 50, 90)] == expected
     assert found["rollout/length_mean"] == sum(num_generated) / 10
+    assert found["rollout/uncertain_share"] == 0.3
 
 
 class Listed(Split):
