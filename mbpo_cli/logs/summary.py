@@ -74,6 +74,8 @@ def closing_table(summary: dict[str, Any], path: Path, trust: Collection[str] = 
     place = shlex.quote(str(path))
     trusted = "".join(f" --trust {package}" for package in trust)
     rows["run directory"] = str(path)
+    if summary["status"] == "interrupted":
+        rows["resume"] = f"mbpo-train {shlex.quote(f'resume={path}')}"
     if (path / CURVE).exists():
         rows["learning curve"] = str(path / CURVE)
     if any(path.glob(f"{EVENTS}*")):

@@ -44,6 +44,14 @@ def test_a_run_ends_with_what_its_numbers_are(run: Path) -> None:
     assert rows["last evaluation"].startswith(f"{curve[40]:.1f} ± ")
 
 
+def test_a_run_that_is_interrupted_says_how_to_resume_it(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert "resume" not in rows_of(run)
+    table = closing_table({**summary, "status": "interrupted"}, run)
+    assert re.search(rf"^  resume +mbpo-train 'resume={re.escape(str(run))}'$", table, re.MULTILINE)
+    assert "--trust" not in table
+
+
 def test_a_run_ends_with_commands_that_work(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
