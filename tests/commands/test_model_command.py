@@ -85,7 +85,8 @@ def test_a_run_without_a_fitted_model_is_refused(
 
 def test_the_lines_of_the_docs_work_from_python(tmp_path: Path) -> None:
     page = (CONF.parent / "docs" / "tasks" / "python.md").read_text()
-    (lines,) = re.findall(r"## Train and evaluate\n\n```python\n(.*?)```", page, flags=re.DOTALL)
+    section = page.partition("## Train and evaluate")[2].partition("\n## ")[0]
+    lines = "".join(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL))
     tiny = ", ".join(f'"{override}"' for override in TINY)
     assert '"trainer.num_env_steps=1_000"' in lines
     program = lines.replace('"trainer.num_env_steps=1_000"', f'{tiny}, "mbpo.generate_every=5"')
