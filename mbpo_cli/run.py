@@ -123,9 +123,7 @@ def _run(
     except (Exception, SystemExit) as caught:  # a user's module may even try to exit the process
         failure = _failure(caught, directory.path)
         error, code = failures.one_line(failure), failure.exit_code
-        # The message of a failure of the environment says where in the user's own files it arose.
-        is_told = isinstance(failure, failures.EnvironmentFailed) or caught.__cause__ is None
-        log.error("run failed: %s", error, exc_info=failure is not caught or not is_told)
+        log.error("run failed: %s", error, exc_info=_needs_traceback(failure, caught))
         if failure is caught:
             raise
         raise failure from caught
@@ -134,8 +132,7 @@ def _run(
         ended = {"status": status, "error": error, "exit_code": code}
         summary = {**ended, **summarize(config, trainer, seconds, evaluations(directory.path))}
         _pass_on(summary, directory, logger, callbacks)
-    trusted = sorted({package for _, _, package in untrusted(asdict(config))})
-    log.info("%s", closing_table(summary, directory.path, trusted))
+    log.info("%s", closing_table(summary, directory.path, {name for *_, name in untrusted(asdict(config))}))
     if status == "interrupted":
         signals.pass_on()
         raise failures.Interrupted(signals.received)
@@ -204,6 +201,13 @@ def _failure(error: BaseException, path: Path) -> failures.RunFailed:
         free = shutil.disk_usage(path).free
         return failures.StorageFailed(f"{error}; {path} has {free / 1e6:,.1f} MB left")
     return failures.RunFailed(f"{type(error).__name__}: {error}")
+
+
+def _needs_traceback(failure: failures.RunFailed, caught: BaseException) -> bool:
+    """Return False if a message says all: that of an environment says where in its own files it failed."""
+    if isinstance(failure, failures.EnvironmentFailed):
+        return False
+    return failure is not caught or caught.__cause__ is not None
 
 
 class Checkpointer:

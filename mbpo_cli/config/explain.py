@@ -154,6 +154,9 @@ def _unknown_key(key: str, given: Mapping[str, str], compose: Compose, choices: 
         return f"{shown}: no such option; {hint}"
     if "/" in key and OmegaConf.select(config, dotted := key.replace("/", ".")) is not None:
         return f"{shown}: no such group; did you mean {dotted}?"
+    chosen, parent = config.hydra.runtime.choices, key.rpartition("/")[0]
+    if parent in chosen and choices(key):
+        return f"{shown}: {parent}={chosen[parent]} has no such part"
     if "/" in key:
         own = [group for group in groups if not group.startswith("hydra/")]
         return f"{shown}: no such group; known are {', '.join(own)}"

@@ -72,7 +72,7 @@ def closing_table(summary: dict[str, Any], path: Path, trust: Collection[str] = 
         steps = ", ".join(f"{step:,}" for step in summary["score_steps"])
         rows["score"] = f"{summary['score']:.1f}, the mean of the evaluations at steps {steps}"
     place = shlex.quote(str(path))
-    trusted = "".join(f" --trust {package}" for package in trust)
+    trusted = "".join(f" --trust {package}" for package in sorted(trust))
     rows["run directory"] = str(path)
     if summary["status"] == "interrupted":
         rows["resume"] = f"mbpo-train {shlex.quote(f'resume={path}')}"

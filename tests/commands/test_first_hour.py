@@ -84,6 +84,7 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         ),
         ("agent.exploration=ou", "did you mean agent/exploration=ornstein_uhlenbeck?"),
         ("mbpo/real_ratio=0.3", "mbpo/real_ratio=0.3: no such group; did you mean mbpo.real_ratio?"),
+        ("agent=sac agent/exploration=gaussian", "agent/exploration=gaussian: agent=sac has no such part"),
         ("agent/nothing=3", "no such group; known are "),
         ("train=1", "train=1: no such option or group; the nearest group is trainer, available: default"),
         ("mbpo=true", "mbpo=true: no such choice; did you mean mbpo=on?"),
