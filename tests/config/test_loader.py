@@ -187,7 +187,7 @@ def test_mappings_in_lists_and_of_launchers_take_new_keys(program: Loader) -> No
         ("agent=glob(*)", "agent=glob(*): several values for one run; add -m"),
         ("seed=range(0,3)", "seed=range(0,3): several values for one run; add -m"),
         ("model=transition", "model=transition: no such group; known are model/"),
-        ("agent/exploration=gaussian", "agent/exploration=gaussian: no such group"),
+        ("agent/exploration=gaussian", "agent/exploration=gaussian: agent=sac has no such part"),
         ("experiment=paper", "experiment=paper: no such choice; did you mean experiment=paper/ant?"),
         ("agent={lrr: 1}", "agent.lrr: no such option"),
         ("seed.x=1", "seed.x=1: no such option; did you mean seed?"),
