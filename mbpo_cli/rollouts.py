@@ -285,7 +285,7 @@ def generate(
     counts = {"generated": 0, "implausible": 0, **dict.fromkeys(regions, 0)}
     chunk_size = ROWS_AT_ONCE_ON_CPU if starts.device.type == "cpu" else len(starts)
     rows = Rows(starts, torch.arange(len(starts), device=starts.device), None)
-    num_generated = []  # by step
+    num_generated = []
     with torch.inference_mode():
         for step in range(horizon):
             survivors, num_before = [], counts["generated"]
@@ -302,15 +302,12 @@ def generate(
                 on = transitions.terminated == 0
                 survivors.append(Rows(transitions.next_obs[on], number[on], transitions.action[on]))
             num_generated.append(counts["generated"] - num_before)
-            rows = joined(survivors)
-            if len(rows.obs) == 0:
+            if len((rows := joined(survivors)).obs) == 0:
                 break
     if counts["generated"] == 0 and counts["implausible"] == len(starts):
         raise Diverged(f"none of the model's {len(starts)} predictions is plausible")
     by_name = {f"rollout/num_{name}": count for name, count in counts.items()}
-    return by_name | (
-        lengths(num_generated, counts["uncertain"], len(starts)) if "uncertain" in counts else {}
-    )
+    return by_name | lengths(num_generated, counts.get("uncertain"), len(starts))
 
 
 def _inside(
@@ -325,11 +322,14 @@ def _inside(
     return transitions, number
 
 
-def lengths(num_generated: Sequence[int], num_uncertain: int, num_rollouts: int) -> dict[str, float]:
+def lengths(num_generated: Sequence[int], num_uncertain: int | None, num_rollouts: int) -> dict[str, float]:
     """Return the share of uncertain rollouts, and mean, median, first and last decile of all lengths.
 
     `num_generated` are the transitions by step: as many rollouts are longer than the number of the step.
+    Empty if uncertainty has no limit.
     """
+    if num_uncertain is None:
+        return {}
     quantiles = {
         f"rollout/length_quantile_{percent}": sum(
             100 * count > (100 - percent) * num_rollouts for count in num_generated

@@ -27,12 +27,11 @@ from mbpo_cli.config.stored import untrusted
 from mbpo_cli.config.typed import Config, options_in
 from mbpo_cli.envs.probe import unrepeated
 from mbpo_cli.evaluation.callbacks import Callback, end, reason_to_end
+from mbpo_cli.evaluation.curve_file import CurvePicture
 from mbpo_cli.evaluation.schedule import CheckpointOptions, reason
 from mbpo_cli.logs.background import Background, TrackerOptions
-from mbpo_cli.logs.curve import CurvePicture
 from mbpo_cli.logs.logger import JsonLines, Logger, RunInfo, Sink
 from mbpo_cli.logs.progress import Progress
-from mbpo_cli.logs.summary import closing_table, summarize
 from mbpo_cli.nn.seeding import episode_seed, generator
 from mbpo_cli.options import resolve
 from mbpo_cli.storage.checkpoint import Checkpoints
@@ -46,6 +45,7 @@ from mbpo_cli.storage.records import (
 )
 from mbpo_cli.storage.trainer_state import progress_of
 from mbpo_cli.trained import pretrained, video
+from mbpo_cli.trained.summary import closing_table, summarize
 from mbpo_cli.trainer import Trainer
 
 log = logging.getLogger(__name__)

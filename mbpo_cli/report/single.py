@@ -90,7 +90,7 @@ def account_of(group: Group, published: Mapping[str, Reference], threshold: floa
     headline = run.status
     if run.score is not None:
         value = table.numbers(run.score)[0]
-        headline += f", final return {value}" if run.status == "done" else f", return {value} so far"
+        headline += f", score {value}" if run.status == "done" else f", score {value} so far"
     return Account(
         run=run,
         title=f"{run.agent} on {run.env}, seed {run.seed}",

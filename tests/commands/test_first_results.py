@@ -12,7 +12,7 @@ import pytest
 
 import mbpo_cli
 from mbpo_cli.commands import evaluate, export, model, report
-from mbpo_cli.logs.summary import closing_table
+from mbpo_cli.trained.summary import closing_table
 from tests.conftest import TINY, gym_env
 
 BRIEF = (*TINY, "mbpo.generate_every=5", "seed=2")
@@ -56,7 +56,7 @@ def test_a_run_ends_with_commands_that_work(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rows = rows_of(run)
-    assert rows["learning curves"] == f"tensorboard --logdir '{run}'"
+    assert rows["TensorBoard"] == f"tensorboard --logdir '{run}'"
     assert rows["evaluate policy"] == f"mbpo-evaluate '{run}' --trust tests"
     assert rows["model errors"] == f"mbpo-model '{run}' --trust tests"
     assert rows["compare runs"] == f"mbpo-report '{run.parent}'"
@@ -65,7 +65,8 @@ def test_a_run_ends_with_commands_that_work(
     score = json.loads((run / "summary.json").read_text())["score"]
     report.main([str(run.parent)])
     printed = capsys.readouterr().out
-    assert f"Score (IQM): {score:.2f}." in printed
+    found = re.search(r", seed 0: done, score (\S+)\n", printed)
+    assert found and float(found[1]) == pytest.approx(score, rel=0.05)
     assert "sac on tests/Channels-v0, newest checkpoint" in printed
     assert f"written to {Path('report') / 'index.html'}" in printed
 

@@ -45,7 +45,8 @@ def test_all_groups_are_listed_here() -> None:
     folders -= {
         "experiment/paper",
         "experiment/double_horizon",
-    }  # test_paper.py and test_reproduce.py have these
+        "logger",
+    }  # test_paper.py, test_reproduce.py and test_loggers.py have these
     assert {f for f in folders if not f.startswith("hydra")} - {"."} == set(GROUPS)
 
 

@@ -278,6 +278,7 @@ def test_without_loggers_there_is_only_metrics_jsonl(
     assert {path.name for path in tmp_path.iterdir()} == {
         "checkpoints",
         "config.yaml",
+        "curve.png",
         "experience",
         "metrics.jsonl",
         "policy.pt",

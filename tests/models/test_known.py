@@ -23,7 +23,8 @@ FUNCTIONS = {"reward": "reward_function", "is_done": "is_done_function"}
 def variant(name: str, kwargs: dict[str, Any], **changes: Any) -> EnvOptions:
     """Return the options of a shipped environment with further keyword arguments."""
     values = yaml.safe_load((CONF / "env" / f"{name}.yaml").read_text())["env"]
-    options = EnvOptions(**values, num_envs=1, step_timeout=None)
+    defaults = yaml.safe_load((CONF / "train.yaml").read_text())["env"]
+    options = EnvOptions(**{**defaults, **values})
     return replace(options, kwargs={**(options.kwargs or {}), **kwargs}, **changes)
 
 

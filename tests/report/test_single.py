@@ -47,7 +47,7 @@ def test_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     )
     (path / "policy.pt").touch()
     printed, page = reported(path, tmp_path / "out", capsys, threshold=2.0)
-    assert printed.startswith("sac on pendulum, seed 0: done, final return 3.50\n")
+    assert printed.startswith("sac on pendulum, seed 0: done, score 3.50\n")
     for text in (printed, page):
         for fact in (
             "Last evaluation: 4.00 ± 0.25 at step 200; best: 4.00 at step 200.",
@@ -90,7 +90,7 @@ def test_a_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with (path / "run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         printed, page = reported(path, tmp_path / "out", capsys)
-    assert printed.startswith("sac on pendulum, seed 0: running, return 4.00 so far\n")
+    assert printed.startswith("sac on pendulum, seed 0: running, score 4.00 so far\n")
     assert "A return of 475 (Gymnasium's reward threshold): not reached." in printed
     assert "resume=" not in page
 

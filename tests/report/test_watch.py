@@ -111,7 +111,7 @@ def test_the_page_loads_itself_again_until_the_runs_have_ended(watching: Watchin
     first, *lines = printed.splitlines()
     assert first.endswith("index.html: written every 1 s while runs go on; Ctrl-C ends it")
     assert re.fullmatch(r"\d\d:\d\d:\d\d  1 done, 1 running", lines[0])
-    assert lines[-1] == str(watching.page)
+    assert lines[-1] == f"written to {watching.page}"
     assert warnings.count("skipped 1 lines") == 1
 
 
@@ -120,7 +120,7 @@ def test_ctrl_c_ends_it_with_a_page_that_stays_as_it_is(watching: Watching) -> N
     printed, errors = watching.process.communicate(timeout=60)
     assert watching.process.returncode == 130
     assert errors.splitlines()[-1] == "mbpo-report: interrupted"
-    assert printed.splitlines()[-1] == str(watching.page)
+    assert printed.splitlines()[-1] == f"written to {watching.page}"
     assert "refresh" not in watching.page.read_text()
     assert "running" in watching.page.read_text()
 

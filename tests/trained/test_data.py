@@ -307,7 +307,7 @@ def test_a_known_function_may_differ_if_that_is_allowed(recording: Path, tmp_pat
     ("name", "message"),
     [
         ("missing.npz", "data={}/missing.npz: there is no such file"),
-        ("missing", "data={}/missing: not a run directory, as it has no config.yaml"),
+        ("missing", "data={}/missing: no such directory"),
         ("notes.csv", "data={}/notes.csv: must be a run, a Minari data set, or end in .npz, .hdf5, .h5"),
         ("other", "data={}/other: its environment has other spaces: channels (2,) instead of (1,)"),
         ("fresh", "data={}/fresh: "),

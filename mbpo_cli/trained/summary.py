@@ -9,16 +9,14 @@ import shlex
 import statistics
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from mbpo_cli.config.typed import Config
 from mbpo_cli.logs.stopwatch import duration
 from mbpo_cli.storage.records import CURVE, EVENTS
-
-if TYPE_CHECKING:
-    from mbpo_cli.config.typed import Config
-    from mbpo_cli.trainer import Trainer
+from mbpo_cli.trainer import Trainer
 
 
 def summarize(

@@ -11,10 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from mbpo_cli.config.compose import make_config
+from mbpo_cli.evaluation import curve_file
 from mbpo_cli.evaluation.curve import draw, picture
+from mbpo_cli.evaluation.curve_file import CurvePicture
 from mbpo_cli.failures import Interrupted
-from mbpo_cli.logs import curve
-from mbpo_cli.logs.curve import CurvePicture
 from mbpo_cli.run import run
 from tests.conftest import TINY
 from tests.test_resume import BRIEF, stop_at
@@ -59,7 +59,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> tuple[list[list[float]], Callable[
         seen.append([*curves["eval/return_mean"].values(), *curves["train/episode_return"].values()])
         return PNG
 
-    monkeypatch.setattr(curve, "picture", drawing)
+    monkeypatch.setattr(curve_file, "picture", drawing)
     monkeypatch.setattr("time.monotonic", lambda: now)
     return seen, wait
 
