@@ -69,6 +69,10 @@ def _described(error: BaseException, overrides: Sequence[str], compose: Compose,
     reason = re.split(r"\nSee http|\n(?:Config s|S)earch path:", text)[0]
     reason = re.sub(r"^Lexer\w+: .*", "cannot be read", reason, flags=re.DOTALL)
     override = getattr(error, "override", None)
+    if override and (parts := re.fullmatch(r"([\w.]+)\(\d+\)([\w.]*)=(.*)", override)):  # MATLAB's index
+        key = parts[1] + parts[2]
+        answer = _unknown_key(key, {key: parts[3]}, compose, choices)
+        return answer.replace(f"{key}={parts[3]}", override, 1) + " (one for all, without an index)"
     if hint := _readable(overrides, override):
         return hint
     if override is None and not any(item.partition("=")[0] in reason for item in overrides):

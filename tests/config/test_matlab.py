@@ -163,6 +163,10 @@ def test_an_option_that_the_chosen_agent_has_needs_no_choice() -> None:
         ),
         ("agent.UseDoubleDQN=true", "did you mean agent.use_double_dqn, with agent=dqn?"),
         (
+            "agent.CriticOptimizerOptions(2).LearnRate=0.001",
+            "did you mean agent.critic_optimizer.learn_rate? (one for all, without an index)",
+        ),
+        (
             "agent.SequenceLength=2",
             "MATLAB's SequenceLength is no option here: networks are not recurrent",
         ),
