@@ -118,7 +118,7 @@ def apply(config: DictConfig) -> None:
         ConfigError: There is no such rule.
     """
     values: Any = OmegaConf.to_container(config, resolve=False)
-    for key, name in _wanted(values, ""):
+    for key, name in wanted(values, ""):
         if name in BY_STEPS:
             steps = values["trainer"]["num_env_steps"]
             # What is not a number is reported later.
@@ -133,11 +133,11 @@ def apply(config: DictConfig) -> None:
         OmegaConf.update(config, key, value)
 
 
-def _wanted(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield the key and the name of every rule that is asked for."""
+def wanted(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the key and the name of every rule that values ask for."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _wanted(value, f"{path}.{key}" if path else str(key))
+            yield from wanted(value, f"{path}.{key}" if path else str(key))
     elif isinstance(node, str) and (match := REFERENCE.fullmatch(node)):
         yield path, match[1]
 
@@ -151,8 +151,8 @@ def _facts(id: str, module: str | None, kwargs: str) -> Facts:
     from gymnasium.spaces.utils import flatdim
 
     try:
-        if module is not None:
-            import_named(module)
+        for name in filter(None, (module, id.rpartition(":")[0])):
+            import_named(name)
         with closing(gymnasium.make(id, **(ast.literal_eval(kwargs) or {}))) as env:
             action_size = math.prod(env.action_space.shape or ())
             limit = None if env.spec is None else env.spec.max_episode_steps

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mbpo_cli.commands import train as cli
+from mbpo_cli.config import rules
 from mbpo_cli.config.compose import composed, make_config
 from mbpo_cli.failures import place_of
 from mbpo_cli.options import import_named
@@ -182,6 +183,11 @@ def test_a_file_of_ones_own_names_only_what_it_has_to_say(folder: Path) -> None:
     (folder / "my_conf/env/tank.yaml").write_text("id: tank_lab:TankLab-v0\n")
     config = make_config(f"hydra.searchpath=[file://{folder}/my_conf]", "env=tank")
     assert (config.env.name, config.env.kwargs, config.env.wrappers) == ("tank_lab:TankLab-v0", None, None)
+
+
+def test_the_rule_knows_an_environment_whose_id_names_a_file_of_the_current_directory(folder: Path) -> None:
+    rules._facts.cache_clear()
+    assert make_config("env=gym", "env.id=tank_lab:TankLab-v0").agent.hidden_sizes == [64, 64]
 
 
 def test_no_shipped_file_repeats_what_need_not_be_said() -> None:
