@@ -228,9 +228,15 @@ def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
     """Make the environment that the options describe, with one of Gymnasium's render modes or none.
 
     Raises:
+        UnsuitableSpace: No agent supports the environment's spaces.
         BadWrapper: A wrapper does not exist, does not fit, or cannot be applied.
         TypeError: The environment does not accept `options.kwargs`.
     """
+    return Environment(make_wrapped(options, render_mode), options.step_timeout)
+
+
+def make_wrapped(options: EnvOptions, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """Make the same as Gymnasium sees it, with its wrappers."""
     if options.module is not None:
         import_named(options.module)
     if module := options.id.rpartition(":")[0]:
@@ -243,7 +249,7 @@ def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
     for wrapper in options.wrappers or ():
         env = wrappers.apply(env, wrapper)
     wrappers.check_fit(env)
-    return Environment(env, options.step_timeout)
+    return env
 
 
 def fault_of(error: Exception, env: EnvOptions) -> str:

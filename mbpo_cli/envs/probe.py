@@ -1,4 +1,4 @@
-"""What random actions show before a run: whether the episodes of an environment end, and whether they repeat.
+"""What random actions show before a run: do episodes end, do they repeat, and which actions matter?
 
 Knows environments; does not know what a run does with them.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mbpo_cli.envs.environment import Environment, Step
 from mbpo_cli.failures import EnvironmentFailed, Stopped
+from mbpo_cli.types import DiscreteActions
 
 MAX_STEPS = 3_000
 NUM_EPISODES = 5
@@ -79,6 +80,38 @@ def unrepeated(
             "a resumed run may differ from an uninterrupted one"
         )
     return None
+
+
+def without_effect(env: Environment, seed: int, stream: torch.Generator, num_steps: int) -> list[int]:
+    """Return the elements of an action that change nothing, or the actions that do what an earlier one does.
+
+    Episodes of at most `num_steps` steps with the same seed are compared: with an element drawn anew, or with
+    one or another of the discrete actions in half of the steps. For an environment that repeats.
+
+    Raises:
+        EnvironmentFailed: The environment has failed.
+    """
+
+    def trace(number: int | None) -> Trace:
+        tried = [action.clone() for action in actions]
+        for action, other, is_chosen in zip(tried, others, chosen, strict=True):
+            if number is not None and is_discrete and is_chosen:
+                action.zero_()[number] = 1
+            elif number is not None and not is_discrete:
+                action[number] = other[number]
+        return _trace(env, seed, tried, lambda: False)
+
+    is_discrete = isinstance(env.spaces.actions, DiscreteActions)
+    actions, others = ([env.spaces.actions.sample(stream) for _ in range(num_steps)] for _ in range(2))
+    chosen = (torch.rand(num_steps, generator=stream) < 0.5).tolist()
+    traces, found = [] if is_discrete else [trace(None)], []
+    for number in range(env.spaces.action_size):
+        traced = trace(number)
+        if any(_difference(traced, earlier) is None for earlier in traces):
+            found.append(number)
+        elif is_discrete:
+            traces.append(traced)
+    return found
 
 
 Trace = list[tuple[Tensor, float, bool, bool]]
