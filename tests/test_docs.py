@@ -20,6 +20,7 @@ import yaml
 import mbpo_cli
 from hydra_plugins.mbpo.sweepers import combinations, space_of
 from mbpo_cli import failures
+from mbpo_cli.commands.env import _parser as env_parser
 from mbpo_cli.commands.evaluate import _parser as evaluate_parser
 from mbpo_cli.commands.export import _parser as export_parser
 from mbpo_cli.commands.model import _parser as model_parser
@@ -37,6 +38,7 @@ PAGES = [
 ]
 MAKEFILE = (ROOT / "Makefile").read_text()
 PARSERS = {
+    "mbpo-env": env_parser,
     "mbpo-report": report_parser,
     "mbpo-evaluate": evaluate_parser,
     "mbpo-export": export_parser,

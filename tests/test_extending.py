@@ -79,6 +79,20 @@ def test_a_registered_environment_needs_no_yaml(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_an_environment_of_the_page_is_looked_at_and_gets_a_preset_that_trains(folder: Path) -> None:
+    (line,) = re.findall(r"^mbpo-env (.+)$", TEXT, re.MULTILINE)
+    program = [sys.executable, "-P", "-m", "mbpo_cli.commands.env", *shlex.split(line), "--seconds", "1"]
+    known = ("--reward", "my_lab.corridor.reward", "--is-done", "my_lab.corridor.is_done")
+    done = subprocess.run([*program, *known], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "warning" not in done.stdout
+    *_, written, command = done.stdout.splitlines()
+    assert written == "written to my_conf/env/my_corridor.yaml"
+    assert command == "train with: mbpo-train --config-dir my_conf env=my_corridor agent=dqn"
+    short = ("trainer.num_env_steps=60", "agent.num_warm_start_steps=50")
+    assert train(folder, "env=my_corridor", "agent=dqn", *short, name="preset").returncode == 0
+
+
 def test_the_tracker_of_the_page_sends_what_is_logged(folder: Path) -> None:
     rows: list[dict[str, Any]] = []
 

@@ -1,4 +1,4 @@
-"""What the commands that use a run share: arguments, one-line errors, and checks of output files.
+"""What commands share: arguments, one-line errors, and checks of output files.
 
 Imports nothing slow. Knows no command.
 """
@@ -21,11 +21,23 @@ from mbpo_cli.failures import ConfigError, Interrupted, RaiseOnSignal, RunFailed
 from mbpo_cli.storage import records
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser with the arguments that choose a run and its policy; errors are one line."""
+class PlainParser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line and exit code 2."""
+        reason = message.removeprefix("argument ")
+        _end(self.prog, f"{one_line(reason)}; see {self.prog} --help", ConfigError.exit_code)
+
+
+class Parser(PlainParser):
+    """A parser with the arguments that choose a run and its policy."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description)
         run_help = "directory of a run, finished or not, or one of its checkpoints"
         self.add_argument("run", type=Path, metavar="RUN", help=run_help)
         self.add_argument("--best", action="store_true", help="use the policy of the best evaluation")
@@ -37,14 +49,9 @@ class Parser(argparse.ArgumentParser):
             help="allow the run's configuration to import from this package",
         )
 
-    def error(self, message: str) -> NoReturn:
-        """Exit with one line and exit code 2."""
-        reason = message.removeprefix("argument ")
-        _end(self.prog, f"{one_line(reason)}; see {self.prog} --help", ConfigError.exit_code)
-
 
 def start(
-    parser: Parser, command: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None
+    parser: PlainParser, command: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None
 ) -> None:
     """Run a command with parsed arguments, by default those of the process."""
     logging.basicConfig(format=f"{parser.prog}: %(levelname)s: %(message)s", level=logging.WARNING)

@@ -55,7 +55,7 @@ def check(config: Config, is_new: bool = True, trust: Sequence[str] = ()) -> Non
     if is_new and device.type == "cpu":
         _check_memory(config, env.spaces)
     if build.uses_model(config):
-        _check_known_functions(config, env.spaces)
+        check_known_functions(config, env.spaces)
         if config.mbpo.training_horizon > 0:
             _check_gradients(config, env.spaces)
 
@@ -92,7 +92,7 @@ def check_limit(config: Config, env: Environment, key: str, remedy: str) -> None
         raise ConfigError(f"{key}: episodes have no time limit ({reason}); add {remedy} or {wrapper}")
 
 
-def _check_known_functions(config: Config, spaces: SpaceSpec) -> None:
+def check_known_functions(config: Config, spaces: SpaceSpec) -> None:
     """Check on two rows that known functions accept the environment's data and return a number per row."""
     stream = generator(config.seed, "check")
     obs, next_obs = torch.rand(2, 2, spaces.obs_size, generator=stream)

@@ -30,7 +30,7 @@ class Guard:
         """Judge a fit by its metrics, and return those of the guard; `step` is for the log."""
         if self._limit is None:
             return {}
-        reason = self._reason(metrics, self._limit)
+        reason = self.reason(metrics)
         if reason is not None:
             self.num_held_back += 1
         if (reason is not None) != self.is_closed:
@@ -39,8 +39,10 @@ class Guard:
             log.info("step %s: the model %s", f"{step:,}", verdict)
         return {"rollout/held_back": self.num_held_back}
 
-    def _reason(self, metrics: Metrics, limit: float) -> str | None:
-        """Return in words why the model should not be used, or None if it should."""
+    def reason(self, metrics: Metrics) -> str | None:
+        """Return in words why the model of a fit should not be used, or None if it should."""
+        if (limit := self._limit) is None:
+            return None
         if "model/relative_error" not in metrics:
             return "there are too few real transitions to test it"
         error = float(metrics["model/relative_error"])
