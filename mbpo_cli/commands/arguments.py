@@ -56,7 +56,7 @@ def start(
     """Run a command with parsed arguments, by default those of the process."""
     logging.basicConfig(format=f"{parser.prog}: %(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
-    running(parser.prog, partial(command, parser.parse_args(arguments)))
+    running(parser.prog, partial(command, parser.parse_intermixed_args(arguments)))
 
 
 def running(prog: str, command: Callable[[], None]) -> None:

@@ -126,6 +126,8 @@ def _looked_at(
 
 def _check(options: argparse.Namespace) -> None:
     """Check the arguments before anything slow is imported."""
+    if "=" in options.env:
+        raise ConfigError(f"{options.env}: must be an id, such as my_lab.tank:Tank-v0")
     if wrong := [word for word in options.options if not word.startswith("env.")]:
         raise ConfigError(f"{wrong[0]}: must be an option of the environment, as 'env.kwargs={{size: 3}}'")
     if options.picture is not None:

@@ -200,8 +200,12 @@ def test_what_prevents_training_comes_last_and_no_preset_is_written(
         ("no_ship:Ship-v0", "env.id=no_ship:Ship-v0: there is no such module; it must lie in {}"),
         ("ship_lab:NoShip-v0", "env.id=ship_lab:NoShip-v0: Environment `NoShip` doesn't exist"),
         ("SHIP env.kwargs={height:3}", "env.kwargs={'height': 3}: not accepted by ship_lab:ShipLab-v0"),
+        ("env.id=SHIP", "env.id=ship_lab:ShipLab-v0: must be an id, such as my_lab.tank:Tank-v0"),
         ("SHIP env.sise=3", "env.sise=3: no such option"),
-        ("SHIP agent=dqn", "agent=dqn: must be an option of the environment, as 'env.kwargs={size: 3}'"),
+        (
+            "SHIP --seconds 0 agent=dqn",
+            "agent=dqn: must be an option of the environment, as 'env.kwargs={size: 3}'",
+        ),
         ("SHIP --reward ship_lab.profit", "env.reward_function=ship_lab.profit: module 'ship_lab' has no"),
         ("SHIP --reward torch.cat", "model.reward.function=torch.cat: does not fit ship_lab:ShipLab-v0"),
         ("SHIP --seconds x", "--seconds: x: must be a whole number from 0 to 3,600; see mbpo-env --help"),
