@@ -48,13 +48,15 @@ class LearnedReward(LearnedFunction):
     def relative_error(self, transitions: Transitions) -> Tensor:
         """Return the mean squared error relative to that of the mean reward.
 
-        A hundredth of the rewards' size does not count, so that constant rewards need not be hit exactly.
+        Errors of a hundredth of the rewards' size count as none: a constant reward, which its mean predicts
+        without an error, cannot be learned exactly.
         """
         inputs, reward = self.examples(transitions)
         mean, _ = self.network.moments(inputs[None])
         tolerance = (0.01 * reward).square().mean()
         trivial = (reward - self.network.targets.mean).square().mean()
-        return ((mean[0] - reward).square().mean() + tolerance) / (trivial + tolerance)
+        error = (mean[0] - reward).square().mean()
+        return (error + tolerance) / (torch.maximum(trivial, tolerance) + tolerance)
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
         """Predict rewards, shape (B,)."""

@@ -103,9 +103,10 @@ class Says(LearnedReward):
     [
         ([0.0, 2.0], 1.0, 1.0),  # the mean
         ([0.0, 2.0], 2.0, 2.0),
-        ([1.0, 1.0], 1.0, 1.0),  # a constant that is hit
-        ([1.0, 1.0], 1.005, 1.25),  # within a hundredth
-        ([1.0, 1.0], 1.1, 101.0),
+        ([1.0, 1.0], 1.0, 0.5),  # a constant that is hit
+        ([1.0, 1.0], 1.005, 0.625),  # within a hundredth, which counts as learned
+        ([1.0, 1.0], 1.011, 1.105),
+        ([1.0, 1.0], 1.1, 50.5),
     ],
 )
 def test_a_reward_is_compared_with_the_mean_reward(
