@@ -5,6 +5,7 @@ Torch is imported only when types are needed, so that help and tab completion ar
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -50,8 +51,15 @@ def composed(*overrides: str) -> DictConfig:
         return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
 
 
-def make_config(*overrides: str) -> Config:
+def make_config(
+    *overrides: str,
+    config_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+) -> Config:
     """Compose the configuration that the command line would, and convert it.
+
+    Args:
+        overrides: The arguments of the command line, each by itself.
+        config_dir: A folder with files of one's own, or several, like `--config-dir`.
 
     Raises:
         ConfigError: An override or a file is wrong; the message is that of the command line.
@@ -60,4 +68,14 @@ def make_config(*overrides: str) -> Config:
         if not isinstance(override, str):
             usual = "make_config('env=pendulum', 'seed=1')"
             raise ConfigError(f"{override!r}: must be texts as on the command line, as in {usual}")
-    return typed_config(composed(*overrides))
+    return typed_config(composed(*_search_path(config_dir), *overrides))
+
+
+def _search_path(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Return the override that lets Hydra find files in some folders, if there are any."""
+    paths: list[Any] = list(folders) if isinstance(folders, list | tuple) else [folders]
+    for path in paths:
+        if not isinstance(path, str | os.PathLike) or not Path(path).is_dir():
+            raise ConfigError(f"config_dir={path}: no such directory")
+    quoted = ["'file://{}'".format(os.path.abspath(path).replace("'", "\\'")) for path in paths]
+    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []

@@ -181,3 +181,20 @@ def test_a_run_of_ones_own_environment_says_how_to_trust_it(tmp_path: Path) -> N
         mbpo_cli.load(str(tmp_path / "run"))
     with pytest.raises(ConfigError, match="nope: no such directory"):
         mbpo_cli.load(str(tmp_path / "nope"))
+
+
+def test_folders_of_files_of_ones_own(tmp_path: Path) -> None:
+    folders = [tmp_path / "it's, one", tmp_path / "two"]
+    for folder, text in zip(folders, ("env:\n  id: Acrobot-v1\n", "env:\n  step_timeout: 9\n"), strict=True):
+        (folder / "env").mkdir(parents=True)
+        defaults = "# @package _global_\ndefaults: [gym, _self_]\n"
+        (folder / "env" / f"{folder.name[-3:]}.yaml").write_text(defaults + text)
+    assert mbpo_cli.make_config("env=one", config_dir=folders[0]).env.id == "Acrobot-v1"
+    assert mbpo_cli.make_config("env=one", config_dir=str(folders[0])).env.id == "Acrobot-v1"
+    both = mbpo_cli.make_config("env=two", "env.id=CartPole-v1", config_dir=folders)
+    assert (both.env.id, both.env.step_timeout) == ("CartPole-v1", 9)
+    for wrong in (tmp_path / "nope", [folders[0], str(tmp_path / "nope")]):
+        with pytest.raises(ConfigError, match=r"^config_dir=/.*/nope: no such directory$"):
+            mbpo_cli.make_config(config_dir=wrong)
+    with pytest.raises(ConfigError, match=r"^config_dir=3: no such directory$"):
+        mbpo_cli.make_config(config_dir=3)  # type: ignore[arg-type]
