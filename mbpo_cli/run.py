@@ -38,6 +38,7 @@ from mbpo_cli.storage.checkpoint import Checkpoints
 from mbpo_cli.storage.directory import RunDirectory
 from mbpo_cli.storage.records import (
     FILM,
+    FROM_PYTHON,
     METRICS,
     STOP,
     evaluations,
@@ -132,7 +133,9 @@ def _run(
         ended = {"status": status, "error": error, "exit_code": code}
         summary = {**ended, **summarize(config, trainer, seconds, evaluations(directory.path))}
         _pass_on(summary, directory, logger, callbacks)
-    log.info("%s", closing_table(summary, directory.path, {name for *_, name in untrusted(asdict(config))}))
+    named = {name for *_, name in untrusted(asdict(config))}
+    is_from_python = config.env.id.startswith(FROM_PYTHON)
+    log.info("%s", closing_table(summary, directory.path, named, is_from_python))
     if status == "interrupted":
         signals.pass_on()
         raise failures.Interrupted(signals.received)

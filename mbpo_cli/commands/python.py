@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mbpo_cli.commands.check import check
 from mbpo_cli.config.typed import Config
+from mbpo_cli.envs.functions import EnvSource, registered
 from mbpo_cli.evaluation.callbacks import Callback
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.run import run
@@ -25,6 +26,7 @@ def train(
     in_sweep: bool = False,
     trust: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
+    env: EnvSource | None = None,
 ) -> float:
     """Train in the run directory `path`, and return the score: the mean return of the last evaluations.
 
@@ -38,6 +40,8 @@ def train(
         in_sweep: True if other jobs run, too.
         trust: Packages that runs to begin with (options `from_run`) may import.
         callbacks: They look at the run while it trains, and may end it.
+        env: What makes the environment, as given to `make_config`. It is not stored: a run that is resumed
+            needs it again.
 
     Raises:
         ConfigError: The configuration is wrong, or the directory holds a run with another one; nothing was
@@ -50,10 +54,15 @@ def train(
         kind = type(config).__name__
         raise ConfigError(f"config: must be what make_config('env=pendulum', 'seed=1') returns, not a {kind}")
     path = Path(path)
-    check_same(path, asdict(config), "path")
-    check(config, is_new=not (path / CONFIG).exists(), trust=trust)
-    with _printed_log():
-        return run(config, path, in_sweep, trust, callbacks)
+    with registered(env) as env_id:
+        if env_id not in (None, config.env.id):
+            raise ConfigError(
+                f"env: makes {env_id}, but config is for {config.env.id}; give make_config the same function"
+            )
+        check_same(path, asdict(config), "path")
+        check(config, is_new=not (path / CONFIG).exists(), trust=trust)
+        with _printed_log():
+            return run(config, path, in_sweep, trust, callbacks)
 
 
 @contextmanager

@@ -16,12 +16,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from mbpo_cli.config import loader
+from mbpo_cli.config import loader, rules
 from mbpo_cli.config.values import NOT_OF_A_RUN, typed_config
 from mbpo_cli.failures import ConfigError
 
 if TYPE_CHECKING:
     from mbpo_cli.config.typed import Config
+    from mbpo_cli.envs.functions import EnvSource
 
 CONFIG_MODULE = "mbpo_cli.conf"
 CONFIG_NAME = "train"
@@ -54,12 +55,15 @@ def composed(*overrides: str) -> DictConfig:
 def make_config(
     *overrides: str,
     config_dir: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    env: EnvSource | None = None,
 ) -> Config:
     """Compose the configuration that the command line would, and convert it.
 
     Args:
         overrides: The arguments of the command line, each by itself.
         config_dir: A folder with files of one's own, or several, like `--config-dir`.
+        env: What makes the environment, in place of `env.id`: a function, which gets `env.kwargs`, a class,
+            or an environment that `gymnasium.make` returned. Without another choice, `env=gym` holds.
 
     Raises:
         ConfigError: An override or a file is wrong; the message is that of the command line.
@@ -68,7 +72,19 @@ def make_config(
         if not isinstance(override, str):
             usual = "make_config('env=pendulum', 'seed=1')"
             raise ConfigError(f"{override!r}: must be texts as on the command line, as in {usual}")
-    return typed_config(composed(*_search_path(config_dir), *overrides))
+    chosen = [*_search_path(config_dir), *overrides]
+    if env is None:
+        return typed_config(composed(*chosen))
+    from mbpo_cli.envs.functions import registered  # slow to import
+
+    if not any(override.startswith("env=") for override in overrides):
+        chosen.insert(0, "env=gym")
+    with registered(env) as env_id:
+        rules.forget()
+        config = typed_config(composed(f"env.id='{env_id}'", *chosen))
+    if config.env.id != env_id:
+        raise ConfigError(f"env.id={config.env.id}: leave it out, as env=... makes the environment")
+    return config
 
 
 def _search_path(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:

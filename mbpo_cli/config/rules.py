@@ -133,6 +133,11 @@ def apply(config: DictConfig) -> None:
         OmegaConf.update(config, key, value)
 
 
+def forget() -> None:
+    """Ask environments anew for what they tell, as the function that makes those of an id may be another."""
+    _facts.cache_clear()
+
+
 def wanted(node: Any, path: str) -> Iterator[tuple[str, str]]:
     """Yield the key and the name of every rule that values ask for."""
     if isinstance(node, dict):

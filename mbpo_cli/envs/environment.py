@@ -23,6 +23,7 @@ from mbpo_cli.envs.spaces import space_spec
 from mbpo_cli.envs.watchdog import watching
 from mbpo_cli.failures import EnvironmentFailed, one_line, place_of
 from mbpo_cli.options import import_named, option
+from mbpo_cli.storage.records import FROM_PYTHON
 from mbpo_cli.types import ActionSpec, SpaceSpec
 
 # What Gymnasium asks of the results of calls.
@@ -265,6 +266,11 @@ def fault_of(error: Exception, env: EnvOptions) -> str:
             return f"env.module={env.module}: {_no_module(str(env.module))}"
         case ModuleNotFoundError(name=str(name)) if name and f"{own_module}.".startswith(f"{name}."):
             return f"env.id={env.id}: {_no_module(own_module)}"
+        case gym.error.UnregisteredEnv() if env.id.startswith(FROM_PYTHON):
+            return (
+                f"env.id={env.id}: a Python function makes it, which Python has to give: "
+                "load(RUN, env=make_env) opens the run, and train(config, RUN, env=make_env) resumes it"
+            )
         case gym.error.NameNotFound() | gym.error.NamespaceNotFound():
             registers = f"env.module={env.module} does not register it"
             if env.module is None:

@@ -164,9 +164,12 @@ def _commands(group: Group) -> dict[str, str]:
     commands = {
         "Follow it" if run.status == "running" else "See every scalar": ["tensorboard", "--logdir", place]
     }
-    if run.status not in ("running", "done"):
+    # No command can make the environment that a Python function makes.
+    is_from_python = group.options.get("env.id", "").startswith(records.FROM_PYTHON)
+    if run.status not in ("running", "done") and not is_from_python:
         commands["Continue it"] = ["mbpo-train", f"resume={place}"]
-    if (run.path / records.POLICY).exists() or (run.path / records.CHECKPOINTS).exists():
+    has_policy = (run.path / records.POLICY).exists() or (run.path / records.CHECKPOINTS).exists()
+    if has_policy and not is_from_python:
         commands["Evaluate its policy on new episodes"] = ["mbpo-evaluate", place]
         if group.model not in ("none", UNKNOWN):
             commands["Compare its model with new episodes"] = ["mbpo-model", place]

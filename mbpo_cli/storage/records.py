@@ -30,6 +30,8 @@ EVALUATION = "eval/return_mean"
 FOLDERS = {CHECKPOINTS, EXPERIENCE, ".hydra", "wandb"}  # the last two are Hydra's and that tracker's
 FILES = {CONFIG, METRICS, METRICS_TABLE, SUMMARY, LOCK, STOP, POLICY, LOG, CURVE, FILM, TRACKER}
 MAX_CONFIG = 256_000  # characters
+# Begins the ids of environments that a Python function makes. Only Python can open or resume their runs.
+FROM_PYTHON = "python_function/"
 
 # Options that change when a run is scored and stops, but not what it computes.
 SCORED = (

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mbpo_cli.build import build_env
 from mbpo_cli.envs.environment import Environment
+from mbpo_cli.envs.functions import EnvSource
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.models.regions import PlausibleRange, plausible_range
@@ -99,6 +100,7 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
         *,
         best: bool = False,
         trust: Sequence[str] = (),
+        env: EnvSource | None = None,
         member: int | None = None,
         starts: Literal["experience", "resets"] = "experience",
         max_steps: int | None = None,
@@ -106,8 +108,8 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
     ) -> LearnedVectorEnv:
         """Make environments of the model of a run, which may still be in progress.
 
-        Predictions must be plausible as in the run's rollouts (`max_departure`). `best` and `trust` choose
-        what to load as in `load`; `max_steps` replaces the time limit of the real environment.
+        Predictions must be plausible as in the run's rollouts (`max_departure`). `best`, `trust` and
+        `env` choose what to load as in `load`; `max_steps` replaces the time limit of the real environment.
 
         Episodes start where the run's own did, as far as its replay buffer goes back (`starts="experience"`),
         or where the real environment starts them (`"resets"`), which is then reset for each episode.
@@ -116,23 +118,23 @@ class LearnedVectorEnv(VectorEnv[Observations, NDArray[Any], NDArray[Any]]):
             ConfigError: There is no such run, it has no model, or no episode starts in its replay buffer.
             NoUsableCheckpoint: Nothing that it has saved is usable.
         """
-        trained = load(Path(path), best, trust)
+        trained = load(Path(path), best, trust, env=env)
         model, experience = trained.model(), trained.experience()
-        env = build_env(trained.config)
+        real = build_env(trained.config)
         if starts == "experience":
-            env.close()
+            real.close()
             draw = partial(_drawn, _recorded_starts(trained, experience))
         else:
-            draw = partial(_reset, env)
+            draw = partial(_reset, real)
         options = trained.config.mbpo.model_rollout_options
         return cls(
             model,
             trained.spaces,
-            env.action_space,
+            real.action_space,
             draw,
             num_envs,
             member=member,
-            max_steps=env.max_steps if max_steps is None else max_steps,
+            max_steps=real.max_steps if max_steps is None else max_steps,
             plausible=plausible_range(model, experience, options.max_departure),
             autoreset_mode=autoreset_mode,
         )

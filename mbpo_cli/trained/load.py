@@ -23,6 +23,7 @@ from mbpo_cli.buffers import ReplayBuffer
 from mbpo_cli.build import build_agent, build_env, build_model, uses_model
 from mbpo_cli.config.stored import trusted_config
 from mbpo_cli.config.typed import Config, typed
+from mbpo_cli.envs.functions import EnvSource, register
 from mbpo_cli.failures import ConfigError, NoUsableCheckpoint, RunFailed, one_line
 from mbpo_cli.models.environment_model import EnvironmentModel
 from mbpo_cli.storage.checkpoint import Checkpoint, Checkpoints
@@ -120,6 +121,7 @@ def load(
     best: bool = False,
     trust: Sequence[str] = (),
     remedy: str = "load(..., trust=['{}'])",
+    env: EnvSource | None = None,
 ) -> Trained:
     """Load the newest checkpoint of a run, or its stored policy if no checkpoint is usable.
 
@@ -129,6 +131,8 @@ def load(
         best: Load the checkpoint of the best evaluation instead.
         trust: Packages outside this one from which the run's configuration may import.
         remedy: What the user would write to trust a package, with `{}` for its name.
+        env: What makes the environment, for a run that was trained with such a function; of other runs it
+            replaces the environment by another with the same spaces.
 
     Raises:
         ConfigError: There is no run, it has saved nothing yet, or it names a package that is not trusted.
@@ -139,26 +143,28 @@ def load(
     _add_missing_options(values)
     try:
         config = replace(typed(values), device="cpu", precision="float32")
-        env = build_env(config)
-        env.close()
-        agent = build_agent(config, env.spaces, CPU)
+        if env is not None:
+            config = replace(config, env=replace(config.env, id=register(env)))
+        real = build_env(config)
+        real.close()
+        agent = build_agent(config, real.spaces, CPU)
     except (ConfigError, RunFailed):
         raise
     except (Exception, SystemExit) as error:  # trusted code may raise anything
         raise ConfigError(f"{path / CONFIG}: {type(error).__name__}: {error}") from error
-    policy = RawPolicy(agent, env.spaces, env.obs_space, env.action_space)
+    policy = RawPolicy(agent, real.spaces, real.obs_space, real.action_space)
     best = best or name == BEST
     checkpoint = Checkpoints(path, keep=2).read_at(int(name)) if name.isdecimal() else _checkpoint(path, best)
     if checkpoint is None:
         _load_policy(agent, path)
-        return Trained(path, config, env.spaces, policy, agent, POLICY, None)
+        return Trained(path, config, real.spaces, policy, agent, POLICY, None)
     # The run's random streams may be those of a GPU. Greedy actions need none.
     streams = {key: value for key, value in agent.state_dict().items() if key == "generator"}
     with _explained_misfit(path):
         agent.load_state_dict({**checkpoint.state["agent"], **streams})
     which = "" if name.isdecimal() else "best " if best else "newest "
     source = f"{which}checkpoint, step {checkpoint.step:,}"
-    return Trained(path, config, env.spaces, policy, agent, source, checkpoint)
+    return Trained(path, config, real.spaces, policy, agent, source, checkpoint)
 
 
 def _run_and_checkpoint(path: Path) -> tuple[Path, str]:

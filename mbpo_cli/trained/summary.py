@@ -49,10 +49,13 @@ def summarize(
     }
 
 
-def closing_table(summary: dict[str, Any], path: Path, trust: Collection[str] = ()) -> str:
+def closing_table(
+    summary: dict[str, Any], path: Path, trust: Collection[str] = (), is_from_python: bool = False
+) -> str:
     """Return the table that is logged at the end of a run, with commands that show its results.
 
-    `trust` are packages that its configuration names.
+    `trust` are packages that its configuration names. If `is_from_python`, a function of Python made the
+    environment.
     """
     phases = summary["phase_seconds"].items()
     because = summary["stopped_because"]
@@ -73,13 +76,20 @@ def closing_table(summary: dict[str, Any], path: Path, trust: Collection[str] = 
     trusted = "".join(f" --trust {package}" for package in sorted(trust))
     rows["run directory"] = str(path)
     if summary["status"] == "interrupted":
-        rows["resume"] = f"mbpo-train {shlex.quote(f'resume={path}')}"
+        rows["resume"] = (
+            f"mbpo_cli.train(config, {str(path)!r}, env=make_env)"
+            if is_from_python
+            else f"mbpo-train {shlex.quote(f'resume={path}')}"
+        )
     if (path / CURVE).exists():
         rows["learning curve"] = str(path / CURVE)
     if any(path.glob(f"{EVENTS}*")):
         rows["TensorBoard"] = f"tensorboard --logdir {place}"
-    rows["evaluate policy"] = f"mbpo-evaluate {place}{trusted}"
-    if summary["phase_seconds"].get("fit"):
+    if is_from_python:
+        rows["evaluate policy"] = f"evaluation_of(mbpo_cli.load({str(path)!r}, env=make_env))"
+    else:
+        rows["evaluate policy"] = f"mbpo-evaluate {place}{trusted}"
+    if summary["phase_seconds"].get("fit") and not is_from_python:
         rows["model errors"] = f"mbpo-model {place}{trusted}"
     rows["compare runs"] = f"mbpo-report {shlex.quote(str(path.parent))}"
     width = max(map(len, rows))

@@ -193,7 +193,8 @@ def test_folders_of_files_of_ones_own(tmp_path: Path) -> None:
     assert mbpo_cli.make_config("env=one", config_dir=str(folders[0])).env.id == "Acrobot-v1"
     both = mbpo_cli.make_config("env=two", "env.id=CartPole-v1", config_dir=folders)
     assert (both.env.id, both.env.step_timeout) == ("CartPole-v1", 9)
-    for wrong in (tmp_path / "nope", [folders[0], str(tmp_path / "nope")]):
+    several: list[Any] = [tmp_path / "nope", [folders[0], str(tmp_path / "nope")]]
+    for wrong in several:
         with pytest.raises(ConfigError, match=r"^config_dir=/.*/nope: no such directory$"):
             mbpo_cli.make_config(config_dir=wrong)
     with pytest.raises(ConfigError, match=r"^config_dir=3: no such directory$"):
