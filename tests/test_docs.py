@@ -210,7 +210,7 @@ def test_links_within_the_project_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_named_files_and_tests_exist(page: Path) -> None:
     text = page.read_text()
-    folders = "tests|mbpo_cli|scripts|benchmarks|conf|docs|hydra_plugins"
+    folders = "examples|tests|mbpo_cli|scripts|benchmarks|conf|docs|hydra_plugins"
     for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", text):
         assert (ROOT / path).exists(), f"{page.name}: {path}"
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
