@@ -21,7 +21,7 @@ from mbpo_cli.commands import evaluate
 from mbpo_cli.commands.report import report
 from mbpo_cli.envs.functions import registered
 from mbpo_cli.failures import ConfigError
-from mbpo_cli.logs.summary import closing_table
+from mbpo_cli.trained.summary import closing_table
 from tests.conftest import TINY, CountingEnv, PointMassEnv, gym_env
 
 RUN = (*TINY, "mbpo.generate_every=5")
