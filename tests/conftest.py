@@ -29,6 +29,12 @@ absl_logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
 @pytest.fixture(autouse=True)
+def hydra_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what `mbpo-train` in this process sets, with which all later commands would show tracebacks."""
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+
+@pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """Undo what commands that run in this process change in the logging of all later tests."""
     root = logging.getLogger()

@@ -28,7 +28,6 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     def said(*words: str) -> str:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["mbpo-train", *words])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         capfd.readouterr()
         with pytest.raises(SystemExit) as ending:
             cli.main()
@@ -157,7 +156,6 @@ def test_the_version_is_that_of_this_program(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["mbpo-train", "--version"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit):
         cli.main()
     assert capsys.readouterr().out == f"mbpo-train {mbpo_cli.__version__}\n"

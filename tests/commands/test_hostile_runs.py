@@ -413,7 +413,6 @@ def test_no_command_does_harm_with_a_hostile_run(
 ) -> None:
     path = hostile((REFUSED | HARMLESS)[name])
     (tmp_path / "out").mkdir()
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(logging, "raiseExceptions", False)  # earlier tests closed what logs write to
     monkeypatch.setattr(sys, "argv", ["mbpo-train", "resume=run", "trainer.num_env_steps=24"])
     for command, use in commands(path):

@@ -75,7 +75,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current directory with the file tank_lab.py."""
     (tmp_path / "tank_lab.py").write_text(TANK)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
     yield tmp_path
     for known in (sys.modules, gym.registry):

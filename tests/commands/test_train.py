@@ -43,7 +43,6 @@ def reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     def rejected(*arguments: str) -> str:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["mbpo-train", *arguments])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         with pytest.raises(SystemExit) as caught:
             cli.main()
         output = capfd.readouterr()
@@ -387,7 +386,6 @@ def test_what_an_experiment_chooses_for_sweeps_is_used_or_told(
 def test_choices_in_subfolders_are_completed(
     line: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setattr(sys, "argv", ["mbpo-train", "-sc", "query=bash"])
     cli.main()

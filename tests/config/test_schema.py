@@ -38,7 +38,6 @@ def test_the_committed_schema_is_up_to_date(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["mbpo-train", "--schema"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     main()
     assert capsys.readouterr().out == (CONF / "schema.json").read_text(), (
         "mbpo-train --schema > conf/schema.json"

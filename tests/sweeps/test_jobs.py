@@ -159,7 +159,6 @@ def test_two_equal_jobs_are_refused() -> None:
 def sweep_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[object, list[Path]]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mbpo-train", "-m", *TINY, *arguments])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
     with pytest.raises(SystemExit) as caught:
         cli.main()
     return caught.value.code, list(tmp_path.iterdir())
