@@ -77,7 +77,12 @@ class Watching:
             str(folder / "out"),
         ]
         self.process = subprocess.Popen(
-            [*command, "--watch", "--every", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, "--watch", "--every", "1"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell without job control ignores Ctrl-C in what it starts in the background, such as tests.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.wait_for("running")
 
