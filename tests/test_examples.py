@@ -28,7 +28,9 @@ def test_every_example_is_tried() -> None:
     assert {path.stem for path in EXAMPLES.iterdir() if path.suffix == ".py"} == set(EXPECTED)
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "compare_runs")) for name in EXPECTED]
+)
 def test_an_example_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

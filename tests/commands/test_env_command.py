@@ -233,6 +233,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     }
 
 
+@pytest.mark.slow
 def test_a_first_model_of_a_simple_environment_is_good_and_can_be_looked_at(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

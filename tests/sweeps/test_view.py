@@ -85,6 +85,7 @@ def test_each_event_has_a_line(
     assert look({"step": 3000, "eval/return_mean": 0.0}) == ["b: evaluation 4.0 at step 100 of 5,000"]
 
 
+@pytest.mark.slow
 def test_a_sweep_without_a_terminal_logs_starts_and_ends_in_order(tmp_path: Path) -> None:
     done = sweep(tmp_path, numbers(0, 1), "hydra.launcher.n_jobs=1", environment={"FRAGILE": "1"})
     assert done.returncode == 1, done.stderr

@@ -122,6 +122,7 @@ def test_the_examples_in_the_docs_load_each_format(trained: Callable[[str], Path
     assert returns[0] == pytest.approx(returns[2], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_the_example_in_the_docs_loads_the_formats_of_torch(
     trained: Callable[[str], Path], tmp_path: Path
 ) -> None:
