@@ -88,6 +88,12 @@ def import_named(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def import_registering(module: str | None, env_id: str) -> None:
+    """Import what registers an environment: a module, and that of an id such as `my_lab.tank:Tank-v0`."""
+    for name in filter(None, (module, env_id.rpartition(":")[0])):
+        import_named(name)
+
+
 def resolve(name: str) -> Any:
     """Import the object with a dotted name such as `package.module.Class`.
 

@@ -318,7 +318,7 @@ def open_sinks(config: Config, directory: RunDirectory, logs: dict[str, int], st
     has_trackers = any(isinstance(options, TrackerOptions) for options in config.logger.values())
     tracker_id = directory.tracker_id() if has_trackers else ""
     info = RunInfo(directory.path, tracker_id, asdict(config), hyperparameters, logs)
-    last_step = last_logged_step(directory.path)  # before the file is truncated
+    last_step = last_logged_step(directory.path) if has_trackers else -1  # before the file is truncated
     sinks: list[Sink] = [JsonLines(directory.path / METRICS, logs.get(METRICS, 0))]
     for name, options in config.logger.items():
         make = partial(build_component, options, info)

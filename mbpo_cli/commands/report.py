@@ -53,14 +53,14 @@ def report(
 
     With `every`, it is also written every so many seconds until no run is running, or Ctrl-C is pressed.
     """
-    find(roots)
+    paths = find(roots)
     curves = reference.read(published) if published else {}
     check_place("--output", output)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output}: not a directory, so nothing can be written there")
 
-    def read_all() -> list[Run]:
-        return [run for run in map(read, find(roots)) if run is not None]
+    def read_all(paths: Sequence[Path]) -> list[Run]:
+        return [run for run in map(read, paths) if run is not None]
 
     def write(runs: Sequence[Run], every: int | None) -> str:
         return written(runs, roots, output, curves, threshold, every)
@@ -70,10 +70,11 @@ def report(
         if every is not None:
             print(f"{output / 'index.html'}: written every {every} s while runs go on; Ctrl-C ends it")
             try:
-                watch(read_all, partial(write, every=every), every)
+                watch(lambda: read_all(find(roots)), partial(write, every=every), every)
             except KeyboardInterrupt:
                 is_interrupted = True
-        print(write(read_all(), None))
+            paths = find(roots)
+        print(write(read_all(paths), None))
     if is_interrupted:
         raise KeyboardInterrupt
 

@@ -32,7 +32,14 @@ import hydra_plugins.mbpo
 import mbpo_cli
 from mbpo_cli.commands.arguments import hint_for_flag
 from mbpo_cli.config import loader
-from mbpo_cli.config.compose import CONFIG_MODULE, CONFIG_NAME, HYDRA_VERSION_BASE, composed, parsed
+from mbpo_cli.config.compose import (
+    CONFIG_MODULE,
+    CONFIG_NAME,
+    HYDRA_VERSION_BASE,
+    composed,
+    parsed,
+    search_path,
+)
 from mbpo_cli.config.values import typed_config
 from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed, StorageFailed, one_line, place_of
 from mbpo_cli.sweeps.jobs import name_of
@@ -172,10 +179,7 @@ def _shown(flags: Namespace) -> None:
     print(errors.getvalue(), end="", file=sys.stderr)
     if flags.cfg == "job" and flags.config_name is flags.config_path is None:
         sys.stdout.flush()
-        folder = (
-            [f"hydra.searchpath=[file://{os.path.abspath(flags.config_dir)}]"] if flags.config_dir else []
-        )
-        typed_config(composed(*folder, *flags.overrides))
+        typed_config(composed(*search_path(flags.config_dir or ()), *flags.overrides))
 
 
 def _with_comments(text: str, flags: Namespace) -> str:

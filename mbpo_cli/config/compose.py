@@ -72,7 +72,7 @@ def make_config(
         if not isinstance(override, str):
             usual = "make_config('env=pendulum', 'seed=1')"
             raise ConfigError(f"{override!r}: must be texts as on the command line, as in {usual}")
-    chosen = [*_search_path(config_dir), *overrides]
+    chosen = [*search_path(config_dir), *overrides]
     if env is None:
         return typed_config(composed(*chosen))
     from mbpo_cli.envs.functions import registered  # slow to import
@@ -87,7 +87,7 @@ def make_config(
     return config
 
 
-def _search_path(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
+def search_path(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
     """Return the override that lets Hydra find files in some folders, if there are any."""
     paths: list[Any] = list(folders) if isinstance(folders, list | tuple) else [folders]
     for path in paths:

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mbpo_cli.failures import ConfigError
-from mbpo_cli.options import import_named
+from mbpo_cli.options import import_registering
 
 REFERENCE = re.compile(r"\$\{rule:(\w+)\}")
 
@@ -156,8 +156,7 @@ def _facts(id: str, module: str | None, kwargs: str) -> Facts:
     from gymnasium.spaces.utils import flatdim
 
     try:
-        for name in filter(None, (module, id.rpartition(":")[0])):
-            import_named(name)
+        import_registering(module, id)
         with closing(gymnasium.make(id, **(ast.literal_eval(kwargs) or {}))) as env:
             action_size = math.prod(env.action_space.shape or ())
             limit = None if env.spec is None else env.spec.max_episode_steps

@@ -22,7 +22,7 @@ from mbpo_cli.envs import wrappers
 from mbpo_cli.envs.spaces import space_spec
 from mbpo_cli.envs.watchdog import watching
 from mbpo_cli.failures import EnvironmentFailed, one_line, place_of
-from mbpo_cli.options import import_named, option
+from mbpo_cli.options import import_registering, option
 from mbpo_cli.storage.records import FROM_PYTHON
 from mbpo_cli.types import ActionSpec, SpaceSpec
 
@@ -238,10 +238,7 @@ def make(options: EnvOptions, render_mode: str | None = None) -> Environment:
 
 def make_wrapped(options: EnvOptions, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """Make the same as Gymnasium sees it, with its wrappers."""
-    if options.module is not None:
-        import_named(options.module)
-    if module := options.id.rpartition(":")[0]:
-        import_named(module)
+    import_registering(options.module, options.id)
     kwargs = dict(options.kwargs or {})
     if render_mode is not None:
         kwargs["render_mode"] = render_mode

@@ -122,11 +122,7 @@ class Regression(Network):
 
     def sample(self, inputs_MBI: Tensor, generator: torch.Generator, members: Tensor | None = None) -> Tensor:
         """Predict targets, shape (M, B, D), drawn from the distribution if it is Gaussian."""
-        mean, log_variance = self.moments(inputs_MBI, members)
-        if log_variance is None:
-            return mean
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return mean + noise * torch.exp(0.5 * log_variance)
+        return drawn(*self.moments(inputs_MBI, members), generator)
 
     def scores(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
         """Return how badly the ensemble as a whole predicts each row, shape (N,).
@@ -167,3 +163,11 @@ class Regression(Network):
         chunks = (torch.split(rows, ROWS_AT_ONCE) for rows in (inputs_NI, targets_ND))
         for inputs, targets in zip(*chunks, strict=True):
             yield targets, *self.moments(inputs.expand(self.num_members, -1, -1))
+
+
+def drawn(mean: Tensor, log_variance: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Draw from normal distributions; without a log-variance, return the mean."""
+    if log_variance is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    return mean + noise * torch.exp(0.5 * log_variance)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mbpo_cli.models.environment_model import EnvironmentModel, Groups
 from mbpo_cli.models.regions import Region
+from mbpo_cli.models.regression import drawn
 from mbpo_cli.options import option
 from mbpo_cli.types import Metrics, Policy, Transitions
 
@@ -276,9 +277,7 @@ class ComparingModel(EnvironmentModel):
         compared = self.transition.compared(obs[rows_MG], action[rows_MG], count, elites)
         self.measured_NC = groups.joined(self.uncertainty.measured(*compared, network.targets.std))
         (predicted_MGO, *_), (log_variance, *_) = compared
-        if network.is_random:
-            noise = torch.randn(predicted_MGO.shape, generator=generator, device=obs.device)
-            predicted_MGO = predicted_MGO + noise * torch.exp(0.5 * log_variance)
+        predicted_MGO = drawn(predicted_MGO, log_variance if network.is_random else None, generator)
         if self.uncertainty.max_lost_information is not None:
             noise = torch.randn(predicted_MGO.shape, generator=generator, device=obs.device)
             predicted_MGO = fused(*compared).given(predicted_MGO, noise)
