@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
@@ -48,6 +49,11 @@ def logging_as_before() -> Iterator[None]:
 
 
 CONF = Path(__file__).parents[1] / "conf"
+# What a run directory holds, without TensorBoard's file.
+RUN_FILES = (
+    *("checkpoints", "config.yaml", "curve.png", "experience", "metrics.jsonl"),
+    *("policy.pt", "run.lock", "summary.json"),
+)
 
 
 class CountingEnv(gym.Env[Any, Any]):
@@ -283,6 +289,11 @@ def same(module: nn.Module, before: list[Tensor]) -> bool:
     return all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True))
 
 
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    """The rows that a run has logged, oldest first."""
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture
 def g() -> torch.Generator:
     """A random stream."""
@@ -292,19 +303,16 @@ def g() -> torch.Generator:
 @pytest.fixture
 def train_in(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Run a configuration in a fresh directory and return what it wrote."""
-    import json
-
     from mbpo_cli.run import run
 
     def train(*overrides: str, name: str = "run") -> dict[str, Any]:
         path = tmp_path / name
         score = run(make_config(*overrides), path)
-        lines = (path / "metrics.jsonl").read_text().splitlines()
         return {
             "path": path,
             "score": score,
             "summary": json.loads((path / "summary.json").read_text()),
-            "metrics": [json.loads(line) for line in lines],
+            "metrics": metrics_of(path),
             "policy": torch.load(path / "policy.pt", weights_only=True),
         }
 

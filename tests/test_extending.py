@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import CONF
+from tests.conftest import CONF, metrics_of
 
 PAGES = [CONF.parent / "docs" / name for name in ("tasks/environment.md", "extending.md")]
 TEXT = "".join(page.read_text() for page in PAGES)
@@ -112,7 +112,7 @@ def test_the_tracker_of_the_page_sends_what_is_logged(folder: Path) -> None:
         done = train(folder, "env=corridor", "agent=dqn", *short, "logger=[webhook]", url, name="tracked")
         server.shutdown()
     assert done.returncode == 0, done.stderr
-    logged = [json.loads(line) for line in (folder / "tracked" / "metrics.jsonl").read_text().splitlines()]
+    logged = metrics_of(folder / "tracked")
     assert rows == [{"run": "tracked", **row} for row in logged]
 
 

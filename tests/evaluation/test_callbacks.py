@@ -18,7 +18,7 @@ from mbpo_cli import Callback, make_config, train
 from mbpo_cli.evaluation.callbacks import reason_to_end
 from mbpo_cli.evaluation.schedule import TrainingRecord
 from mbpo_cli.failures import RunFailed
-from tests.conftest import TINY, gym_env
+from tests.conftest import TINY, gym_env, metrics_of
 
 SHORT = ("env.kwargs={max_episode_steps: 5}", "mbpo.generate_every=5")
 BRIEF = (*TINY, *gym_env("tests/PointMass-v0"), *SHORT)
@@ -57,8 +57,8 @@ class Witness(Callback):
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{tag: value for tag, value in row.items() if not tag.startswith("time/")} for row in lines]
+    logged = metrics_of(path)
+    return [{tag: value for tag, value in row.items() if not tag.startswith("time/")} for row in logged]
 
 
 def same_policy(*runs: Path) -> bool:

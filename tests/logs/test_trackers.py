@@ -33,7 +33,7 @@ from mbpo_cli.logs.background import Background, Tracker, TrackerOptions
 from mbpo_cli.logs.logger import Exhibits, RunInfo, Scalars
 from mbpo_cli.options import option
 from mbpo_cli.run import run
-from tests.conftest import TINY, gym_env
+from tests.conftest import RUN_FILES, TINY, gym_env, metrics_of
 
 BRIEF = (*TINY, "mbpo.generate_every=5")
 PNG = b"\x89PNG"
@@ -88,10 +88,6 @@ def recorded_by(config: Config, fails_in: str = "") -> Config:
 def calls(method: str) -> list[tuple[Any, ...]]:
     """Return the arguments of all calls of a method."""
     return [call[2:] for call in CALLS if call[0] == method]
-
-
-def metrics_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_tracker_gets_all_of_a_run_on_a_thread_of_its_own(tmp_path: Path) -> None:
@@ -275,16 +271,7 @@ def test_without_loggers_there_is_only_metrics_jsonl(
 ) -> None:
     caplog.set_level(logging.INFO)
     run(make_config(*BRIEF, "logger=[]"), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "checkpoints",
-        "config.yaml",
-        "curve.png",
-        "experience",
-        "metrics.jsonl",
-        "policy.pt",
-        "run.lock",
-        "summary.json",
-    }
+    assert {path.name for path in tmp_path.iterdir()} == set(RUN_FILES)
     assert "TensorBoard" not in caplog.text
     # Loggers are no part of the results, so that they may change.
     run(make_config(*BRIEF, "trainer.num_env_steps=25"), tmp_path)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,19 +155,25 @@ def test_a_failed_optional_compilation_is_logged_and_training_continues(
         compilation.compiled(double)([{"x": torch.tensor(1)}])
 
 
-@pytest.mark.parametrize("error", [TorchDynamoException, FailOnRecompileLimitHit])
-def test_each_step_is_taken_once_if_a_later_compilation_fails(
-    error: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def failing_for_single_steps(error: Exception) -> Callable[..., GradientSteps]:
+    """What stands in for `torch.compile`: its functions fail if they are called with a single step."""
+
     def compile(function: GradientSteps, **options: Any) -> GradientSteps:
         def call(arguments: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, torch.Tensor]]:
             if len(arguments) == 1:
-                raise error("no more room")
+                raise error
             return function(arguments)
 
         return call
 
-    monkeypatch.setattr(torch, "compile", compile)
+    return compile
+
+
+@pytest.mark.parametrize("error", [TorchDynamoException, FailOnRecompileLimitHit])
+def test_each_step_is_taken_once_if_a_later_compilation_fails(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", failing_for_single_steps(error("no more room")))
     steps = compilation.compiled(Sum().step, optional=True, per_launch=2)
     for first in (1, 6):
         results = steps([{"x": torch.ones(1), "with_result": True}] * 5)
@@ -402,15 +408,8 @@ def test_a_compiler_that_ends_by_the_same_signal_is_no_failure(
 ) -> None:
     """Ctrl-C reaches all processes of a terminal, the compiler included."""
 
-    def failing(function: GradientSteps, **options: Any) -> GradientSteps:
-        def call(arguments: Sequence[Mapping[str, Any]]) -> Sequence[dict[str, torch.Tensor]]:
-            if len(arguments) == 1:
-                raise RuntimeError("the compiler was ended by SIGINT")
-            return function(arguments)
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", failing)
+    ended = RuntimeError("the compiler was ended by SIGINT")
+    monkeypatch.setattr(torch, "compile", failing_for_single_steps(ended))
     agent = build_agent(make_config(*TINY, "agent=td3"), spaces(), CPU)
     agent.compile(partial(compilation.compiled, per_launch=2))
     before = copy.deepcopy(agent.state_dict())

@@ -10,7 +10,8 @@ import pickle
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,18 @@ def state_at(step: int) -> dict[str, Any]:
     return {"step": step, "nested": {"tensors": tensors, "none": None}, "ratio": 0.1 + step, "empty": []}
 
 
-def fill(path: Path, steps: tuple[int, ...] = (1, 2, 3)) -> None:
-    """Make a checkpoint at each step, with ten new rows of experience."""
-    path.mkdir()
-    checkpoints, experience = Checkpoints(path, keep=2), buffers()
+def go_on(checkpoints: Checkpoints, experience: Mapping[str, ReplayBuffer], steps: Iterable[int]) -> None:
+    """Make a checkpoint of each step, with ten new rows of experience."""
     for step in steps:
         for buffer in experience.values():
             buffer.add(random_transitions(10, SPACE, seed=step))
         checkpoints.save(step, state_at(step), experience, {"metrics.jsonl": step})
+
+
+def fill(path: Path, steps: tuple[int, ...] = (1, 2, 3)) -> None:
+    """Begin a run with a checkpoint at each step."""
+    path.mkdir()
+    go_on(Checkpoints(path, keep=2), buffers(), steps)
 
 
 def load(path: Path) -> tuple[Checkpoint | None, dict[str, ReplayBuffer]]:
@@ -146,6 +151,18 @@ def faulty(fault: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, name, wrap(getattr(os, name), False))
 
 
+def fails(save: Callable[[], None], fault: str, at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a fault in the operation number `at` makes saving fail; operations are as before afterwards."""
+    faulty(fault, at, monkeypatch)
+    try:
+        save()
+    except (Killed, OSError):
+        return True
+    finally:
+        monkeypatch.undo()
+    return False
+
+
 @pytest.mark.parametrize("fault", ["kill", "half", "no_space"])
 def test_a_fault_in_any_operation_loses_nothing(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,16 +173,7 @@ def test_a_fault_in_any_operation_loses_nothing(
         fill(path, (1,))
         checkpoints, experience = Checkpoints(path, keep=2), buffers()
         checkpoints.load(experience)
-        faulty(fault, at, monkeypatch)
-        failed = False
-        try:
-            for step in (2, 3):
-                for buffer in experience.values():
-                    buffer.add(random_transitions(10, SPACE, seed=step))
-                checkpoints.save(step, state_at(step), experience, {"metrics.jsonl": step})
-        except (Killed, OSError):
-            failed = True
-        monkeypatch.undo()
+        failed = fails(partial(go_on, checkpoints, experience, range(2, 4)), fault, at, monkeypatch)
         restored, found = load(path)
         assert restored is not None
         check_restored(restored, found)
@@ -177,10 +185,7 @@ def test_a_fault_in_any_operation_loses_nothing(
         checkpoints, experience = Checkpoints(path, keep=2), buffers()
         again = checkpoints.load(experience)
         assert again is not None
-        for step in range(again.step + 1, 5):
-            for buffer in experience.values():
-                buffer.add(random_transitions(10, SPACE, seed=step))
-            checkpoints.save(step, state_at(step), experience, {"metrics.jsonl": step})
+        go_on(checkpoints, experience, range(again.step + 1, 5))
         restored, found = load(path)
         assert restored is not None
         assert restored.step == 4
@@ -204,13 +209,8 @@ def test_a_fault_while_a_checkpoint_replaces_that_of_the_same_step_loses_nothing
         before = manifest.read_bytes()
         checkpoints.save(1, state_at(2), experience, {})
         assert manifest.read_bytes() == before
-        faulty(fault, at, monkeypatch)
-        failed = False
-        try:
-            checkpoints.save(1, {**state_at(2), "step": 1}, experience, {}, replaces=True)
-        except (Killed, OSError):
-            failed = True
-        monkeypatch.undo()
+        replacing = partial(checkpoints.save, 1, {**state_at(2), "step": 1}, experience, {}, replaces=True)
+        failed = fails(replacing, fault, at, monkeypatch)
         restored, found = load(path)
         assert restored is not None
         is_new = bool((restored.state["nested"]["tensors"][0] == 2).all())

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from mbpo_cli.storage.records import stored_config
+from tests.conftest import metrics_of
 
 RUN = Path(__file__).with_name("run_of_0_1")
 EXPECTED = json.loads(Path(__file__).with_name("run_of_0_1_expected.json").read_text())
@@ -41,7 +42,7 @@ def run_module(module: str, *arguments: str) -> None:
 
 def test_it_resumes(old_run: Path) -> None:
     run_module("mbpo_cli", f"resume={old_run}", "trainer.num_env_steps=80")
-    rows = [json.loads(line) for line in (old_run / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics_of(old_run)
     resumed = [without_times(row) for row in rows if row["step"] > 40]
     assert resumed == EXPECTED["metrics_after_resuming"]
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -32,7 +31,7 @@ from mbpo_cli.trained.load import load
 from mbpo_cli.trainer import Trainer
 from mbpo_cli.types import Transitions
 from tests.commands.test_train import command
-from tests.conftest import CONF, TINY, gym_env
+from tests.conftest import CONF, TINY, gym_env, metrics_of
 from tests.envs.test_recorded import FAULTS
 from tests.test_resume import outcome, stop_after
 
@@ -43,10 +42,6 @@ TRUST = ("tests",)
 
 def config(*overrides: str) -> Config:
     return make_config(*POINT, *overrides)
-
-
-def metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +144,7 @@ def test_a_file_of_d4rl_is_all_that_a_run_needs(tmp_path: Path) -> None:
     torch.testing.assert_close(found.reward, -found.next_obs[:, 0].square())
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["env_steps"], summary["gradient_steps"]) == ("done", 0, 23)
-    rows = metrics(tmp_path / "run")
+    rows = metrics_of(tmp_path / "run")
     assert [row["step"] for row in rows] == [0]
     assert {"model/transition_loss", "rollout/num_generated", "eval/return_mean"} <= rows[0].keys()
     assert summary["score"] == rows[0]["eval/return_mean"]
@@ -157,7 +152,7 @@ def test_a_file_of_d4rl_is_all_that_a_run_needs(tmp_path: Path) -> None:
 
 def test_training_goes_on_without_a_warm_start(recording: Path, tmp_path: Path) -> None:
     run(config(f"data={recording}", "trainer.log_every_steps=1", "mbpo.first_updates=10"), tmp_path / "run")
-    rows = metrics(tmp_path / "run")
+    rows = metrics_of(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(21))
     assert [row["train/gradient_steps"] for row in rows] == list(range(10, 31))
     assert [row["step"] for row in rows if "model/transition_loss" in row] == [0, 6, 11, 16]
@@ -172,7 +167,7 @@ def test_training_goes_on_without_a_warm_start(recording: Path, tmp_path: Path) 
 
 def test_the_base_agent_can_begin_with_data_alone(recording: Path, tmp_path: Path) -> None:
     run(config(f"data={recording}", "mbpo=off", "trainer.log_every_steps=1"), tmp_path / "run")
-    assert [row["train/gradient_steps"] for row in metrics(tmp_path / "run")] == list(range(21))
+    assert [row["train/gradient_steps"] for row in metrics_of(tmp_path / "run")] == list(range(21))
 
 
 def test_the_agent_of_another_run_can_begin_with_data(recording: Path, first: Path, tmp_path: Path) -> None:
@@ -181,7 +176,7 @@ def test_the_agent_of_another_run_can_begin_with_data(recording: Path, first: Pa
     run(config(*options, *length), tmp_path / "run", trust=TRUST)
     assert len(transitions_in(tmp_path / "run")) == 60 + 3
     # Of 16 transitions 8 are real, a quarter of them recorded.
-    rows = metrics(tmp_path / "run")
+    rows = metrics_of(tmp_path / "run")
     assert [row.get("mix/num_recorded") for row in rows] == [None, 2, 2, 2]
     assert [row.get("mix/num_real") for row in rows] == [None, 8, 8, 8]
 

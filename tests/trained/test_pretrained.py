@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from mbpo_cli.trained import pretrained
 from mbpo_cli.trained.load import load
 from mbpo_cli.types import Transitions
 from tests.commands.test_train import command
-from tests.conftest import CONF, TINY, gym_env, random_transitions
+from tests.conftest import CONF, TINY, gym_env, metrics_of, random_transitions
 from tests.test_resume import outcome, stop_after
 
 POINT = (
@@ -45,10 +44,6 @@ TRUST = ("tests",)
 
 def config(*overrides: str) -> Config:
     return make_config(*POINT, *overrides)
-
-
-def metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +90,7 @@ def test_a_model_with_a_learn_rate_of_0_is_not_fitted_and_gives_the_same_rollout
     first: Path, tmp_path: Path
 ) -> None:
     second = begun(tmp_path / "second", first, f"model.from_run={first}", *UNTRAINED)
-    rows = metrics(second)
+    rows = metrics_of(second)
     assert not any("loss" in tag and tag.startswith("model/") for row in rows for tag in row)
     assert min(row["step"] for row in rows if row.get("rollout/num_generated")) == 6  # the warm start is 5
     assert equal(rollouts(first), rollouts(second))
@@ -107,7 +102,7 @@ def test_a_model_with_a_learn_rate_of_0_is_not_fitted_and_gives_the_same_rollout
 def test_fitting_goes_on_with_the_weights_and_the_normalization(first: Path, tmp_path: Path) -> None:
     rates = [rate.replace("=0", "=1e-9") for rate in UNTRAINED]
     second = begun(tmp_path / "second", first, f"model.from_run={first}", *rates)
-    assert any("model/transition_loss" in row for row in metrics(second))
+    assert any("model/transition_loss" in row for row in metrics_of(second))
     states = [load(path, trust=TRUST).state["model"] for path in (first, second)]
     for part in ("transition", "reward", "is_done"):
         before, after = (state[part]["network"] for state in states)
@@ -158,7 +153,7 @@ def test_the_guard_judges_a_loaded_model_by_the_new_real_transitions(
     monkeypatch.setattr("tests.conftest.PointMassEnv.step", backwards)
     run(config(*known, *options, "agent.num_warm_start_steps=12"), tmp_path / "other", trust=TRUST)
     held_back = {
-        name: [row["rollout/held_back"] for row in metrics(tmp_path / name) if "rollout/held_back" in row]
+        name: [row["rollout/held_back"] for row in metrics_of(tmp_path / name) if "rollout/held_back" in row]
         for name in ("same", "other")
     }
     assert held_back == {"same": [0], "other": [1]}
