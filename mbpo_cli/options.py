@@ -90,8 +90,10 @@ def import_named(name: str) -> ModuleType:
 
 def import_registering(module: str | None, env_id: str) -> None:
     """Import what registers an environment: a module, and that of an id such as `my_lab.tank:Tank-v0`."""
-    for name in filter(None, (module, env_id.rpartition(":")[0])):
-        import_named(name)
+    if module is not None:
+        import_named(module)
+    if own_module := env_id.rpartition(":")[0]:
+        import_named(own_module)
 
 
 def resolve(name: str) -> Any:
