@@ -80,6 +80,11 @@ MEASURES = {
     "td3_update": _update("td3", "TD3 update, same sizes"),
     "ddpg_update": _update("ddpg", "DDPG update, same sizes"),
     "dqn_update": _update("dqn", "DQN update, observation 4, 2 actions"),
+    "layer_norm": Measure(
+        "SAC update of the same sizes, with layer normalization in the critics as by default, and without",
+        _ours("sac_update", ((), ("layer norm",), ("compiled",), ("compiled", "layer norm"))),
+        multiple=20,
+    ),
     **{
         f"unrolled_update_{steps}": Measure(
             f"SAC update through {steps} steps in the model, batch 256, three layers of 256 each, 8 members, "

@@ -114,7 +114,13 @@ def filled_buffer(count: int, spaces: SpaceSpec) -> ReplayBuffer:
 def update(name: str, *choices: str) -> Callable[[int], None]:
     """Return the work of updating an agent: mixed batches, gradient steps, and collecting metrics."""
     spaces = spaces_of(name)
-    config = bench_config(f"agent={name}", f"precision={precision(choices)}", *PLAIN, *AS_ELSEWHERE[name])
+    config = bench_config(
+        f"agent={name}",
+        f"precision={precision(choices)}",
+        *PLAIN,
+        *AS_ELSEWHERE[name],
+        f"agent.critics.layer_norm={'layer norm' in choices}".lower(),
+    )
     agent = build_agent(config, spaces, CPU)
     if "compiled" in choices:
         agent.compile(partial(compiled, per_launch=SEVERAL))
