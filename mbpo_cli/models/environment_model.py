@@ -126,16 +126,18 @@ class EnvironmentModel:
             self.is_done.calibrate(real)
         return self.is_done.metrics(held_out)
 
-    def relative_errors(self, held_out: Transitions, error_M: Tensor) -> Metrics:
-        """Compare the errors on hold-out data with those of knowing nothing, which are 1.
+    def relative_errors(self, real: Transitions, held_out: Transitions, error_M: Tensor) -> Metrics:
+        """Compare errors with those of knowing nothing, which are 1.
 
-        That is, that nothing changes and, of a learned reward, that it always is its mean. `error_M` are the
-        errors of the transition functions.
+        That is, on hold-out data, that nothing changes and, of a learned reward, that it always is its mean;
+        and, on all real data, that the reward always is 0. `error_M` are the errors of the transition
+        functions.
         """
         transition = error_M[self.transition.elites].mean() / self.transition.error_of_no_change(held_out)
         errors = {"model/relative_error": transition}
         if isinstance(self.reward, LearnedReward):
             errors["model/relative_reward_error"] = self.reward.relative_error(held_out)
+            errors["model/missed_reward"] = self.reward.missed(real)
         return errors
 
     def state_dict(self) -> dict[str, Any]:

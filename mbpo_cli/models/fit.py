@@ -133,7 +133,7 @@ class ModelFitter:
                 error_M = model.transition.network.errors(*model.transition.examples(data[held_out]))
                 if model.transition.is_trained:
                     model.transition.elect(error_M)
-                metrics |= model.relative_errors(data[held_out], error_M)
+                metrics |= model.relative_errors(data, data[held_out], error_M)
             metrics["model/holdout_error"] = error_M.mean()
             metrics |= {f"model/holdout_error_member_{m}": error for m, error in enumerate(error_M)}
         return metrics

@@ -12,6 +12,9 @@ from mbpo_cli.types import Metrics
 
 log = logging.getLogger(__name__)
 
+# A policy learns to stay where a goal of 100 was predicted as 8 rather than to reach it.
+MAX_MISSED_REWARD = 0.5
+
 
 class Guard:
     """Judges every fit by its errors on hold-out data; two lines in the log say when the judgment changes.
@@ -54,6 +57,9 @@ class Guard:
         reward_error = float(metrics.get("model/relative_reward_error", 0.0))
         if not reward_error <= 1:
             return f"its reward is worse than the mean reward ({reward_error:.2g} of the squared error)"
+        missed = float(metrics.get("model/missed_reward", 0.0))
+        if not missed <= MAX_MISSED_REWARD:
+            return f"it misses the largest rewards ({missed:.2g} of their squares)"
         return None
 
     def state_dict(self) -> dict[str, Any]:

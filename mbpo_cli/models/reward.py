@@ -13,6 +13,8 @@ from mbpo_cli.nn.optimizers import OptimizerOptions
 from mbpo_cli.options import option
 from mbpo_cli.types import SpaceSpec, Transitions
 
+MAX_ROWS = 20_000  # real transitions that are looked at to tell what a reward function misses
+
 
 @dataclass
 class LearnedRewardOptions(OutcomeOptions):
@@ -57,6 +59,19 @@ class LearnedReward(LearnedFunction):
         trivial = (reward - self.network.targets.mean).square().mean()
         error = (mean[0] - reward).square().mean()
         return (error + tolerance) / (torch.maximum(trivial, tolerance) + tolerance)
+
+    def missed(self, transitions: Transitions) -> Tensor:
+        """Return the squared errors relative to the squared rewards: 1 if no reward were predicted at all.
+
+        They are those of the largest rewards on either side, as a goal that is rarely reached may bring nearly
+        all there is, and may not be on the hold-out set.
+        """
+        size = transitions.reward.abs()
+        rows = size.topk(min(MAX_ROWS, len(size))).indices
+        inputs, reward = self.examples(transitions[rows])
+        mean, _ = self.network.moments(inputs[None])
+        tiny = torch.finfo(reward.dtype).tiny
+        return (mean[0] - reward).square().sum() / reward.square().sum().clamp(min=tiny)
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
         """Predict rewards, shape (B,)."""

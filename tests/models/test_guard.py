@@ -15,7 +15,11 @@ from mbpo_cli.models.reward import LearnedReward
 from tests.conftest import TINY, random_transitions, spaces
 
 SPACE = spaces((3,))
-GOOD = {"model/relative_error": 0.05, "model/relative_reward_error": 0.9}
+GOOD = {
+    "model/relative_error": 0.05,
+    "model/relative_reward_error": 0.9,
+    "model/missed_reward": 0.4,
+}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +30,7 @@ GOOD = {"model/relative_error": 0.05, "model/relative_reward_error": 0.9}
         ({"model/relative_error": 0.11}, "its error on hold-out data is 0.11 of that of 'nothing changes'"),
         ({"model/relative_error": float("nan")}, "its error on hold-out data is nan"),
         (GOOD | {"model/relative_reward_error": 1.5}, "its reward is worse than the mean reward (1.5 of"),
+        (GOOD | {"model/missed_reward": 0.6}, "it misses the largest rewards (0.6 of their squares)"),
         ({}, "there are too few real transitions to test it"),
     ],
 )
@@ -85,7 +90,7 @@ def test_an_error_of_one_is_that_of_nothing_changes(difference: bool) -> None:
     std = model.transition.network.targets.std
     expected = ((data.next_obs - data.obs) / std).square().mean()
     torch.testing.assert_close(error, expected)
-    errors = model.relative_errors(data, torch.full((3,), 0.25) * error)
+    errors = model.relative_errors(data, data, torch.full((3,), 0.25) * error)
     assert float(errors["model/relative_error"]) == pytest.approx(0.25)
 
 
@@ -119,6 +124,24 @@ def test_a_reward_is_compared_with_the_mean_reward(
     model.reward.fit_normalizers(*model.reward.examples(data))
     error = Says(model.reward, says).relative_error(data)
     assert float(error) == pytest.approx(relative, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "says", "missed"),
+    [
+        ([-1.0, -1.0, -1.0, 0.0], -1.0, 1 / 3),  # an end that stops a cost: the mean will do
+        ([0.0, -0.1, 0.0, 100.0], 8.0, 0.8464 + 3 * 0.0064),  # a goal that is not predicted
+        ([0.0, -0.1, 0.0, 100.0], 0.0, 1.0),
+    ],
+)
+def test_rewards_that_are_missed_are_told_by_their_size(
+    rewards: list[float], says: float, missed: float
+) -> None:
+    model = build_model(make_config(*TINY, "model/reward=deterministic"), SPACE, torch.device("cpu"))
+    assert isinstance(model.reward, LearnedReward)
+    data = random_transitions(4, SPACE)
+    data.reward.copy_(torch.tensor(rewards))
+    assert float(Says(model.reward, says).missed(data)) == pytest.approx(missed, rel=1e-3)
 
 
 def test_held_back_generations_leave_no_generated_experience_and_only_real_mini_batches(
