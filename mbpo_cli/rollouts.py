@@ -147,7 +147,8 @@ class MBPOOptions:
     max_relative_error: float | None = option(
         "no experience is generated, and none is in the mini-batches, while the hold-out error of the elite "
         "transition functions is more than this fraction of the error of 'nothing changes', or the reward "
-        "function's more than that of the mean reward; null = the model is used however bad it is",
+        "function's more than that of the mean reward, or it misses half of the largest rewards; null = the "
+        "model is used however bad it is",
         above=0,
     )
     model_rollout_options: ModelRolloutOptions = option(

@@ -1,13 +1,13 @@
 """Draw the pictures of README and docs: learning curves with and without the model, and the modules.
 
-    python scripts/pictures.py
+    python -m scripts.pictures
 
-Writes `docs/pictures/`, from the runs in `docs/results/`.
+Writes `docs/pictures/`, the curves from the runs in `docs/seeds/`.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,39 +19,40 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from scripts.seeds import OWN, ROWS, stored
+from scripts.seeds_page import Ended
+
 DOCS = Path(__file__).parents[1] / "docs"
 FOLDER = DOCS / "pictures"
-# Two tasks that gain from the model, and one that does not.
-PANELS = {
-    "sac_pendulum": "SAC, Pendulum",
-    "matlab_cartpole": "SAC, MATLAB's cart-pole",
-    "dqn_acrobot": "DQN, Acrobot",
-}
 VARIANTS = {"on": ("with the model", "tab:blue"), "off": ("without", "tab:orange")}
 
 
 def draw_curves(path: Path) -> None:
-    """Draw mean and range over seeds of the evaluation return, with and without the model."""
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(10, 3.1), layout="constrained")
-    for axes, (task, title) in zip(panels, PANELS.items(), strict=True):
-        _draw_task(axes, task)
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("real environment steps")
+    """Draw mean and range over seeds of the evaluation return, with and without the model.
+
+    Each environment has its id alone, so that no value was chosen for it.
+    """
+    rows = [row for row in ROWS if row.threshold is None]
+    figure, panels = plt.subplots(2, (len(rows) + 1) // 2, figsize=(11, 5), layout="constrained")
+    for axes, row in zip(panels.flat, rows, strict=True):
+        for variant, (label, color) in VARIANTS.items():
+            runs = [run for run in stored(OWN.file(row)) if run.variant == variant]
+            if runs:
+                _draw(axes, runs, label, color)
+        axes.set_title(row.overrides[-1].rpartition("=")[2].rpartition(":")[2], fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("evaluation return")
-    panels[0].legend(frameon=False, loc="lower right")
+    figure.supxlabel("real environment steps", fontsize=11)
+    figure.supylabel("evaluation return", fontsize=11)
+    panels.flat[0].legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _draw_task(axes: Axes, task: str) -> None:
-    results = json.loads((DOCS / "results" / f"{task}.json").read_text())
-    for variant, (label, color) in VARIANTS.items():
-        curves = list(results[variant]["returns"].values())
-        steps = sorted(map(int, curves[0]))
-        values = np.array([[curve[str(step)] for step in steps] for curve in curves])
-        axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
-        axes.plot(steps, values.mean(0), color=color, linewidth=2, label=label)
+def _draw(axes: Axes, runs: Sequence[Ended], label: str, color: str) -> None:
+    steps = sorted(runs[0].returns)
+    values = np.array([[run.returns[step] for step in steps] for run in runs])
+    axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
+    axes.plot(steps, values.mean(0), color=color, linewidth=2, label=label)
 
 
 @dataclass(frozen=True)

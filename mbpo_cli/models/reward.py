@@ -63,8 +63,8 @@ class LearnedReward(LearnedFunction):
     def missed(self, transitions: Transitions) -> Tensor:
         """Return the squared errors relative to the squared rewards: 1 if no reward were predicted at all.
 
-        They are those of the largest rewards on either side, as a goal that is rarely reached may bring nearly
-        all there is, and may not be on the hold-out set.
+        They are those of the largest rewards on either side: a goal that is rarely reached may bring nearly
+        all there is, and may not be in the hold-out set.
         """
         size = transitions.reward.abs()
         rows = size.topk(min(MAX_ROWS, len(size))).indices
