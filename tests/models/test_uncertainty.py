@@ -83,7 +83,7 @@ def model_of(distribution: str, *overrides: str) -> EnvironmentModel:
     model.transition.elites = torch.tensor([3, 0, 4, 1])
     model.transition.network.targets.std.copy_(torch.tensor([0.5, 2.0, 3.0]))
     if (log_std := model.transition.network.log_std) is not None:
-        log_std.data.copy_(torch.randn(log_std.shape))
+        log_std.data.copy_(torch.randn(log_std.shape, generator=torch.Generator().manual_seed(0)))
     return model
 
 
