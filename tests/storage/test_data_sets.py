@@ -197,20 +197,30 @@ def test_incomplete_minari_data_are_named() -> None:
         data_sets.joined([episode(0, 1, np.zeros(2), True), episode(1, 2, np.zeros(2), True)])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")  # of authors and versions that are not given
 @pytest.mark.skipif(find("minari") is None, reason="needs the extra minari")
 def test_a_minari_data_set_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import minari
+    from minari.data_collector import EpisodeBuffer
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
-    env = minari.DataCollector(gym.make("Pendulum-v1"))
-    played = []
+    env, episodes = gym.make("Pendulum-v1"), []
     for seed in range(2):
-        played.append(env.reset(seed=seed)[0])
-        while not (step := env.step(env.action_space.sample()))[3]:
-            played.append(step[0])
-    env.create_dataset("pendulum/recorded-v0")
+        observations, actions, outcomes = [env.reset(seed=seed)[0]], [], []
+        while not (outcomes and outcomes[-1][-1]):
+            actions.append(env.action_space.sample())
+            obs, *outcome = env.step(actions[-1])
+            observations.append(obs)
+            outcomes.append(outcome[:3])
+        values = (np.stack(observations), np.stack(actions), *map(np.array, zip(*outcomes, strict=True)))
+        names = ("observations", "actions", "rewards", "terminations", "truncations")
+        episodes.append(EpisodeBuffer(id=seed, **dict(zip(names, values, strict=True))))
+    minari.create_dataset_from_buffers("pendulum/recorded-v0", buffer=episodes, env=env)
     found = data_sets.read("pendulum/recorded-v0")
-    assert np.array_equal(found["observations"], np.stack(played))
+    played = np.concatenate([each.observations[:-1] for each in episodes])
+    assert np.array_equal(found["observations"], played)
     assert found["timeouts"].nonzero()[0].tolist() == [199, 399]
-    with pytest.raises(ConfigError, match="there is no such file or Minari data set; minari download a/b-v0"):
+    with pytest.raises(
+        ConfigError, match="no Minari data set on this machine; get it with: minari download a/b-v0"
+    ):
         data_sets.read("a/b-v0")
