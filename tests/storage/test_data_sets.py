@@ -206,7 +206,8 @@ def test_a_minari_data_set_of_this_machine(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     env, episodes = gym.make("Pendulum-v1"), []
     for seed in range(2):
-        observations, actions, outcomes = [env.reset(seed=seed)[0]], [], []
+        observations, actions = [env.reset(seed=seed)[0]], []
+        outcomes: list[list[Any]] = []
         while not (outcomes and outcomes[-1][-1]):
             actions.append(env.action_space.sample())
             obs, *outcome = env.step(actions[-1])
