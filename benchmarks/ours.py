@@ -44,7 +44,6 @@ CPU = torch.device("cpu")
 
 # The agents as the other libraries have them, so that the work is the same; their DQN is not double.
 PLAIN = (
-    "agent.critics.layer_norm=false",
     "agent.critics.bound_targets=false",
     "agent.normalize_observations=false",
     "agent.policy_smooth_factor=1",
@@ -119,7 +118,7 @@ def update(name: str, *choices: str) -> Callable[[int], None]:
         f"precision={precision(choices)}",
         *PLAIN,
         *AS_ELSEWHERE[name],
-        f"agent.critics.layer_norm={'layer norm' in choices}".lower(),
+        f"agent.critics.layer_norm={'layer norm' in choices}".lower(),  # the others have none
     )
     agent = build_agent(config, spaces, CPU)
     if "compiled" in choices:

@@ -33,7 +33,7 @@ def draw_curves(path: Path) -> None:
     Each environment has its id alone, so that no value was chosen for it.
     """
     rows = [row for row in ROWS if row.threshold is None]
-    figure, panels = plt.subplots(2, (len(rows) + 1) // 2, figsize=(11, 5), layout="constrained")
+    figure, panels = plt.subplots(2, len(rows) // 2, figsize=(11, 5), layout="constrained")
     for axes, row in zip(panels.flat, rows, strict=True):
         for variant, (label, color) in VARIANTS.items():
             runs = [run for run in stored(OWN.file(row)) if run.variant == variant]

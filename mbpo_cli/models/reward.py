@@ -53,11 +53,10 @@ class LearnedReward(LearnedFunction):
         Errors of a hundredth of the rewards' size count as none: a constant reward, which its mean predicts
         without an error, cannot be learned exactly.
         """
-        inputs, reward = self.examples(transitions)
-        mean, _ = self.network.moments(inputs[None])
+        reward = transitions.reward
         tolerance = (0.01 * reward).square().mean()
         trivial = (reward - self.network.targets.mean).square().mean()
-        error = (mean[0] - reward).square().mean()
+        error = self._errors(transitions).square().mean()
         return (error + tolerance) / (torch.maximum(trivial, tolerance) + tolerance)
 
     def missed(self, transitions: Transitions) -> Tensor:
@@ -67,11 +66,9 @@ class LearnedReward(LearnedFunction):
         all there is, and may not be in the hold-out set.
         """
         size = transitions.reward.abs()
-        rows = size.topk(min(MAX_ROWS, len(size))).indices
-        inputs, reward = self.examples(transitions[rows])
-        mean, _ = self.network.moments(inputs[None])
-        tiny = torch.finfo(reward.dtype).tiny
-        return (mean[0] - reward).square().sum() / reward.square().sum().clamp(min=tiny)
+        largest = transitions[size.topk(min(MAX_ROWS, len(size))).indices]
+        tiny = torch.finfo(size.dtype).tiny
+        return self._errors(largest).square().sum() / largest.reward.square().sum().clamp(min=tiny)
 
     def predict(self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator) -> Tensor:
         """Predict rewards, shape (B,)."""
@@ -82,3 +79,6 @@ class LearnedReward(LearnedFunction):
         """Return mean rewards, shape (B,)."""
         mean, _ = self.network.moments(self.select(obs, action, next_obs)[None])
         return mean[0, :, 0]
+
+    def _errors(self, real: Transitions) -> Tensor:
+        return self.most_likely(real.obs, real.action, real.next_obs) - real.reward

@@ -12,14 +12,11 @@ from mbpo_cli.build import build_model
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.models.guard import Guard
 from mbpo_cli.models.reward import LearnedReward
+from mbpo_cli.types import Transitions
 from tests.conftest import TINY, random_transitions, spaces
 
 SPACE = spaces((3,))
-GOOD = {
-    "model/relative_error": 0.05,
-    "model/relative_reward_error": 0.9,
-    "model/missed_reward": 0.4,
-}
+GOOD = {"model/relative_error": 0.05, "model/relative_reward_error": 0.9, "model/missed_reward": 0.4}
 
 
 @pytest.mark.parametrize(
@@ -94,13 +91,16 @@ def test_an_error_of_one_is_that_of_nothing_changes(difference: bool) -> None:
     assert float(errors["model/relative_error"]) == pytest.approx(0.25)
 
 
-class Says(LearnedReward):
-    """A reward function that always says the same."""
-
-    def __init__(self, reward: LearnedReward, value: float) -> None:
-        self.network, self.select, self.value = reward.network, reward.select, value
-        network: Any = self.network
-        network.moments = lambda inputs: (torch.full((*inputs.shape[:2], 1), value), None)
+def saying(value: float, rewards: list[float]) -> tuple[LearnedReward, Transitions]:
+    """Return a reward function that always says the same, and real transitions that it was fitted to."""
+    model = build_model(make_config(*TINY, "model/reward=deterministic"), SPACE, torch.device("cpu"))
+    assert isinstance(model.reward, LearnedReward)
+    data = random_transitions(len(rewards), SPACE)
+    data.reward.copy_(torch.tensor(rewards))
+    model.reward.fit_normalizers(*model.reward.examples(data))
+    network: Any = model.reward.network
+    network.moments = lambda inputs: (torch.full((*inputs.shape[:2], 1), value), None)
+    return model.reward, data
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,8 @@ class Says(LearnedReward):
 def test_a_reward_is_compared_with_the_mean_reward(
     rewards: list[float], says: float, relative: float
 ) -> None:
-    model = build_model(make_config(*TINY, "model/reward=deterministic"), SPACE, torch.device("cpu"))
-    assert isinstance(model.reward, LearnedReward)
-    data = random_transitions(2, SPACE)
-    data.reward.copy_(torch.tensor(rewards))
-    model.reward.fit_normalizers(*model.reward.examples(data))
-    error = Says(model.reward, says).relative_error(data)
-    assert float(error) == pytest.approx(relative, rel=0.02)
+    reward, data = saying(says, rewards)
+    assert float(reward.relative_error(data)) == pytest.approx(relative, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +132,8 @@ def test_a_reward_is_compared_with_the_mean_reward(
 def test_rewards_that_are_missed_are_told_by_their_size(
     rewards: list[float], says: float, missed: float
 ) -> None:
-    model = build_model(make_config(*TINY, "model/reward=deterministic"), SPACE, torch.device("cpu"))
-    assert isinstance(model.reward, LearnedReward)
-    data = random_transitions(4, SPACE)
-    data.reward.copy_(torch.tensor(rewards))
-    assert float(Says(model.reward, says).missed(data)) == pytest.approx(missed, rel=1e-3)
+    reward, data = saying(says, rewards)
+    assert float(reward.missed(data)) == pytest.approx(missed, rel=1e-3)
 
 
 def test_held_back_generations_leave_no_generated_experience_and_only_real_mini_batches(

@@ -56,11 +56,8 @@ def test_it_resumes_with_other_loggers(old_run: Path) -> None:
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    later = {
-        "model/relative_error",
-        "model/relative_reward_error",
-        "model/missed_reward",
-    }  # 0.1.0 did not log them
+    # What 0.1.0 did not log.
+    later = {"model/relative_error", "model/relative_reward_error", "model/missed_reward"}
     return {tag: value for tag, value in row.items() if not (tag.startswith("time/") or tag in later)}
 
 
