@@ -89,11 +89,16 @@ BY_SIZE: Mapping[str, tuple[Any, Any]] = {
 }
 """Values for small tasks, and for all others."""
 
-# A tenth of a run has random actions, and a fortieth passes between two generations, or two fits.
+# A tenth of a run has random actions, and a fortieth passes between two generations, or two fits. Without
+# any step, from data alone, there is one fit, which nothing corrects later.
 BY_STEPS: Mapping[str, Callable[[int], Any]] = {
     "num_warm_start_steps": lambda steps: clip(steps / 10, 50, 5_000),
     "generate_every": lambda steps: clip(steps / 40, 50, 250),
     "fit_every": lambda steps: clip(steps / 40, 50, 250),
+    "num_mini_batches": lambda steps: 10 if steps > 0 else "all",
+    "epochs": lambda steps: 100 if steps > 0 else 400,
+    "patience": lambda steps: 5 if steps > 0 else 40,
+    "first_updates": lambda steps: 0 if steps > 0 else 6_000,
 }
 """From the environment steps of a run to a value."""
 

@@ -96,9 +96,19 @@ def test_small_and_large_tasks_have_their_own_values_of_the_double_horizon() -> 
         assert config.model.transition.num_elites == config.model.transition.num_networks
 
 
-@pytest.mark.parametrize("name", BY_STEPS)
+@pytest.mark.parametrize("name", sorted(BY_STEPS.keys() - {"first_updates"}))
 def test_every_rule_has_a_value_for_runs_of_every_length(name: str) -> None:
     assert all(BY_STEPS[name](steps) > 0 for steps in (1, 500, 10**9))
+
+
+def test_from_data_alone_the_model_is_fitted_for_longer_and_all_updates_are_the_first() -> None:
+    fits = []
+    for steps in (0, 1):
+        config = values("env=pendulum", "data=any", f"trainer.num_env_steps={steps}")
+        training, mbpo = config.model.training, config.mbpo
+        epochs = mbpo.num_epoch_for_training_model
+        fits.append((training.num_mini_batches, training.patience, epochs, mbpo.first_updates))
+    assert fits == [("all", 40, 400, 6_000), (10, 5, 100, 0)]
 
 
 def test_dm_control_has_the_values_of_large_tasks_without_its_import(monkeypatch: pytest.MonkeyPatch) -> None:
