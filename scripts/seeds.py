@@ -73,6 +73,19 @@ ROWS = (
         *(750, 125, 5, 1_000, (250, 375, 500, 625, 750)),
     ),
     *(
+        Row(
+            f"{name}_{env}",
+            ("agent=sac", f"env={env}", *overrides),
+            *(10_000, 500, 1, threshold, (1_000, 2_000, 3_000, 5_000, 10_000)),
+        )
+        for env, threshold in (("inverted_double_pendulum", 9_000), ("reacher", -5), ("cartpole_swingup", 400))
+        for name, overrides in (
+            ("double_horizon", ("algorithm=double_horizon",)),
+            ("mbpo", ()),
+            ("sac", ("mbpo=off",)),
+        )
+    ),
+    *(
         Row(f"gym_{name}", ("env=gym", f"env.id={env}"), num_env_steps, num_env_steps // 10, 5)
         for name, env, num_env_steps in (
             ("pendulum", "Pendulum-v1", 1_000),
