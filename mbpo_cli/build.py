@@ -262,7 +262,7 @@ def build_model_based(
         fitter=ModelFitter(config.model.training, config.agent.experience_buffer_length, stream),
         policy=build_rollout_policy(config, agent, spaces),
         buffer=build_buffer(config, "mbpo.model_experience_buffer_length", spaces, device),
-        guard=Guard(config.mbpo.max_relative_error),
+        guard=Guard(config.mbpo.max_relative_error, through_model=world is not None),
         uncertainty=uncertainty,
         compare=Unseen(Comparison(model.known, config.model.allow_mismatch)),
         world=world,

@@ -170,6 +170,7 @@ STUDIES = {
         window=0,
         tasks={
             "hopper": Task("Hopper", 3_000),
+            "sac_hopper": Task("Hopper", 3_000, "SAC"),
             "walker2d": Task("Walker2d", 4_000),
             "half_cheetah": Task("HalfCheetah", 10_000),
             "ant": Task("Ant", 4_000),

@@ -145,12 +145,27 @@ def test_single_evaluations_are_compared_with_single_evaluations(folders: Path) 
     assert reproduce.page(DOUBLE_HORIZON) == page  # from the stored curves, too
 
 
-@pytest.mark.parametrize("task", DOUBLE_HORIZON.tasks)
+@pytest.mark.parametrize("task", [task for task in DOUBLE_HORIZON.tasks if task != "sac_hopper"])
 def test_presets_of_the_double_horizon(task: str) -> None:
     config = make_config(f"experiment=double_horizon/{task}")
     horizon = 9 if task == "hopper" else 5
     assert (config.env.name, config.agent.name, config.mbpo.training_horizon) == (task, "sac", horizon)
     assert (vars(config.agent)["critics"].number, vars(config.model.transition)["num_networks"]) == (5, 8)
+
+
+@pytest.mark.parametrize("num_env_steps", [10_000, 100_000])
+def test_they_take_as_many_random_steps_in_runs_of_every_length(num_env_steps: int) -> None:
+    for task in DOUBLE_HORIZON.tasks:
+        config = make_config(f"experiment=double_horizon/{task}", f"trainer.num_env_steps={num_env_steps}")
+        assert config.agent.num_warm_start_steps == 2_500
+
+
+def test_the_agent_alone_has_critics_as_many_and_twenty_updates_per_step() -> None:
+    config = make_config("experiment=double_horizon/sac_hopper")
+    critics = vars(config.agent)["critics"]
+    assert (config.env.name, config.mbpo.use_model, config.mbpo.training_horizon) == ("hopper", False, 0)
+    assert (critics.number, critics.layer_norm, critics.dropout) == (5, True, 0.01)
+    assert config.agent.num_gradient_steps_per_update == 20
 
 
 def test_an_unknown_task_is_named(

@@ -61,6 +61,22 @@ def test_one_line_says_when_it_begins_and_one_when_it_ends(caplog: pytest.LogCap
     ]
 
 
+def test_a_model_that_updates_go_through_must_be_twice_as_good_to_be_used_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for guard, expected in ((Guard(0.1), [0, 1, 1, 1, 1]), (Guard(0.1, through_model=True), [0, 1, 2, 2, 2])):
+        with caplog.at_level(logging.INFO):
+            counts = [
+                guard.judge({"model/relative_error": error}, step)["rollout/held_back"]
+                for step, error in enumerate((0.08, 0.2, 0.06, 0.04, 0.08))
+            ]
+        assert counts == expected
+    assert [message.split(",")[0] for message in caplog.messages[2:]] == [
+        "step 1: the model is not used",
+        "step 3: the model is good enough",
+    ]
+
+
 def test_without_a_limit_every_model_is_used() -> None:
     guard = Guard(None)
     assert guard.judge({"model/relative_error": 9.0}, 0) == {}
