@@ -76,9 +76,9 @@ ROWS = (
         Row(
             f"{name}_{env}",
             ("agent=sac", f"env={env}", *overrides),
-            *(10_000, 500, 1, threshold, (1_000, 2_000, 3_000, 5_000, 10_000)),
+            *(10_000, 500, 1, goal, (1_000, 2_000, 3_000, 5_000, 10_000)),
         )
-        for env, threshold in (("inverted_double_pendulum", 9_000), ("reacher", -5), ("cartpole_swingup", 400))
+        for env, goal in (("inverted_double_pendulum", 9_000), ("reacher", -5), ("cartpole_swingup", 400))
         for name, overrides in (
             ("double_horizon", ("algorithm=double_horizon",)),
             ("mbpo", ()),
