@@ -325,7 +325,10 @@ def test_what_is_no_data_is_refused(name: str, message: str, tmp_path: Path) -> 
     [
         (("trainer.num_env_steps=0",), "trainer.num_env_steps=0: needs data=... to learn from"),
         (("mbpo.data_ratio=0.5",), "mbpo.data_ratio=0.5: has no meaning without data"),
-        (("data=a.npz", "trainer.num_env_steps=0"), "trainer.num_env_steps=0: needs mbpo.first_updates > 0"),
+        (
+            ("data=a.npz", "trainer.num_env_steps=0", "mbpo.first_updates=0"),
+            "trainer.num_env_steps=0: needs mbpo.first_updates > 0",
+        ),
         (("data=a.npz", *OFFLINE, "mbpo=off"), "trainer.num_env_steps=0: needs mbpo.first_updates > 0, and"),
         (
             ("data=a.npz", "agent.from_run=b", "agent.reset_experience_buffer_before_training=false"),
