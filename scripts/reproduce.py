@@ -295,7 +295,9 @@ def draw(study: Study, name: str, curves: Mapping[int, Curve]) -> None:
         else:
             label = f"published {algorithm}"
             axes.plot(at, theirs, color=f"C{number}", linewidth=1.0, linestyle="--", label=label)
-    axes.set(xlabel="real environment steps", ylabel="evaluation return", title=f"experiment={study.name}/{name}")
+    axes.set(
+        xlabel="real environment steps", ylabel="evaluation return", title=f"experiment={study.name}/{name}"
+    )
     axes.legend(frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(study.folder / f"{name}.png", dpi=110)
