@@ -65,8 +65,9 @@ velocities in observations and pays no reward for health on the step on which an
 of DM Control, published are TD-MPC2 and SAC, means over three seeds (`results` of `nicklashansen/tdmpc2`);
 a step is a decision there, of two frames.
 
-`sac_hopper` is SAC without any model, with five critics, dropout and 20 updates per step, beside the
-published SAC: what the model gives is the difference to `hopper`.
+`macura_hopper` is `hopper` with rollouts and paths that end where the model is too uncertain
+(`max_divergence=30`, `divergence_quantile=0.9`). `sac_hopper` is SAC without any model, with five critics,
+dropout and 20 updates per step, beside the published SAC: what the model gives is the difference to `hopper`.
 
 **Ours**: each evaluation is the mean of ten greedy episodes. For three seeds and more, the mean and its 95 %
 interval (Student's t); for fewer, each seed; at the last published step that all have reached.
@@ -173,6 +174,7 @@ STUDIES = {
         window=0,
         tasks={
             "hopper": Task("Hopper", 3_000),
+            "macura_hopper": Task("Hopper", 3_000),
             "sac_hopper": Task("Hopper", 3_000, "SAC"),
             "walker2d": Task("Walker2d", 4_000),
             "half_cheetah": Task("HalfCheetah", 10_000),

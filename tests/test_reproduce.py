@@ -145,7 +145,7 @@ def test_single_evaluations_are_compared_with_single_evaluations(folders: Path) 
     assert reproduce.page(DOUBLE_HORIZON) == page  # from the stored curves, too
 
 
-@pytest.mark.parametrize("task", [task for task in DOUBLE_HORIZON.tasks if task != "sac_hopper"])
+@pytest.mark.parametrize("task", [task for task in DOUBLE_HORIZON.tasks if not task.endswith("_hopper")])
 def test_presets_of_the_double_horizon(task: str) -> None:
     config = make_config(f"experiment=double_horizon/{task}")
     horizon = 9 if task == "hopper" else 5
@@ -158,6 +158,15 @@ def test_they_take_as_many_random_steps_in_runs_of_every_length(num_env_steps: i
     for task in DOUBLE_HORIZON.tasks:
         config = make_config(f"experiment=double_horizon/{task}", f"trainer.num_env_steps={num_env_steps}")
         assert config.agent.num_warm_start_steps == 2_500
+
+
+def test_ends_by_uncertainty_are_all_that_tells_two_presets_apart() -> None:
+    plain = make_config("experiment=double_horizon/hopper", "trainer.num_env_steps=20000")
+    config = make_config("experiment=double_horizon/macura_hopper")
+    rollouts = config.mbpo.model_rollout_options
+    assert (rollouts.max_divergence, rollouts.divergence_quantile) == (30, 0.9)
+    rollouts.max_divergence, rollouts.divergence_quantile = None, 0.95
+    assert config == plain
 
 
 def test_the_agent_alone_has_critics_as_many_and_twenty_updates_per_step() -> None:
