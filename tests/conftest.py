@@ -36,6 +36,12 @@ def hydra_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what only a crash of the machine would show, and takes half the time of a checkpoint."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+@pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """Undo what commands that run in this process change in the logging of all later tests."""
     root = logging.getLogger()
@@ -235,9 +241,12 @@ TINY = (
     "trainer.evaluate_every_steps=10",
     "trainer.num_eval_episodes=2",
     "trainer.log_every_steps=5",
+    "trainer.diagnostics=false",
     *PLAIN_NETWORKS,
 )
 """Overrides that make a run take a fraction of a second, with a model that is used however bad it is."""
+EXAMINED = (*TINY, "trainer.diagnostics=true")
+"""The same with diagnostics, and pictures of them, which take most of the time then."""
 
 
 def gym_env(env_id: str) -> tuple[str, ...]:

@@ -8,12 +8,16 @@ import shlex
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
+from mbpo_cli.commands import train as cli
+from mbpo_cli.config import rules
 from tests.conftest import CONF, metrics_of
 
 PAGES = [CONF.parent / "docs" / name for name in ("tasks/environment.md", "extending.md")]
@@ -43,6 +47,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (root / "my_lab" / "corridor.py").open("a") as file:
         file.write("\n\ndef shapeless(obs, action, next_obs):\n    return obs[:, :1]\n")
     return root
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder as the current directory of this process, whose modules are forgotten afterwards."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    yield folder
+    for known in (sys.modules, gym.registry):
+        for name in [name for name in known if name.startswith("my_lab")]:
+            del known[name]
+    rules._facts.cache_clear()
 
 
 def train(folder: Path, *overrides: str, name: str) -> subprocess.CompletedProcess[str]:
@@ -154,9 +170,18 @@ def test_there_are_commands_to_run() -> None:
         ("agent.temperature=0", "agent.temperature=0: must be a number > 0 (softness of the policy"),
     ],
 )
-def test_mistakes_outside_end_in_one_line(folder: Path, override: str, message: str) -> None:
-    done = train(folder, "env=corridor", "agent=soft_q", *override.split(), name="wrong")
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert not (folder / "wrong").exists()
+def test_mistakes_outside_end_in_one_line(
+    here: Path,
+    override: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    chosen = ("--config-dir", "my_conf", "hydra.run.dir=wrong", "env=corridor", "agent=soft_q")
+    monkeypatch.setattr(sys, "argv", ["mbpo-train", *chosen, *BRIEF, *override.split()])
+    with pytest.raises(SystemExit) as ending:
+        cli.main()
+    line = capfd.readouterr().err
+    assert (ending.value.code, line.count("\n")) == (2, 1)
+    assert message in line
+    assert not (here / "wrong").exists()

@@ -101,7 +101,7 @@ def test_a_misbehaving_environment_is_named_and_the_run_can_be_resumed(
     misbehave, words = MISBEHAVIOUR[name]
     monkeypatch.setattr(Misbehaving, "misbehave", staticmethod(misbehave), raising=False)
     options = (*TINY, *gym_env("tests/Misbehaving-v0"), "checkpoint.every_steps=5", "mbpo=off")
-    config = make_config(*options, "trainer.num_env_steps=60", "trainer.evaluate_every_steps=60")
+    config = make_config(*options, "trainer.num_env_steps=25", "trainer.evaluate_every_steps=25")
     with pytest.raises(RunFailed) as error:
         run(config, tmp_path)
     assert error.value.exit_code == 3
@@ -161,7 +161,7 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize("calls", [1, 6])
+@pytest.mark.parametrize("calls", [1, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "case", NUMBERS, ids=[f"{kind.__name__}-{number}" for number, (kind, *_) in enumerate(NUMBERS)]
 )

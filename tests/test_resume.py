@@ -33,7 +33,7 @@ from tests.conftest import TINY, gym_env, random_transitions, spaces
 log = logging.getLogger(__name__)
 
 KINDS = {
-    "sac": (),
+    "sac": ("trainer.diagnostics=true",),
     "sac_by_episode": (*gym_env("tests/PointMass-v0"), "mbpo.generate_every=episode"),
     "td3_noisy": ("agent=td3", "mbpo/model_rollout_options/noise_options=gaussian"),
     "ddpg_ou": ("agent=ddpg", "agent/exploration=ornstein_uhlenbeck", "env.num_envs=3"),
@@ -77,6 +77,7 @@ KINDS = {
         "agent.num_steps_to_look_ahead=2",
     ),
     "through_the_model": (
+        "trainer.diagnostics=true",
         "algorithm=double_horizon",
         "mbpo.fit_every=10",
         "mbpo.first_updates=23",
@@ -267,17 +268,28 @@ def test_a_second_process_in_the_directory_is_rejected_with_the_name_of_the_firs
     assert error.value.exit_code == 75
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Return the directory of a stopped run, and the outcome that it has when it is not stopped."""
+    path, config = tmp_path_factory.mktemp("stopped"), make_config(*TINY, *BRIEF)
+    run(config, path / "whole")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop_after(20, monkeypatch)
+        with pytest.raises(Interrupted):
+            run(config, path / "run")
+    return path / "run", outcome(path / "whole")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "removed"])
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "tensors.safetensors", "experience"])
 def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(
-    name: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    damage: str,
+    stopped: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    config = make_config(*TINY, *BRIEF)
-    run(config, tmp_path / "whole")
-    stop_after(20, monkeypatch)
-    with pytest.raises(Interrupted):
-        run(config, tmp_path / "run")
-    monkeypatch.undo()
+    shutil.copytree(stopped[0], tmp_path / "run")
     newest = max((tmp_path / "run" / "checkpoints").iterdir())
     path = newest / name
     if name == "experience":
@@ -289,9 +301,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_used(
         half = len(data) // 2
         flipped = data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
         path.write_bytes({"truncated": data[:half], "flipped": flipped, "emptied": b""}[damage])
-    run(config, tmp_path / "run")
+    run(make_config(*TINY, *BRIEF), tmp_path / "run")
     assert f"checkpoint not used: {newest.name}: " in caplog.text
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "run") == stopped[1]
 
 
 def test_incomplete_logs_are_put_aside(

@@ -133,7 +133,8 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_resumes_by_its_directory_or_its_command(tmp_path: Path) -> None:
-    arguments = ("experiment=smoke", "mbpo=off", "trainer.num_env_steps=100000", "hydra.run.dir=mine")
+    choices = ("experiment=smoke", "mbpo=off", "compile=false")
+    arguments = (*choices, "trainer.num_env_steps=100000", "hydra.run.dir=mine")
     process = subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL)
     metrics = tmp_path / "mine" / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
+import functools
+import operator
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -69,20 +69,10 @@ def test_an_option_means_the_same_for_every_agent() -> None:
     assert [key for key, found in texts.items() if len(found) > 1] == []
 
 
-@pytest.mark.parametrize("transition", ["gaussian", "deterministic"])
-@pytest.mark.parametrize("env", ["pendulum", "gym"])
-def test_choices_combine(env: str, transition: str) -> None:
-    rewards = ["gaussian", "deterministic"] + (["known"] if env == "pendulum" else [])
-    dones = ["learned", "never"] + (["known"] if env == "pendulum" else [])
-    for reward, is_done, mbpo in itertools.product(rewards, dones, ("on", "off")):
-        make_config(
-            f"env={env}",
-            "env.id=Pendulum-v1",
-            f"model/transition={transition}",
-            f"model/reward={reward}",
-            f"model/is_done={is_done}",
-            f"mbpo={mbpo}",
-        )
+@pytest.mark.parametrize("reward", ["gaussian", "deterministic", "known"])
+@pytest.mark.parametrize("is_done", ["learned", "never", "known"])
+def test_functions_can_be_chosen_without_a_model(reward: str, is_done: str) -> None:
+    make_config(f"model/reward={reward}", f"model/is_done={is_done}", "mbpo=off")
 
 
 def test_components_have_the_options_of_their_class() -> None:
@@ -259,13 +249,12 @@ def test_no_option_accepts_a_wrong_value() -> None:
         for bad in wrong:
             if key.endswith(".kwargs") and isinstance(bad, dict):
                 continue  # any mapping is allowed
-            changed = copy.deepcopy(good)
-            place = changed
-            for part in key.split(".")[:-1]:
-                place = place[part]
-            place[key.rpartition(".")[2]] = bad
+            *parents, name = key.split(".")
+            place = functools.reduce(operator.getitem, parents, good)
+            place[name] = bad
             with pytest.raises(ConfigError) as error:
-                typed(changed)
+                typed(good)
+            place[name] = value
             assert "\n" not in str(error.value)
             assert key.rpartition(".")[2] in str(error.value)
             mistakes += 1

@@ -16,7 +16,7 @@ from mbpo_cli.evaluation.curve import draw, picture
 from mbpo_cli.evaluation.curve_file import CurvePicture
 from mbpo_cli.failures import Interrupted
 from mbpo_cli.run import run
-from tests.conftest import TINY
+from tests.conftest import EXAMINED
 from tests.test_resume import BRIEF, stop_at
 
 PNG = b"\x89PNG"
@@ -105,7 +105,7 @@ def test_an_error_ends_the_drawing_and_is_told_once(
 def test_a_resumed_run_ends_with_the_picture_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(*TINY, *BRIEF, "mbpo=off")
+    config = make_config(*EXAMINED, *BRIEF, "mbpo=off")
     run(config, tmp_path / "whole")
     whole = (tmp_path / "whole" / "curve.png").read_bytes()
     stop_at(20, monkeypatch)
@@ -118,6 +118,6 @@ def test_a_resumed_run_ends_with_the_picture_of_an_uninterrupted_one(
 
 
 def test_there_is_no_picture_without_diagnostics(tmp_path: Path) -> None:
-    run(make_config(*TINY, "mbpo=off", "trainer.diagnostics=false"), tmp_path / "run")
+    run(make_config(*EXAMINED, "mbpo=off", "trainer.diagnostics=false"), tmp_path / "run")
     assert not (tmp_path / "run" / "curve.png").exists()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "done"

@@ -20,7 +20,7 @@ from mbpo_cli.evaluation.diagnostics import Findings
 from mbpo_cli.evaluation.evaluate import Episode
 from mbpo_cli.nn.optimizers import Optimizer
 from mbpo_cli.types import Transitions
-from tests.conftest import TINY, adam
+from tests.conftest import EXAMINED, adam
 
 Train = Callable[..., dict[str, Any]]
 
@@ -140,7 +140,7 @@ def test_gradient_norms_are_of_adams_running_mean() -> None:
 
 
 def test_three_pictures_are_due_the_last_one_at_the_end() -> None:
-    options = make_config(*TINY, "trainer.num_env_steps=1000", "trainer.evaluate_every_steps=30").trainer
+    options = make_config(*EXAMINED, "trainer.num_env_steps=1000", "trainer.evaluate_every_steps=30").trainer
     evaluations = [*range(30, 1000, 30), 1000]
     due = [step for step in evaluations if options.picture_is_due(step)]
     assert due == [360, 690, 1000]
@@ -150,7 +150,7 @@ def test_three_pictures_are_due_the_last_one_at_the_end() -> None:
 def test_diagnostics_do_not_affect_training_and_can_be_switched_off(train_in: Train, env: str) -> None:
     agent = "dqn" if env == "cartpole" else "sac"
     groups = (f"agent={agent}", f"env={env}", "model/transition=gaussian", "model/is_done=learned")
-    options = (*groups, *TINY, "mbpo.generate_every=5", "trainer.num_env_steps=40")
+    options = (*groups, *EXAMINED, "mbpo.generate_every=5", "trainer.num_env_steps=40")
     examined = train_in(*options, name="examined")
     unexamined = train_in(*options, "trainer.diagnostics=false", name="unexamined")
     assert all(
@@ -183,14 +183,14 @@ def test_diagnostics_do_not_affect_training_and_can_be_switched_off(train_in: Tr
 
 
 def test_an_agent_without_a_model_is_examined(train_in: Train) -> None:
-    rows = train_in(*TINY, "mbpo=off")["metrics"]
+    rows = train_in(*EXAMINED, "mbpo=off")["metrics"]
     tags = {tag for row in rows for tag in row if tag.startswith("diagnose/")}
     assert {"diagnose/q_bias", "diagnose/q_real", "diagnose/gradient_norm_actor"} <= tags
     assert not any("one_step" in tag or "generated" in tag for tag in tags)
 
 
 def test_errors_are_reported_by_channel(train_in: Train) -> None:
-    options = (*TINY, "env=gym", "env.id=tests/Channels-v0", "env.module=tests.conftest")
+    options = (*EXAMINED, "env=gym", "env.id=tests/Channels-v0", "env.module=tests.conftest")
     rows = train_in(*options, "mbpo.generate_every=5")["metrics"]
     tags = {tag for row in rows for tag in row}
     assert {"diagnose/one_step_error_channel_0", "diagnose/one_step_error_channel_1"} <= tags

@@ -33,9 +33,10 @@ from mbpo_cli.logs.background import Background, Tracker, TrackerOptions
 from mbpo_cli.logs.logger import Exhibits, RunInfo, Scalars
 from mbpo_cli.options import option
 from mbpo_cli.run import run
-from tests.conftest import RUN_FILES, TINY, gym_env, metrics_of
+from tests.conftest import EXAMINED, RUN_FILES, TINY, gym_env, metrics_of
 
 BRIEF = (*TINY, "mbpo.generate_every=5")
+SHOWN = (*EXAMINED, "mbpo.generate_every=5")
 PNG = b"\x89PNG"
 CALLS: list[tuple[Any, ...]] = []
 """What trackers of this module were called with: method, thread and arguments."""
@@ -91,7 +92,7 @@ def calls(method: str) -> list[tuple[Any, ...]]:
 
 
 def test_a_tracker_gets_all_of_a_run_on_a_thread_of_its_own(tmp_path: Path) -> None:
-    config = recorded_by(make_config(*BRIEF))
+    config = recorded_by(make_config(*SHOWN))
     run(config, tmp_path)
     assert [{"step": step, **scalars} for step, scalars in calls("write")] == metrics_of(tmp_path)
     exhibits = [(step, tag, exhibit) for step, shown in calls("show") for tag, exhibit in shown.items()]
@@ -147,20 +148,30 @@ def test_an_environment_that_cannot_be_filmed_is_refused() -> None:
         check(make_config(*BRIEF, *gym_env("tests/PointMass-v0"), "trainer.film_episodes=1"))
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return the score and the policy of a run without trackers."""
+    path = tmp_path_factory.mktemp("plain")
+    return run(make_config(*BRIEF), path), torch.load(path / "policy.pt", weights_only=True)
+
+
 @pytest.mark.parametrize("method", ["start", "write", "show", "finish"])
 def test_a_tracker_that_fails_is_left_out(
-    method: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    method: str,
+    plain: tuple[float, dict[str, torch.Tensor]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    config = make_config(*BRIEF)
-    score = run(config, tmp_path / "plain")
     caplog.clear()
-    assert run(recorded_by(config, method), tmp_path / "tracked") == score
+    score, policy = plain
+    config = make_config(*(SHOWN if method == "show" else BRIEF))
+    assert run(recorded_by(config, method), tmp_path) == score
     errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
     assert errors == ["logger.mine: SystemExit: no more; the run continues without it"]
     assert len(calls(method)) == 1, "it is not called again"
     assert len(calls("abandon")) == 1
-    policies = [torch.load(tmp_path / name / "policy.pt", weights_only=True) for name in ("plain", "tracked")]
-    assert all(torch.equal(policies[0][name], policies[1][name]) for name in policies[0])
+    tracked = torch.load(tmp_path / "policy.pt", weights_only=True)
+    assert all(torch.equal(tracked[name], policy[name]) for name in policy)
 
 
 def test_a_slow_tracker_drops_points_and_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
@@ -270,7 +281,7 @@ def test_without_loggers_there_is_only_metrics_jsonl(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    run(make_config(*BRIEF, "logger=[]"), tmp_path)
+    run(make_config(*SHOWN, "logger=[]"), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == set(RUN_FILES)
     assert "TensorBoard" not in caplog.text
     # Loggers are no part of the results, so that they may change.
@@ -302,7 +313,7 @@ def test_the_packages_are_not_imported_unless_they_are_used() -> None:
 
 # The real packages.
 
-REAL = (*BRIEF, "trainer.log_every_steps=1", "trainer.film_episodes=1")
+REAL = (*SHOWN, "trainer.log_every_steps=1", "trainer.film_episodes=1")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mbpo_cli.config.compose import make_config
 from mbpo_cli.report.single import EPISODES, FINDINGS, GRADIENT_STEPS, PHASES
 from mbpo_cli.run import run
 from mbpo_cli.trainer import PHASES as PHASES_OF_THE_TRAINER
-from tests.conftest import TINY, gym_env, metrics_of
+from tests.conftest import EXAMINED, gym_env, metrics_of
 from tests.report.test_report import HOSTILE, records, write_run
 
 METRICS = (
@@ -121,7 +121,7 @@ def test_hostile_files_of_a_single_run_are_text(tmp_path: Path, capsys: pytest.C
 def test_what_is_looked_for_is_what_runs_log(tmp_path: Path) -> None:
     choices = ("model/transition=gaussian", "model/reward=deterministic", "model/is_done=learned")
     limits = ("trainer.num_env_steps=40", "mbpo.generate_every=10", "mbpo.max_relative_error=1e9")
-    run(make_config(*TINY, *gym_env("tests/PointMass-v0"), *choices, *limits), tmp_path / "run")
+    run(make_config(*EXAMINED, *gym_env("tests/PointMass-v0"), *choices, *limits), tmp_path / "run")
     rows = metrics_of(tmp_path / "run")
     logged = {tag for row in rows for tag in row}
     # This environment has no ends to predict.

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from hydra_plugins.mbpo.sweepers import combinations
+from mbpo_cli.commands import train as cli
 from mbpo_cli.commands.train import with_directory
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.failures import ConfigError, Interrupted
@@ -174,11 +175,16 @@ def test_a_job_is_done_once_it_has_taken_all_its_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "argument", ["agent.discount_factor=0.9,2", "agent.mini_batch_size=0", "seed=interval(0,1)", "resume=x"]
 )
-def test_a_sweep_with_a_wrong_value_writes_nothing(argument: str, tmp_path: Path) -> None:
-    done = sweep(tmp_path, argument)
-    assert done.returncode == 2
-    assert done.stderr.startswith("mbpo-train: error: ")
-    assert len(done.stderr.splitlines()) == 1
+def test_a_sweep_with_a_wrong_value_writes_nothing(
+    argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mbpo-train", "-m", *TINY, argument])
+    with pytest.raises(SystemExit) as ending:
+        cli.main()
+    line = capfd.readouterr().err
+    assert (ending.value.code, line.count("\n")) == (2, 1)
+    assert line.startswith("mbpo-train: error: ")
     assert list(tmp_path.iterdir()) == []
 
 
