@@ -39,7 +39,8 @@ class Path(NamedTuple):
         bonus: The bonuses of the first actions, shape (B,).
         gained: Discounted rewards of all steps and bonuses of all later actions, the last one's included,
             shape (B,).
-        rewards: The rewards of the steps, shape (T, B); after an end, that of the first step.
+        rewards: The rewards of the steps, shape (T, B); after an end, that of the first step; for a row that
+            takes none, the mean of the others.
         weight: What the value of the last action counts: the discount, or 0 after an end; shape (B,).
         last_obs: The observations after the last step, shape (B, O).
         length: The number of steps taken, shape (B,); None if all can be trusted, always.
@@ -79,7 +80,9 @@ def unroll(
         # After an end, rows stay where they are: elsewhere they might become infinite.
         obs = torch.where(goes_on[:, None], next_obs, obs)
         gained = gained + weight * reward
-        rewards.append(torch.where(goes_on, reward, rewards[0] if rewards else reward).detach())
+        # Steps that are not taken repeat a usual reward, so that they widen no bounds.
+        usual = rewards[0] if rewards else torch.where(goes_on, reward, 0).sum() / goes_on.sum().clamp(min=1)
+        rewards.append(torch.where(goes_on, reward, usual).detach())
         weight = discount_factor * weight * (1 - terminated)
         action, bonus = choose(obs, noise_TBA[step + 1])
         gained = gained + weight * bonus

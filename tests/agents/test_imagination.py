@@ -119,6 +119,8 @@ def test_a_path_stops_before_a_step_that_cannot_be_trusted() -> None:
         if length == 0:
             assert [each.item() for each in found] == pytest.approx([0.0, 1.0, start, 1.1 * start])
             assert gradient.item() == 0
+            taken = torch.tensor(lengths) > 0
+            assert path.rewards[:, row].tolist() == pytest.approx([path.rewards[0, taken].mean().item()] * 4)
             continue
         expected = (short.gained[0], short.weight[0], short.last_obs[0], short.actions[-1][0])
         for one, other in zip(found, expected, strict=True):
