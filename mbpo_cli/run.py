@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -61,17 +61,10 @@ def run(
     trust: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
 ) -> float:
-    """Train in the run directory `path`, and return the score: the mean return of the last evaluations.
+    """Train in the run directory `path`, and return the score.
 
-    If the directory holds a run with the same configuration, the run resumes from its last checkpoint, with
-    the same results as if it had never stopped. `in_sweep`: other jobs run, too. `trust` are packages that
-    runs to begin with (options `from_run`) may import. `callbacks` look at the run while it trains.
-
-    Raises:
-        ConfigError: The directory holds a run with another configuration.
-        RunFailed: Any other failure; it has been logged.
-        Interrupted: The run stopped on request; checkpoint, summary and policy are written.
-        KeyboardInterrupt: Ctrl-C was pressed twice; the last checkpoint remains.
+    Like `mbpo_cli.train`, which documents arguments and errors, without its checks beforehand. `in_sweep`:
+    other jobs run, too.
     """
     torch.set_num_threads(num_threads(config, in_sweep))
     # Adam's moments decay to denormal numbers, which are slow to compute with and too small to matter.
@@ -115,7 +108,7 @@ def _run(
                     callbacks, trainer.record, trainer.logger.unwritten
                 )
             is_done = _train(config, trainer, directory, checkpointer, trust)
-            status = _status(trainer) if is_done else "interrupted"
+            status = "done" if is_done else "interrupted"
     except failures.Stopped:  # before the environments were where the last checkpoint left them
         status = "interrupted"
     except KeyboardInterrupt:
@@ -153,13 +146,20 @@ def _train(
     logs = checkpointer.restore(trainer)
     if logs is None:
         pretrained.begin(trainer, config, trust)
-    warn_if_unrepeated(config, trainer.should_stop)
+    seed, stream = episode_seed(config.seed, "environment", 0), generator(config.seed, "probe")
+    difference = unrepeated(partial(build_env, config), seed, stream, trainer.should_stop)
+    if difference is not None:
+        log.warning("%s %s", config.env.id, difference)
     trainer.logger.sinks += open_sinks(config, directory, logs or {}, trainer.env_steps)
     is_done = trainer.train()
     checkpointer.save(trainer)
     directory.save_policy(trainer.agent.policy_state())
     if is_done and config.trainer.film_episodes:
         video.film(config, trainer, directory.path / FILM)
+    if is_done and trainer.options.num_env_steps == 0 == trainer.gradient_steps:
+        raise failures.RunFailed(
+            "nothing was learned, as the model of the data was not good enough to be used"
+        )
     return is_done
 
 
@@ -177,23 +177,6 @@ def _pass_on(
         if isinstance(sink, Background):
             sink.finish(summary)
     end(callbacks, summary)
-
-
-def warn_if_unrepeated(config: Config, should_stop: Callable[[], bool]) -> None:
-    """Log a warning if the environment depends on more than its seed and the actions."""
-    seed, stream = episode_seed(config.seed, "environment", 0), generator(config.seed, "probe")
-    reason = unrepeated(partial(build_env, config), seed, stream, should_stop)
-    if reason is not None:
-        log.warning("%s %s", config.env.id, reason)
-
-
-def _status(trainer: Trainer) -> str:
-    """Return how a run ended whose training is complete; it failed if it learned nothing from data alone."""
-    if trainer.options.num_env_steps == 0 == trainer.gradient_steps:
-        raise failures.RunFailed(
-            "nothing was learned, as the model of the data was not good enough to be used"
-        )
-    return "done"
 
 
 def _failure(error: BaseException, path: Path) -> failures.RunFailed:

@@ -267,40 +267,25 @@ def failures(output: str) -> list[str]:
     return [rest.split(" - ")[0] for word, _, rest in lines if word in ("FAILED", "ERROR") and "::" in rest]
 
 
-@dataclass
-class Results:
-    """The results so far, in a file, by the mutants' keys."""
-
-    path: Path
-    found: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.path.exists():
-            self.found = json.loads(self.path.read_text())
-
-    def write(self) -> None:
-        """Store all results."""
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text(json.dumps(self.found, indent=1))
-        temporary.replace(self.path)
-
-
 def try_all(
     chosen: list[Mutant], folder: Path, server: Server, known: Tests, budget: float, again: bool
 ) -> list[dict[str, Any]]:
     """Try what has no result yet, or was not noticed and is tried again; return the results of all."""
-    results = Results(STORE / "results.json")
+    from mbpo_cli.storage.files import write_json  # not above: the server would not see mutants of it
+
+    path = STORE / "results.json"
+    stored: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
     for index, mutant in enumerate(chosen, start=1):
-        if mutant.key not in results.found or (again and not results.found[mutant.key]["noticed_by"]):
+        if mutant.key not in stored or (again and not stored[mutant.key]["noticed_by"]):
             tests = known.that_execute(mutant, budget)
             # On a busy machine everything takes longer.
             limit = 60 + 5 * sum(known.seconds[test] for test in tests)
             result = try_one(mutant, folder, server, tests, limit)
-            results.found[mutant.key] = result
-            results.write()
+            stored[mutant.key] = result
+            write_json(path, stored)
             by = result["noticed_by"] or "NOT NOTICED"
             print(f"{index}: {mutant.key}\n    {by} ({result['seconds']} s)", flush=True)
-    found = [results.found[mutant.key] for mutant in chosen]
+    found = [stored[mutant.key] for mutant in chosen]
     noticed_by = sorted({result["noticed_by"] for result in found} & known.seconds.keys())
     # A test that fails without a mutant has noticed nothing.
     output = server.pytest(noticed_by, 3600)[1] if noticed_by else ""
@@ -310,8 +295,8 @@ def try_all(
     print("these tests fail without a mutant:", *broken, sep="\n    ", flush=True)
     for result, mutant in zip(found, chosen, strict=True):
         if result["noticed_by"] in broken:
-            del results.found[mutant.key]
-    results.write()
+            del stored[mutant.key]
+    write_json(path, stored)
     for test in broken:
         del known.seconds[test]
     return try_all(chosen, folder, server, known, budget, again=False)

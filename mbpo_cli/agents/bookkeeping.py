@@ -1,6 +1,6 @@
 """What the agents of this package share besides networks: counting updates, compilation and checkpoints.
 
-It knows nothing of losses. An agent of your own does not need it (see `mbpo_cli.types.Agent`).
+An agent of your own does not need it (see `mbpo_cli.types.Agent`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mbpo_cli.agents.networks import (
 from mbpo_cli.agents.options import TargetNetworkOptions
 from mbpo_cli.nn.compilation import one_by_one
 from mbpo_cli.nn.networks import dropout_factors
+from mbpo_cli.nn.optimizers import Optimizer
 from mbpo_cli.types import Accelerate, GradientStep, Metrics, SpaceSpec, Transitions
 
 
@@ -42,6 +43,8 @@ class Draws(NamedTuple):
 class Bookkeeping:
     """Counts updates, takes gradient steps (compiled or not), and saves every attribute that has a state."""
 
+    policy: Any  # the network of the greedy policy
+    critic_optimizer: Optimizer
     _step: GradientStep
     """One gradient step: a function of what `arguments` returns that changes nothing but parameters."""
 
@@ -92,6 +95,17 @@ class Bookkeeping:
             return value_B
         self.bounds.see(reward_B)
         return self.bounds.limited(value_B, *bonuses) if self.options.critics.bound_targets else value_B
+
+    def fit_critics(self, values: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Take a gradient step from the critics' values (M, B) towards their target (B,)."""
+        loss = 0.5 * (values - target).square().mean(1).sum()
+        self.critic_optimizer.minimize(loss)
+        return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
+
+    def policy_state(self) -> dict[str, Tensor]:
+        """Return the weights of the greedy policy."""
+        state: dict[str, Tensor] = self.policy.state_dict()
+        return state
 
     def policy_of(self, network: Network) -> Network:
         """Return the network of the greedy policy: an average of a trained one, or that itself."""

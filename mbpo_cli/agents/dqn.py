@@ -76,10 +76,6 @@ class DQN(Bookkeeping):
         values: Tensor = self.critic(obs, action).mean(0)
         return values
 
-    def policy_state(self) -> dict[str, Tensor]:
-        """Return the weights of the critic that determines the greedy policy."""
-        return self.policy.state_dict()
-
     def _step(self, batch: Transitions, draws: Draws, with_targets: bool) -> dict[str, Tensor]:
         metrics = self._update_critic(batch, draws)
         if with_targets:
@@ -97,8 +93,6 @@ class DQN(Bookkeeping):
             next_value = next_values_BA.gather(1, chosen_by_BA.argmax(-1, keepdim=True))[:, 0]
             next_value = self.bounded(batch.reward, next_value)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
-        values = self.critic(batch.obs, batch.action, draws.dropout)
-        loss = 0.5 * (values - target).square().mean(1).sum()
-        self.critic_optimizer.minimize(loss)
+        metrics = self.fit_critics(self.critic(batch.obs, batch.action, draws.dropout), target)
         self.average(self.policy, self.critic)
-        return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
+        return metrics

@@ -101,11 +101,9 @@ class Imagining(Bookkeeping):
 
     world: World
     actor: Any  # the trained policy, a subclass of `Actor`
-    policy: Any  # the greedy policy
     critics: Critics | DiscreteCritics
     target_critics: Critics | DiscreteCritics
     actor_optimizer: Optimizer
-    critic_optimizer: Optimizer
     generator: torch.Generator
 
     @abstractmethod
@@ -121,17 +119,6 @@ class Imagining(Bookkeeping):
         """Return the Q-values of actions, shape (B,), averaged over the critics."""
         values: Tensor = self.critics(obs, action).mean(0)
         return values
-
-    def policy_state(self) -> dict[str, Tensor]:
-        """Return the weights of the greedy actor."""
-        state: dict[str, Tensor] = self.policy.state_dict()
-        return state
-
-    def fit_critics(self, values: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Take a gradient step from the critics' values (M, B) towards their target (B,)."""
-        loss = 0.5 * (values - target).square().mean(1).sum()
-        self.critic_optimizer.minimize(loss)
-        return {"agent/critic_loss": loss.detach(), "agent/q_value": values.detach().mean()}
 
     def enter(self, world: World) -> None:
         """Prepare for `update_in_world`."""

@@ -1,6 +1,6 @@
 """The command `mbpo-evaluate`: play a run's greedy policy, report its returns, and film or record it.
 
-Slow imports follow the parsing of arguments. Knows the order of the work, and does none of it.
+Slow imports follow the parsing of arguments. Only calls what does the work.
 """
 
 from __future__ import annotations

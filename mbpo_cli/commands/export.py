@@ -1,6 +1,6 @@
 """The command `mbpo-export`: write a run's greedy policy, or its learned model, for other programs.
 
-Slow imports follow the parsing of arguments. Knows the order of the work, and does none of it.
+Slow imports follow the parsing of arguments. Only calls what does the work.
 """
 
 from __future__ import annotations

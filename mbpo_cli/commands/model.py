@@ -1,6 +1,6 @@
 """The command `mbpo-model`: compare a run's learned model with new real episodes of its policy.
 
-Slow imports follow the parsing of arguments. Knows the order of the work, and does none of it.
+Slow imports follow the parsing of arguments. Only calls what does the work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def examine(options: argparse.Namespace) -> None:
     from mbpo_cli.build import build_env, num_threads
     from mbpo_cli.nn.seeding import episode_seeds, generator
     from mbpo_cli.trained import model_errors
-    from mbpo_cli.trained.episodes import real_episodes
+    from mbpo_cli.trained.episodes import play_recorded
     from mbpo_cli.trained.load import load
 
     trained = load(options.run, options.best, options.trust, "--trust {}")
@@ -39,7 +39,7 @@ def examine(options: argparse.Namespace) -> None:
     seed = trained.config.seed if options.seed is None else options.seed
     seeds = episode_seeds(seed, "model", options.episodes)
     with torch.inference_mode():
-        episodes = real_episodes(lambda: build_env(trained.config), seeds, trained.agent.act)
+        _, episodes = play_recorded(lambda: build_env(trained.config), seeds, trained.agent.act)
     stream = generator(seed, "model", "outcomes")
     found, picture = model_errors.measure(model, episodes, options.horizon, stream, trained.spaces)
     print(trained.title)

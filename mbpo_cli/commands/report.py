@@ -25,7 +25,7 @@ EVERY_SECONDS = 15
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `mbpo-report`; an error is reported in one line, with exit code 2, and nothing is written."""
+    """Run `mbpo-report`; what is wrong with the paths or the options is one line, with exit code 2."""
     logging.basicConfig(format="mbpo-report: %(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
     options = _parser().parse_args(arguments)

@@ -23,7 +23,7 @@ REFERENCE = re.compile(r"\$\{rule:(\w+)\}")
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules know of an environment; the values are those of one that tells nothing.
+    """What the rules know of an environment; the defaults stand for what it does not tell.
 
     Attributes:
         episode: Largest number of steps of an episode.

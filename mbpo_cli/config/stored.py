@@ -90,10 +90,10 @@ def _named(values: Mapping[str, Any], trust: Collection[str]) -> Iterator[tuple[
                 yield key, name, str(name)
         elif (
             value is None
-            or key == "env.id"
-            or ".kwargs." in key
-            or (key.endswith("_value") and isinstance(value, float))
-        ):  # an environment's own arguments
+            or key == "env.id"  # yielded above
+            or ".kwargs." in key  # the environment's own arguments
+            or (key.endswith("_value") and isinstance(value, float))  # a number, not a function
+        ):
             continue
         elif key in PLACES or key.endswith(("_target_", ".function")):
             yield key, value, str(value)

@@ -39,7 +39,7 @@ def typed_config(cfg: DictConfig) -> Config:
 
 
 def _at_source(key: str, reason: str, own: Mapping[str, str], values: Any) -> str:
-    """Return what is wrong with an option as what is wrong with the option that it takes its value from."""
+    """Blame the option that a wrong value comes from, not the one that refers to it."""
     source = key
     for _ in range(MAX_REFERENCES):
         node = values

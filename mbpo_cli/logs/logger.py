@@ -107,17 +107,12 @@ class JsonLines(LogFile):
             self._file.flush()
 
 
-@dataclass
-class CsvOptions(Component):
-    """The CSV file has no options of its own."""
-
-
 class CsvTable(LogFile):
     """Writes `metrics.csv`, a row of step, tag and value per scalar: tags differ from step to step."""
 
-    Options = CsvOptions
+    Options = Component
 
-    def __init__(self, options: CsvOptions, run: RunInfo) -> None:
+    def __init__(self, options: Component, run: RunInfo) -> None:
         super().__init__(run.path / METRICS_TABLE, run.logs.get(METRICS_TABLE, 0))
         if self._file.tell() == 0:
             self._append([("step", "tag", "value")])

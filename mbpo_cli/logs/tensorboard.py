@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +78,15 @@ class TensorBoardEvents(LogFile):
         self._file.flush()
 
 
-@dataclass
-class TensorBoardOptions(Component):
-    """TensorBoard has no options of its own."""
-
-
 class TensorBoard(TensorBoardEvents):
     """The TensorBoard events of a run.
 
     Without `trainer.events_required`, the first error is logged and ends these events, not the run.
     """
 
-    Options = TensorBoardOptions
+    Options = Component
 
-    def __init__(self, options: TensorBoardOptions, run: RunInfo) -> None:
+    def __init__(self, options: Component, run: RunInfo) -> None:
         new = f"{EVENTS}0000000000.{uuid.uuid4().hex[:12]}"  # unique among all runs
         name = next((name for name in run.logs if name.startswith(EVENTS)), new)
         super().__init__(run.path / name, run.logs.get(name, 0), run.hyperparameters)

@@ -168,27 +168,24 @@ class ModelFitter:
                 part.fit_normalizers(*examples[name])
             if self.options.restart_optimizer:
                 part.optimizer.reset()
-        stopping = {}
-        if len(held_out) > 0:
-            stopping = {name: self._stopping(part, data[held_out]) for name, part in running.items()}
+        found = {name: self._stopping(part, data[held_out]) for name, part in running.items()}
+        stopping = {name: stop for name, stop in found.items() if stop is not None}
         metrics: dict[str, Tensor | float] = {}
         for epoch in range(num_epochs):
             for name, part in list(running.items()):
                 losses_M = self._train_epoch(part, *examples[name], importance.get(name), should_stop)
                 metrics[f"model/{name}_loss"] = losses_M.mean()
                 metrics[f"model/{name}_epochs"] = epoch + 1
-                stop = stopping.get(name)
-                if stop is not None and stop.is_over():
+                if name in stopping and stopping[name].is_over():
                     del running[name]
-        for each in stopping.values():
-            if each is not None:
-                each.restore_best()
+        for stop in stopping.values():
+            stop.restore_best()
         return metrics
 
     def _stopping(self, part: LearnedFunction, held_out: Transitions) -> Stopping | None:
         """Return what ends the fit of a function early, or None."""
         options = self.options
-        if options.patience is None or not part.stops_early:
+        if options.patience is None or not part.stops_early or len(held_out) == 0:
             return None
         examples = part.examples(held_out)
         if options.significance is not None and isinstance(part.network, Regression):

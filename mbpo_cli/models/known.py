@@ -76,11 +76,9 @@ class Known:
         self, obs: Tensor, action: Tensor, next_obs: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return rewards, or 1.0 where o' is terminal, shape (B,)."""
-        return self.most_likely(obs, action, next_obs)
-
-    def most_likely(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        """Return the same."""
         return self.function(obs, self.spaces.actions.to_env(action), next_obs).to(obs.dtype)
+
+    most_likely = predict
 
 
 def _arguments(function: KnownFunction, kwargs: Mapping[str, Any]) -> dict[str, Any]:

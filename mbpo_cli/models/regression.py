@@ -142,10 +142,6 @@ class Regression(Network):
             found.append(score_ND @ self.weights)
         return torch.cat(found)
 
-    def trivial_error(self, targets_ND: Tensor, prediction: Tensor | float) -> Tensor:
-        """Return the error, in the units of `errors`, of a constant prediction in the targets' units."""
-        return ((targets_ND - prediction) / self.targets.std).square().mean(0) @ self.weights
-
     def errors(self, inputs_NI: Tensor, targets_ND: Tensor) -> Tensor:
         """Return each member's mean squared error, in units of the targets' variance, shape (M,).
 

@@ -148,8 +148,9 @@ class LearnedTransition(LearnedFunction):
 
     def error_of_no_change(self, transitions: Transitions) -> Tensor:
         """Return the error of predicting o' = o, in the units of the hold-out errors."""
+        same = 0.0 if self.predict_difference else transitions.obs
         _, target = self.examples(transitions)
-        return self.network.trivial_error(target, 0.0 if self.predict_difference else transitions.obs)
+        return ((target - same) / self.network.targets.std).square().mean(0) @ self.network.weights
 
     def elect(self, holdout_error_M: Tensor) -> None:
         """Make the members with the smallest hold-out error the elites."""

@@ -54,7 +54,6 @@ class LearnedWorld:
     ) -> None:
         self.num_steps = num_steps
         self._uncertainty = uncertainty or Uncertainty()
-        self._elites = model.transition
         self._transition = _frozen(model.transition, len(model.transition.elites))
         self._reward, self._is_done = (
             cast(Noiseless, _frozen(part, 1) if isinstance(part, LearnedFunction) else part)

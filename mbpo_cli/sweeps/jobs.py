@@ -84,10 +84,11 @@ class Job:
         return None, brief(reason)
 
     def check(self) -> None:
-        """Check that its directory holds no run with another configuration, and none that is too long.
+        """Check that the run in its directory, if there is one, can be continued or counted as this job.
 
         Raises:
-            ConfigError: It does.
+            ConfigError: It has another configuration, or has already taken this job's steps with other
+                values of what decides its score.
         """
         from mbpo_cli.storage.directory import check_same
 
@@ -104,10 +105,10 @@ class Job:
             )
 
     def record_failure(self, error: object, earlier: Mapping[str, Any] | None = None) -> bool:
-        """Write a summary with an error, unless there is another than the `earlier` one, or the job runs.
+        """Write a summary with an error, unless the job is running or has a summary other than `earlier`.
 
         Returns:
-            True if there is now a summary that is not the `earlier` one.
+            True if there is now a summary other than `earlier`.
         """
         from mbpo_cli.storage.directory import check_free
 

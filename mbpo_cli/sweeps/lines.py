@@ -1,4 +1,4 @@
-"""What running jobs have written, and a plain line in the log for each event of theirs, off a terminal.
+"""What running jobs have written; without a terminal, a line in the log for each start and evaluation.
 
 Knows run directories; does not know what runs the jobs, or where. Does not import rich.
 """

@@ -78,7 +78,8 @@ class Search:
         num_unpruned_steps: Number of environment steps before which no trial is pruned.
 
     Raises:
-        ConfigError: The study has other constants or another space, or cannot be opened or is a link.
+        ConfigError: The study has other constants or another space, or cannot be opened; or there is a link
+            in its directory.
     """
 
     path: Path

@@ -47,11 +47,6 @@ def play_recorded(
     return outcomes, episodes
 
 
-def real_episodes(make_env: Callable[[], Environment], seeds: Sequence[int], policy: Policy) -> list[Episode]:
-    """Play an episode per seed, and return all steps."""
-    return play_recorded(make_env, seeds, policy)[1]
-
-
 def recorded(episodes: Sequence[Episode], actions: ActionSpec) -> dict[str, NDArray[Any]]:
     """Return the arrays of D4RL, one row per step, with flat observations and the environment's actions."""
     rows = joined(episodes)

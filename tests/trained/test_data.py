@@ -26,7 +26,7 @@ from mbpo_cli.nn.seeding import episode_seeds
 from mbpo_cli.run import run
 from mbpo_cli.storage import data_sets
 from mbpo_cli.trained import pretrained
-from mbpo_cli.trained.episodes import real_episodes, recorded
+from mbpo_cli.trained.episodes import play_recorded, recorded
 from mbpo_cli.trained.load import load
 from mbpo_cli.trainer import Trainer
 from mbpo_cli.types import Transitions
@@ -96,7 +96,7 @@ def test_what_one_run_records_another_one_begins_with_to_the_bit(
 
     trained = load(tmp_path / "run", trust=TRUST)
     seeds = episode_seeds(0, "evaluation", 3)
-    episodes = real_episodes(lambda: build_env(trained.config), seeds, trained.agent.act)
+    _, episodes = play_recorded(lambda: build_env(trained.config), seeds, trained.agent.act)
     expected = joined(episodes)
     found = begun(make_config(*overrides, f"data={data}")).real_buffer.contents()
     for name in ("obs", "reward", "next_obs", "terminated"):
