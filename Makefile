@@ -58,13 +58,13 @@ tensorboard: install ## open TensorBoard on all runs, on this machine only
 	$(BIN)/tensorboard --logdir outputs --host 127.0.0.1
 
 results: install ## train the runs of docs/results.md that are missing, and draw them (ARGS="--only sac_pendulum")
-	$(BIN)/python scripts/results.py $(ARGS)
+	$(BIN)/python -m scripts.results $(ARGS)
 
 seeds: install ## train with many fresh seeds: what share learns, for docs/seeds.md (ARGS="--env pendulum --seeds 50 --jobs 1")
 	$(BIN)/python -m scripts.seeds $(ARGS)
 
 reproduce: install ## train the paper's tasks and draw them over the published curves (ARGS="--tasks hopper --seeds 0 1")
-	$(BIN)/python scripts/reproduce.py $(ARGS)
+	$(BIN)/python -m scripts.reproduce $(ARGS)
 
 bench: install ## measure speed against the machine's limit, and against peers if they are installed
 	$(BIN)/python -m benchmarks.compare $(ARGS)

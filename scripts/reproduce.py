@@ -1,6 +1,6 @@
 """Train published tasks with several seeds, and draw our curves over the published ones.
 
-    python scripts/reproduce.py [--experiment double_horizon] [--tasks hopper ...] [--seeds 0 1 2]
+    python -m scripts.reproduce [--experiment double_horizon] [--tasks hopper ...] [--seeds 0 1 2]
         [--steps 40000] [--jobs 1] [--precision bfloat16] [--dry]
 
 Each run is `mbpo-train experiment=EXPERIMENT/TASK seed=SEED threads=1`; without `--experiment`, those of the
@@ -34,6 +34,7 @@ import numpy as np
 from scipy import stats
 
 from mbpo_cli.storage.records import METRICS, evaluations, stored_config
+from scripts.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "outputs"
@@ -76,10 +77,13 @@ RULE = """\
 **Steps to the threshold**: a curve reaches it at the first evaluation at or above it whose successor is not
 below 90 % of it; an evaluation without a successor does not count yet. The median is over the seeds, of which
 those that have not reached it count as later than all others; for means over seeds, ours and the published,
-the same rule holds. Hours are those of a run on one thread of a CPU.
+the same rule holds. Hours are those of a run on one thread of a CPU. **Held** counts the curves
+without an evaluation below two thirds of the threshold in the 10,000 steps after the first one that reached
+it, of those that are so long.
 """
 
 MAX_ROWS = 8
+STEADY_STEPS = 10_000
 RANDOM_STEPS = 5_000  # the same for all tasks with published curves
 
 
@@ -317,8 +321,20 @@ def shown(step: int) -> str:
     return f"{step:,}" if step < sys.maxsize else "not yet"
 
 
-def row(study: Study, name: str, curves: Mapping[int, Curve]) -> str:
-    """Return the row of a task."""
+def held(returns: Mapping[int, float], threshold: float) -> bool | None:
+    """Return True if a curve stayed above two thirds of the threshold for `STEADY_STEPS` after it.
+
+    None if it never reached it, or is not yet so long.
+    """
+    reached = [step for step, value in returns.items() if value >= threshold]
+    if not reached or max(returns) < min(reached) + STEADY_STEPS:
+        return None
+    after = range(min(reached), min(reached) + STEADY_STEPS + 1)
+    return all(value >= 2 / 3 * threshold for step, value in returns.items() if step in after)
+
+
+def row(study: Study, name: str, curves: Mapping[int, Curve]) -> dict[str, str]:
+    """Return the row of a task, by heading."""
     task = study.tasks[name]
     last = min(max(curve.returns) for curve in curves.values())
     theirs = published_shown(study, task)
@@ -338,21 +354,23 @@ def row(study: Study, name: str, curves: Mapping[int, Curve]) -> str:
         for step in shared_steps(curves)
     }
     their_means = {step: mean for step, mean, _ in published(study, task.published, task.title)}
-    cells = [
-        f"`experiment={study.name}/{name}`",
-        ", ".join(sorted({curve.precision for curve in curves.values()})),
-        str(len(curves)),
-        f"{last:,}",
-        f"{compared:,}",
-        ours,
-        theirs.get(compared, ""),
-        f"{task.threshold:,.0f}",
-        shown(median),
-        shown(first(means, task.threshold)),
-        shown(first(their_means, task.threshold)) if their_means else "",
-        f"{statistics.median(hours):.1f}" if hours and median < sys.maxsize else "",
-    ]
-    return f"| {' | '.join(cells)} |"
+    steady = [held(curve.returns, task.threshold) for curve in curves.values()]
+    known = [each for each in steady if each is not None]
+    return {
+        "mbpo-train": f"`experiment={study.name}/{name}`",
+        "precision": ", ".join(sorted({curve.precision for curve in curves.values()})),
+        "seeds": str(len(curves)),
+        "steps of all seeds": f"{last:,}",
+        "compared at": f"{compared:,}",
+        "return": ours,
+        "published": theirs.get(compared, ""),
+        "threshold": f"{task.threshold:,.0f}",
+        "median steps to it": shown(median),
+        "mean of seeds": shown(first(means, task.threshold)),
+        "published mean": shown(first(their_means, task.threshold)) if their_means else "",
+        "hours to it": f"{statistics.median(hours):.1f}" if hours and median < sys.maxsize else "",
+        "held": f"{sum(known)} of {len(known)}" if known else "",
+    }
 
 
 def by_step(study: Study, name: str, curves: Mapping[int, Curve]) -> list[str]:
@@ -363,40 +381,25 @@ def by_step(study: Study, name: str, curves: Mapping[int, Curve]) -> list[str]:
     if not steps:
         return []
     every = -(-len(steps) // MAX_ROWS)
-    heads = [task.title, *(f"seed {seed}" for seed in curves), "mean", "published"]
-    lines = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for step in sorted(steps[::-every]):
-        values = [curve.recent(step, study.window) for curve in curves.values()]
-        cells = [f"{value:,.0f}" for value in (*values, statistics.fmean(values))]
-        lines.append(f"| {step:,} | {' | '.join(cells)} | {theirs[step]} |")
-    return lines
+        values = {f"seed {seed}": curve.recent(step, study.window) for seed, curve in curves.items()}
+        values["mean"] = statistics.fmean(values.values())
+        ours = {head: f"{value:,.0f}" for head, value in values.items()}
+        rows.append({task.title: f"{step:,}", **ours, "published": theirs[step]})
+    return ["", markdown(rows)]
 
 
 def page(study: Study) -> str:
     """Draw the curves so far, and return the page."""
-    columns = (
-        "mbpo-train",
-        "precision",
-        "seeds",
-        "steps of all seeds",
-        "compared at",
-        "return",
-        "published",
-        "threshold",
-        "median steps to it",
-        "mean of seeds",
-        "published mean",
-        "hours to it",
-    )
-    lines = [study.introduction, RULE, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    pictures = []
+    rows, pictures = [], []
     for name, task in study.tasks.items():
         curves = collected(study, name)
         if curves:
             draw(study, name, curves)
-            lines.append(row(study, name, curves))
+            rows.append(row(study, name, curves))
             pictures += ["", f"![{task.title}]({name}.png)", *by_step(study, name, curves)]
-    return "\n".join([*lines, *pictures]) + "\n"
+    return "\n".join([study.introduction, RULE, markdown(rows), *pictures]) + "\n"
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """Train the runs that are missing on the results page, and draw the learning curves of all.
 
-    python scripts/results.py [--jobs 2] [--seeds 0 1 2 3 4] [--only sac_pendulum ...] [--dry]
+    python -m scripts.results [--jobs 2] [--seeds 0 1 2 3 4] [--only sac_pendulum ...] [--dry]
 
 Each run is `mbpo-train OVERRIDES mbpo=on|off seed=...`, in its own process. Finished runs are stored in
 `docs/results/` with their configuration, and repeated only if the value of an option has changed.
@@ -32,6 +32,7 @@ import numpy as np
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.typed import options_in
 from mbpo_cli.storage.records import SUMMARY, evaluations
+from scripts.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "outputs" / "results"
@@ -244,40 +245,32 @@ def draw(task: Task, results: dict[str, Curves]) -> None:
     plt.close(figure)
 
 
-def row(task: Task, variant: str, curves: Curves) -> str:
-    """Return a row of the table."""
+def row(task: Task, variant: str, curves: Curves) -> dict[str, str]:
+    """Return a row of the table, by heading."""
     command = " ".join(override for override in task.command(variant, 0) if "seed=" not in override)
-    cells = [f"`{command}`", f"{task.target:g} within {task.budget:,}"]
+    goal = {"mbpo-train": f"`{command}`", "goal": f"{task.target:g} within {task.budget:,}"}
     if not curves.returns:
-        return f"| {' | '.join([*cells, 'not measured', *[''] * 4])} |"
+        return goal | {"return at the goal's step": "not measured"}
     at = curves.at(task.budget)
     first = [
         min((int(step) for step, value in points.items() if value >= task.target), default=math.inf)
         for points in curves.returns.values()
     ]
-    cells += [
-        f"{np.mean(at):.1f} ± {np.std(at, ddof=1):.1f}",
-        f"{min(at):.1f}",
-        ", ".join(f"{step:,}" if step < math.inf else "never" for step in sorted(first)),
-        f"{sum(value >= task.target for value in at)} of {len(at)}",
-        f"{statistics.median(curves.wall_seconds.values()):,.0f} s" if curves.wall_seconds else "",
-    ]
-    return f"| {' | '.join(cells)} |"
+    firsts = ", ".join(f"{step:,}" if step < math.inf else "never" for step in sorted(first))
+    seconds = curves.wall_seconds.values()
+    return goal | {
+        "return at the goal's step": f"{np.mean(at):.1f} ± {np.std(at, ddof=1):.1f}",
+        "worst seed": f"{min(at):.1f}",
+        "steps at which each seed first reached it": firsts,
+        "seeds at the goal at its step": f"{sum(value >= task.target for value in at)} of {len(at)}",
+        "time": f"{statistics.median(seconds):,.0f} s" if seconds else "",
+    }
 
 
 def page(results: dict[str, dict[str, Curves]]) -> str:
     """Return the results page."""
-    columns = (
-        "mbpo-train",
-        "goal",
-        "return at the goal's step",
-        "worst seed",
-        "steps at which each seed first reached it",
-        "seeds at the goal at its step",
-        "time",
-    )
-    lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    lines += [row(task, variant, results[task.name][variant]) for task in TASKS for variant in task.variants]
+    rows = [row(task, variant, results[task.name][variant]) for task in TASKS for variant in task.variants]
+    lines = [INTRODUCTION, markdown(rows)]
     for task in TASKS:
         if (FOLDER / f"{task.name}.png").exists():
             lines += ["", f"![{task.title}](results/{task.name}.png)"]

@@ -17,6 +17,7 @@ from mbpo_cli.report.statistics import Estimate, median_steps, probability_of_im
 from mbpo_cli.report.table import DASH, duration, numbers, percent, steps
 from mbpo_cli.report.verdict import Comparison
 from mbpo_cli.sweeps.jobs import brief
+from scripts.tables import markdown
 
 BEGIN, END = "<!-- seeds: begin -->", "<!-- seeds: end -->"
 DIVERGED = 4  # exit code
@@ -184,7 +185,7 @@ def of_shares(results: Results) -> str:
         assert row.threshold is not None
         line = {"mbpo-train": row.command, "goal": f"{row.threshold:g} within {row.steps[-1]:,}"}
         lines.append(line | (_shares(row, row.threshold, runs) if runs else UNMEASURED))
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def _shares(row: Row, threshold: float, runs: Sequence[Ended]) -> dict[str, str]:
@@ -216,7 +217,7 @@ def of_steps(results: Results) -> str:
                 for step in row.steps
             }
             groups[row.steps].append({"mbpo-train": row.command, "goal": f"{row.threshold:g}", **shares})
-    return "\n".join(f"{_markdown(lines)}\n" for lines in groups.values())
+    return "\n".join(f"{markdown(lines)}\n" for lines in groups.values())
 
 
 def of_model(results: Results) -> str:
@@ -226,7 +227,7 @@ def of_model(results: Results) -> str:
         on, off = ([run for run in runs if run.variant == variant] for variant in ("on", "off"))
         cells = _compared(row, on, off) if on and off else UNMEASURED
         lines.append({"mbpo-train": row.command, **cells})
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def _compared(row: Row, on: Sequence[Ended], off: Sequence[Ended]) -> dict[str, str]:
@@ -268,12 +269,6 @@ def _failure(row: Row, run: Ended) -> str:
     variant = " mbpo=off" if run.variant == "off" else ""
     code = "" if run.exit_code is None else f", exit code {run.exit_code}"
     return f"- {row.name}{variant}, seed {run.seed}, at {run.env_steps:,} steps{code}: `{brief(run.error)}`"
-
-
-def _markdown(lines: Sequence[Mapping[str, str]]) -> str:
-    heads = list(dict.fromkeys(head for line in lines for head in line))
-    table = [heads, ["---"] * len(heads), *([line.get(head, "") for head in heads] for line in lines)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
 def with_first_rows(text: str, results: Results) -> str:

@@ -145,6 +145,20 @@ def test_single_evaluations_are_compared_with_single_evaluations(folders: Path) 
     assert reproduce.page(DOUBLE_HORIZON) == page  # from the stored curves, too
 
 
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        ({15_000: 2_000}, None),  # not long enough
+        ({15_000: 2_000, 20_000: 2_500, 21_000: 0}, True),
+        ({15_000: 1_999, 20_000: 3_000}, False),
+    ],
+)
+def test_a_curve_holds_if_it_stays_above_two_thirds(later: dict[int, float], expected: bool | None) -> None:
+    returns = {5_000: 100.0, 10_000: 3_000.0, **later}
+    assert reproduce.held(returns, 3_000) is expected
+    assert reproduce.held(returns, 3_001) is None, "never reached"
+
+
 @pytest.mark.parametrize("task", [task for task in DOUBLE_HORIZON.tasks if not task.endswith("_hopper")])
 def test_presets_of_the_double_horizon(task: str) -> None:
     config = make_config(f"experiment=double_horizon/{task}")
