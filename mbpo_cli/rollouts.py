@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -204,8 +204,7 @@ def lost_experience(options: MBPOOptions, num_env_steps: int, num_warm_start_ste
     )
 
 
-@dataclass
-class Rows:
+class Rows(NamedTuple):
     """Rollouts that go on: their observations, numbers and last actions."""
 
     obs: Tensor
@@ -217,12 +216,6 @@ class Rows:
         for start in range(0, len(self.obs), size):
             part = slice(start, start + size)
             yield Rows(self.obs[part], self.number[part], None if self.action is None else self.action[part])
-
-
-def joined(chunks: Sequence[Rows]) -> Rows:
-    """Join chunks whose actions are known."""
-    names = ("obs", "number", "action")
-    return Rows(*(torch.cat([getattr(chunk, name) for chunk in chunks]) for name in names))
 
 
 @dataclass
@@ -303,7 +296,8 @@ def generate(
                 on = transitions.terminated == 0
                 survivors.append(Rows(transitions.next_obs[on], number[on], transitions.action[on]))
             num_generated.append(counts["generated"] - num_before)
-            if len((rows := joined(survivors)).obs) == 0:
+            rows = Rows(*map(torch.cat, zip(*survivors, strict=True)))
+            if len(rows.obs) == 0:
                 break
     if counts["generated"] == 0 and counts["implausible"] == len(starts):
         raise Diverged(f"none of the model's {len(starts)} predictions is plausible")

@@ -31,7 +31,8 @@ import numpy as np
 
 from mbpo_cli.config.compose import make_config
 from mbpo_cli.config.typed import options_in
-from mbpo_cli.storage.records import SUMMARY, evaluations
+from mbpo_cli.report.runs import read_summary
+from mbpo_cli.storage.records import evaluations
 from scripts.tables import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -211,12 +212,6 @@ def train(task: Task, variant: str, seed: int, config: dict[str, Any]) -> tuple[
     points = {str(step): round(value, 2) for step, value in evaluations(directory).items()}
     print(f"{task.name} {variant} seed {seed}: {summary['eval_return_mean']:.1f}", flush=True)
     return round(summary["wall_seconds"], 1), points
-
-
-def read_summary(directory: Path) -> dict[str, Any]:
-    """Return the summary of the run in a directory, empty if the run has not ended."""
-    path = directory / SUMMARY
-    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def draw(task: Task, results: dict[str, Curves]) -> None:

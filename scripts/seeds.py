@@ -31,6 +31,7 @@ from hydra.errors import HydraException
 from hydra_plugins.mbpo.jobs import quoted
 from mbpo_cli.failures import ConfigError, StorageFailed, one_line
 from mbpo_cli.nn.machine import num_cores
+from mbpo_cli.report.runs import read_summary
 from mbpo_cli.storage.files import write_whole
 from mbpo_cli.storage.records import (
     HARMLESS,
@@ -40,7 +41,7 @@ from mbpo_cli.storage.records import (
     evaluations,
 )
 from mbpo_cli.sweeps.processes import run_commands, slots_of
-from scripts.results import configuration, matters, read_summary
+from scripts.results import configuration, matters
 from scripts.seeds_page import Ended, Row, page, tables, with_first_rows
 
 ROOT = Path(__file__).parents[1]

@@ -87,14 +87,17 @@ class Bookkeeping:
             draws = draws._replace(target_dropout=of_targets, dropout=of_values)
         return draws
 
-    def bounded(
-        self, reward_B: Tensor, value_B: Tensor, bonuses: tuple[Tensor | float, Tensor | float] = (0, 0)
-    ) -> Tensor:
-        """Return values within what is possible, if targets are bounded; `bonuses` as in `ReturnBounds`."""
+    def bounded(self, reward_B: Tensor, value_B: Tensor) -> Tensor:
+        """Return values within what is possible, if targets are bounded."""
         if self.bounds is None:
             return value_B
         self.bounds.see(reward_B)
-        return self.bounds.limited(value_B, *bonuses) if self.options.critics.bound_targets else value_B
+        is_limited = self.options.critics.bound_targets
+        return self.bounds.limited(value_B, *self.bonus_range()) if is_limited else value_B
+
+    def bonus_range(self) -> tuple[Tensor | float, Tensor | float]:
+        """Return the range of the bonuses of actions, for the bounds of targets."""
+        return 0.0, 0.0
 
     def fit_critics(self, values: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Take a gradient step from the critics' values (M, B) towards their target (B,)."""

@@ -169,7 +169,7 @@ class Imagining(Bookkeeping):
         """Move the critics' values of the first actions towards what the path brings."""
         with torch.no_grad():
             values = self.target_critics(path.last_obs, path.actions[-1], draws.target_dropout)
-            value = self.bounded(path.rewards, smallest(draws.subset)(values), self.bonus_range())
+            value = self.bounded(path.rewards, smallest(draws.subset)(values))
             target = path.gained + path.weight * value
         ended = path.weight == 0
         metrics = {"agent/ended_share": ended.float().mean()}
@@ -218,7 +218,3 @@ class Imagining(Bookkeeping):
     def restraint(self, obs: Tensor, value: Tensor) -> Tensor | float:
         """Return a further loss of an actor whose actions have the given values."""
         return 0.0
-
-    def bonus_range(self) -> tuple[Tensor | float, Tensor | float]:
-        """Return the range of the bonuses, for the bounds of targets."""
-        return 0.0, 0.0

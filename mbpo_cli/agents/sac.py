@@ -138,7 +138,7 @@ class SAC(Imagining):
                 batch.next_obs, self.target_critics, smallest(draws.subset), next_noise, draws.target_dropout
             )
             next_value = next_value + self.log_alpha.exp() * entropy
-            next_value = self.bounded(batch.reward, next_value, self.bonus_range())
+            next_value = self.bounded(batch.reward, next_value)
             target = batch.reward + self.options.discount_factor * (1 - batch.terminated) * next_value
         return self.fit_critics(self.critics(batch.obs, batch.action, draws.dropout), target)
 
