@@ -78,8 +78,8 @@ RULE = """\
 below 90 % of it; an evaluation without a successor does not count yet. The median is over the seeds, of which
 those that have not reached it count as later than all others; for means over seeds, ours and the published,
 the same rule holds. Hours are those of a run on one thread of a CPU. **Held** counts the curves
-without an evaluation below two thirds of the threshold in the 10,000 steps after the first one that reached
-it, of those that are so long.
+with no evaluation below two thirds of the threshold in the 10,000 steps after the first one at or above it,
+whatever its successor; curves that are shorter are left out.
 """
 
 MAX_ROWS = 8

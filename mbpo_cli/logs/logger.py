@@ -1,6 +1,6 @@
 """Writes scalars of a run by environment step to its sinks: files, services, and the progress display.
 
-The only place that moves metrics from the device to the host, and only when a log is due.
+Moves metrics from the device to the host when a log is due.
 """
 
 from __future__ import annotations
