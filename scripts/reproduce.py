@@ -3,11 +3,11 @@
     python -m scripts.reproduce [--experiment double_horizon] [--tasks hopper ...] [--seeds 0 1 2]
         [--steps 40000] [--jobs 1] [--precision bfloat16] [--dry]
 
-Each run is `mbpo-train experiment=EXPERIMENT/TASK seed=SEED threads=1`; without `--experiment`, those of the
-paper on MBPO. Stopped runs are resumed, so the same command can be repeated until all have finished. The
-evaluations so far, of unfinished runs as well, are stored in `docs/EXPERIMENT/TASK.csv`. Writes a picture per
-task and the tables in `docs/EXPERIMENT/README.md`. The exit code is that of the first run that stopped or
-failed.
+Each run is `mbpo-train experiment=EXPERIMENT/TASK seed=SEED threads=1`, or a variant of it for comparison,
+if that is asked for; without `--experiment`, those of the paper on MBPO. Stopped runs are resumed, so the
+same command can be repeated until all have finished. The evaluations so far, of unfinished runs as well,
+are stored in `docs/EXPERIMENT/TASK.csv`. Writes a picture per task and the tables in
+`docs/EXPERIMENT/README.md`. The exit code is that of the first run that stopped or failed.
 """
 
 from __future__ import annotations
@@ -66,9 +66,11 @@ velocities in observations and pays no reward for health on the step on which an
 of DM Control, published are TD-MPC2 and SAC, means over three seeds (`results` of `nicklashansen/tdmpc2`);
 a step is a decision there, of two frames.
 
-`macura_hopper` is `hopper` with rollouts and paths that end where the model is too uncertain
-(`max_divergence=30`, `divergence_quantile=0.9`). `sac_hopper` is SAC without any model, with five critics,
-dropout and 20 updates per step, beside the published SAC: what the model gives is the difference to `hopper`.
+Some rows are for comparison. Hopper without the model has five critics, dropout and 20 updates per step,
+beside the published SAC: what the model gives is the difference. With `max_divergence`, rollouts and paths
+end where the model is too uncertain. The tasks of DM Control are also trained by plain MBPO, whose failure
+there is known (Barkley, Fridovich-Keil 2025), with both kinds of targets of the transition functions, and
+without a model.
 
 **Ours**: each evaluation is the mean of ten greedy episodes. For three seeds and more, the mean and its 95 %
 interval (Student's t); for fewer, each seed; at the last published step that all have reached.
@@ -127,17 +129,21 @@ class Task:
         threshold: A return to reach, by which learning speed is compared.
         published: The published algorithm with which ours is compared.
         num_published_seeds: Seeds behind its curve.
+        preset: The preset that it is trained by; None = that of its name.
+        overrides: What is different from the preset.
     """
 
     title: str
     threshold: float
     published: str = "DHMBPO"
     num_published_seeds: int = 8
+    preset: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Study:
-    """Tasks that are trained by the presets `experiment=NAME/TASK`.
+    """Tasks that are trained by the presets `experiment=NAME/PRESET`.
 
     Attributes:
         name: Also that of its folder in `docs/` and `outputs/`.
@@ -156,6 +162,31 @@ class Study:
     def folder(self) -> Path:
         """The folder of its page."""
         return FOLDER / self.name
+
+    def command(self, name: str) -> list[str]:
+        """Return the overrides of a task, for any seed and length."""
+        task = self.tasks[name]
+        return [f"experiment={self.name}/{task.preset or name}", *task.overrides]
+
+
+def compared(name: str, title: str, threshold: float) -> dict[str, Task]:
+    """Return a task of DM Control, and the same without the double horizon and without a model."""
+    theirs = (title, threshold, "TD-MPC2", 3, name)
+    next_obs = "model.transition.predict_difference=false"
+    return {
+        name: Task(*theirs),
+        f"{name}_mbpo": Task(*theirs, ("algorithm=mbpo",)),
+        f"{name}_mbpo_next_obs": Task(*theirs, ("algorithm=mbpo", next_obs)),
+        f"{name}_alone": Task(*theirs, ("algorithm=mbpo", "mbpo=off")),
+    }
+
+
+ALONE = ("algorithm=mbpo", "mbpo=off", "mbpo.training_horizon=0")
+MANY_CRITICS = (
+    "agent.critics.number=5",
+    "agent.critics.dropout=0.01",
+)  # Hiraoka et al. 2022: 20 updates, too
+UNCERTAIN = ("max_divergence=30", "divergence_quantile=0.9")  # published for Hopper
 
 
 STUDIES = {
@@ -178,16 +209,21 @@ STUDIES = {
         window=0,
         tasks={
             "hopper": Task("Hopper", 3_000),
-            "macura_hopper": Task("Hopper", 3_000),
-            "sac_hopper": Task("Hopper", 3_000, "SAC"),
+            "hopper_uncertainty": Task(
+                "Hopper",
+                3_000,
+                preset="hopper",
+                overrides=tuple(f"mbpo.model_rollout_options.{value}" for value in UNCERTAIN),
+            ),
+            "hopper_alone": Task("Hopper", 3_000, "SAC", preset="hopper", overrides=(*ALONE, *MANY_CRITICS)),
             "walker2d": Task("Walker2d", 4_000),
             "half_cheetah": Task("HalfCheetah", 10_000),
             "ant": Task("Ant", 4_000),
             "humanoid": Task("Humanoid", 4_000),
             # Thresholds: what TD-MPC2 has after 50,000 decisions.
-            "dmc_walker_walk": Task("walker-walk", 961.9, "TD-MPC2", 3),
-            "dmc_cheetah_run": Task("cheetah-run", 519, "TD-MPC2", 3),
-            "dmc_hopper_stand": Task("hopper-stand", 28, "TD-MPC2", 3),
+            **compared("dmc_walker_walk", "walker-walk", 961.9),
+            **compared("dmc_cheetah_run", "cheetah-run", 519),
+            **compared("dmc_hopper_stand", "hopper-stand", 28),
         },
         others=("DHMBPO (T=9)", "DHMBPO (2 updates per step)", "MBPO", "SAC"),
     ),
@@ -196,7 +232,7 @@ STUDIES = {
 
 def train(study: Study, task: str, seed: int, num_env_steps: int | None, precision: str | None) -> int:
     """Train or resume a run; return its exit code."""
-    overrides = [f"experiment={study.name}/{task}", f"seed={seed}", "threads=1"]
+    overrides = [*study.command(task), f"seed={seed}", "threads=1"]
     name = task
     if precision is not None:
         overrides.append(f"precision={precision}")
@@ -226,8 +262,11 @@ def collected(study: Study, task: str) -> dict[int, Curve]:
     """Return the longest curve of a task for each seed, from its runs and its file, and store them."""
     path = study.folder / f"{task}.csv"
     curves = stored(path)
-    for directory in sorted((RUNS / study.name).glob(f"{task}_*seed*")):  # the name can include a precision
-        returns, seed = evaluations(directory), int(directory.name.rpartition("seed")[2])
+    for directory in sorted((RUNS / study.name).glob(f"{task}_*seed*")):
+        match = re.fullmatch(rf"{task}(?:_bfloat16)?_seed(\d+)", directory.name)
+        if match is None:  # of a task whose name begins alike
+            continue
+        returns, seed = evaluations(directory), int(match[1])
         if returns and (seed not in curves or len(returns) >= len(curves[seed].returns)):
             curves[seed] = Curve(returns, hours_spent(directory), stored_config(directory)["precision"])
     curves = dict(sorted(curves.items()))
@@ -301,9 +340,7 @@ def draw(study: Study, name: str, curves: Mapping[int, Curve]) -> None:
         else:
             label = f"published {algorithm}"
             axes.plot(at, theirs, color=f"C{number}", linewidth=1.0, linestyle="--", label=label)
-    axes.set(
-        xlabel="real environment steps", ylabel="evaluation return", title=f"experiment={study.name}/{name}"
-    )
+    axes.set(xlabel="real environment steps", ylabel="evaluation return", title=f"{study.name}: {name}")
     axes.legend(frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(study.folder / f"{name}.png", dpi=110)
@@ -357,7 +394,7 @@ def row(study: Study, name: str, curves: Mapping[int, Curve]) -> dict[str, str]:
     steady = [held(curve.returns, task.threshold) for curve in curves.values()]
     known = [each for each in steady if each is not None]
     return {
-        "mbpo-train": f"`experiment={study.name}/{name}`",
+        "mbpo-train": f"`{' '.join(study.command(name))}`",
         "precision": ", ".join(sorted({curve.precision for curve in curves.values()})),
         "seeds": str(len(curves)),
         "steps of all seeds": f"{last:,}",
@@ -408,7 +445,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--experiment", choices=STUDIES, default="paper")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all")
+    parser.add_argument(
+        "--tasks", nargs="+", metavar="TASK", help="default: all but the variants for comparison"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="environment steps (default: as in the preset)")
     parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs")
@@ -416,7 +455,7 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="train nothing; only write page and pictures")
     options = parser.parse_args()
     study = STUDIES[options.experiment]
-    tasks = options.tasks or list(study.tasks)
+    tasks = options.tasks or [name for name, task in study.tasks.items() if not task.overrides]
     if unknown := [task for task in tasks if task not in study.tasks]:
         parser.error(f"--tasks {' '.join(unknown)}: {study.name} has {', '.join(study.tasks)}")
     jobs = [] if options.dry else [(task, seed) for task in tasks for seed in options.seeds]

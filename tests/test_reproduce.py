@@ -159,7 +159,7 @@ def test_a_curve_holds_if_it_stays_above_two_thirds(later: dict[int, float], exp
     assert reproduce.held(returns, 3_001) is None, "never reached"
 
 
-@pytest.mark.parametrize("task", [task for task in DOUBLE_HORIZON.tasks if not task.endswith("_hopper")])
+@pytest.mark.parametrize("task", [name for name, task in DOUBLE_HORIZON.tasks.items() if not task.overrides])
 def test_presets_of_the_double_horizon(task: str) -> None:
     config = make_config(f"experiment=double_horizon/{task}")
     horizon = 9 if task == "hopper" else 5
@@ -170,21 +170,25 @@ def test_presets_of_the_double_horizon(task: str) -> None:
 @pytest.mark.parametrize("num_env_steps", [10_000, 100_000])
 def test_they_take_as_many_random_steps_in_runs_of_every_length(num_env_steps: int) -> None:
     for task in DOUBLE_HORIZON.tasks:
-        config = make_config(f"experiment=double_horizon/{task}", f"trainer.num_env_steps={num_env_steps}")
+        config = make_config(*DOUBLE_HORIZON.command(task), f"trainer.num_env_steps={num_env_steps}")
         assert config.agent.num_warm_start_steps == 2_500
 
 
-def test_ends_by_uncertainty_are_all_that_tells_two_presets_apart() -> None:
-    plain = make_config("experiment=double_horizon/hopper", "trainer.num_env_steps=20000")
-    config = make_config("experiment=double_horizon/macura_hopper")
-    rollouts = config.mbpo.model_rollout_options
+def test_variants_for_comparison() -> None:
+    rollouts = make_config(*DOUBLE_HORIZON.command("hopper_uncertainty")).mbpo.model_rollout_options
     assert (rollouts.max_divergence, rollouts.divergence_quantile) == (30, 0.9)
-    rollouts.max_divergence, rollouts.divergence_quantile = None, 0.95
-    assert config == plain
+    plain, alone = (
+        make_config(*DOUBLE_HORIZON.command(f"dmc_cheetah_run_{name}")) for name in ("mbpo", "alone")
+    )
+    assert plain.mbpo.use_model
+    assert not alone.mbpo.use_model
+    assert plain.mbpo.training_horizon == 0
+    other = make_config(*DOUBLE_HORIZON.command("dmc_cheetah_run_mbpo_next_obs"))
+    assert not vars(other.model.transition)["predict_difference"]
 
 
 def test_the_agent_alone_has_critics_as_many_and_twenty_updates_per_step() -> None:
-    config = make_config("experiment=double_horizon/sac_hopper")
+    config = make_config(*DOUBLE_HORIZON.command("hopper_alone"))
     critics = vars(config.agent)["critics"]
     assert (config.env.name, config.mbpo.use_model, config.mbpo.training_horizon) == ("hopper", False, 0)
     assert (critics.number, critics.layer_norm, critics.dropout) == (5, True, 0.01)
