@@ -37,8 +37,10 @@ from mbpo_cli.storage.records import (
     HARMLESS,
     SCORED,
     VALUES_OF_OLDER_FUNCTIONS,
+    VALUES_OF_OLDER_GROUPS,
     VALUES_OF_OLDER_PARTS,
     evaluations,
+    leaves,
 )
 from mbpo_cli.sweeps.processes import run_commands, slots_of
 from scripts.results import configuration, matters
@@ -101,34 +103,19 @@ ROWS = (
     ),
 )
 
-# Options that came after some rows were measured, with the values by which they change nothing.
+# What older runs lack, except for options with which all rows were measured: values that change nothing.
+MEASURED = {
+    *("mbpo.max_relative_error", "model.training.min_epochs", "model.training.keep_small_gains"),
+    *("mbpo.model_rollout_options.max_disagreement", "mbpo.model_rollout_options.random_fraction"),
+}
 LATER_OPTIONS = {
-    **dict.fromkeys(("agent.learning_frequency", "agent.num_steps_to_look_ahead"), 1),
+    **{key: value for key, value in leaves(VALUES_OF_OLDER_GROUPS) if key not in MEASURED},
+    "data": None,
     "agent.activation": "relu",
     "agent.initial_weights": "uniform",
     "agent.critics.bound_quantile": 0.0,
     "agent.critics.scale_outputs": False,
     **{f"model.*.{name}": value for name, value in VALUES_OF_OLDER_FUNCTIONS.items()},
-    "trainer.max_episodes": None,
-    "trainer.stop_training_criteria": "none",
-    "trainer.stop_training_value": None,
-    "trainer.score_averaging_window_length": 5,
-    "model.from_run": None,
-    "agent.from_run": None,
-    "agent.reset_experience_buffer_before_training": True,
-    "model.training.significance": None,
-    "model.training.restart_optimizer": False,
-    "model.training.bootstrap": False,
-    "data": None,
-    "mbpo.data_ratio": None,
-    "mbpo.model_rollout_options.reward_penalty": 0.0,
-    "mbpo.fit_every": None,
-    "mbpo.first_updates": 0,
-    "mbpo.training_horizon": 0,
-    "mbpo.model_rollout_options.max_divergence": None,
-    "mbpo.model_rollout_options.divergence_quantile": 0.95,
-    "mbpo.model_rollout_options.max_lost_information": None,
-    "mbpo.model_rollout_options.num_compared": 3,
     **{f"*.{name}": value for _, more in VALUES_OF_OLDER_PARTS for name, value in more.items()},
 }
 
