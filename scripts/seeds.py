@@ -28,7 +28,7 @@ from pathlib import Path
 
 from hydra.errors import HydraException
 
-from hydra_plugins.mbpo.jobs import quoted
+from mbpo_cli.config.values import quoted
 from mbpo_cli.failures import ConfigError, StorageFailed, one_line
 from mbpo_cli.nn.machine import num_cores
 from mbpo_cli.report.runs import read_summary

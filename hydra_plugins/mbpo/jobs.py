@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mbpo_cli.config.values import typed_config
+from mbpo_cli.config.values import quoted, typed_config
 from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.sweeps.jobs import Job, brief, check_directories
 
@@ -61,12 +60,6 @@ class JobPlugin:
     @property
     def _sweep(self) -> Any:
         return OmegaConf.to_container(self.config.hydra.sweep, resolve=False)
-
-
-def quoted(text: object) -> str:
-    """Return text as a value that Hydra reads back unchanged."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(text))
-    return f"'{escaped}'"
 
 
 def parallel_jobs(threads: int | str, device: str) -> int:

@@ -14,7 +14,8 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-from hydra_plugins.mbpo.jobs import SILENT, JobPlugin, quoted
+from hydra_plugins.mbpo.jobs import SILENT, JobPlugin
+from mbpo_cli.config.values import quoted
 from mbpo_cli.failures import ConfigError, RunFailed
 from mbpo_cli.sweeps.jobs import Job, is_number
 from mbpo_cli.sweeps.lines import SweepLines

@@ -21,7 +21,8 @@ from hydra.core.utils import configure_log
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 
-from hydra_plugins.mbpo.jobs import SUBDIR, JobPlugin, launch, parallel_jobs, quoted
+from hydra_plugins.mbpo.jobs import SUBDIR, JobPlugin, launch, parallel_jobs
+from mbpo_cli.config.values import quoted
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.sweeps.jobs import Job, SweepFailed, check_equal, closing_table, names_of
 

@@ -40,7 +40,7 @@ from mbpo_cli.config.compose import (
     parsed,
     search_path,
 )
-from mbpo_cli.config.values import typed_config
+from mbpo_cli.config.values import quoted, typed_config
 from mbpo_cli.failures import Busy, ConfigError, Interrupted, RunFailed, StorageFailed, one_line, place_of
 from mbpo_cli.sweeps.jobs import name_of
 
@@ -221,12 +221,12 @@ def with_directory(arguments: Sequence[str]) -> list[str]:
     values = dict(item.split("=", 1) for item in arguments if "=" in item and not item.startswith("-"))
     if "resume" not in values:
         return list(arguments)
-    quoted = values["resume"].strip("'\"").replace("'", "\\'")
+    path = quoted(values["resume"].strip("'\""))
     # Hydra reads names such as agent=sac,td3 only in quotes.
-    complete = [f"resume='{quoted}'" if item.startswith("resume=") else item for item in arguments]
+    complete = [f"resume={path}" if item.startswith("resume=") else item for item in arguments]
     # After the last override: Hydra takes no override that follows a flag, unless others do, too.
     place = max(index + 1 for index, item in enumerate(complete) if item.split("=")[0] in values)
-    return [*complete[:place], f"hydra.run.dir='{quoted}'", *complete[place:]]
+    return [*complete[:place], f"hydra.run.dir={path}", *complete[place:]]
 
 
 def config_of(cfg: DictConfig, overrides: Sequence[str]) -> Config:

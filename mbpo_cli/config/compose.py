@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from mbpo_cli.config import loader, rules
-from mbpo_cli.config.values import NOT_OF_A_RUN, typed_config
+from mbpo_cli.config.values import NOT_OF_A_RUN, quoted, typed_config
 from mbpo_cli.failures import ConfigError
 
 if TYPE_CHECKING:
@@ -93,5 +93,5 @@ def search_path(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str
     for path in paths:
         if not isinstance(path, str | os.PathLike) or not Path(path).is_dir():
             raise ConfigError(f"config_dir={path}: no such directory")
-    quoted = ["'file://{}'".format(os.path.abspath(path).replace("'", "\\'")) for path in paths]
-    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []
+    places = [quoted(f"file://{os.path.abspath(path)}") for path in paths]
+    return [f"hydra.searchpath=[{','.join(places)}]"] if places else []

@@ -20,6 +20,12 @@ NOT_OF_A_RUN = ("hydra", "resume", "trust")
 LISTS = ("logger",)
 
 
+def quoted(text: object) -> str:
+    """Return text as a value that Hydra reads back unchanged."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(text))
+    return f"'{escaped}'"
+
+
 def typed_config(cfg: DictConfig) -> Config:
     """Convert a configuration composed by Hydra to the typed one.
 

@@ -184,11 +184,12 @@ def test_a_run_of_ones_own_environment_says_how_to_trust_it(tmp_path: Path) -> N
 
 
 def test_folders_of_files_of_ones_own(tmp_path: Path) -> None:
-    folders = [tmp_path / "it's, one", tmp_path / "two"]
-    for folder, text in zip(folders, ("env:\n  id: Acrobot-v1\n", "env:\n  step_timeout: 9\n"), strict=True):
+    folders = [tmp_path / "it's, one", tmp_path / "two\\"]
+    texts = {"one": "env:\n  id: Acrobot-v1\n", "two": "env:\n  step_timeout: 9\n"}
+    for folder, (name, text) in zip(folders, texts.items(), strict=True):
         (folder / "env").mkdir(parents=True)
         defaults = "# @package _global_\ndefaults: [gym, _self_]\n"
-        (folder / "env" / f"{folder.name[-3:]}.yaml").write_text(defaults + text)
+        (folder / "env" / f"{name}.yaml").write_text(defaults + text)
     assert mbpo_cli.make_config("env=one", config_dir=folders[0]).env.id == "Acrobot-v1"
     assert mbpo_cli.make_config("env=one", config_dir=str(folders[0])).env.id == "Acrobot-v1"
     both = mbpo_cli.make_config("env=two", "env.id=CartPole-v1", config_dir=folders)

@@ -72,6 +72,7 @@ def scores(folder: Path) -> dict[str, float]:
 def test_the_directory_of_a_resumed_run_follows_from_the_command() -> None:
     added = with_directory(["resume=it's=mine", "--cfg", "job"])
     assert added == [r"resume='it\'s=mine'", r"hydra.run.dir='it\'s=mine'", "--cfg", "job"]
+    assert with_directory(["resume=a\\"]) == [r"resume='a\\'", r"hydra.run.dir='a\\'"]
 
 
 @pytest.mark.parametrize("arguments", [["agent=sac"], ["-m", "seed=0,1"], ["--cfg", "job"]])
