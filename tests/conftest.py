@@ -303,6 +303,42 @@ def metrics_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
+Said = Callable[..., tuple[int, str, str]]
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def mbpo_train(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Said:
+    """Run mbpo-train in this process; return its exit code, its output and its errors."""
+    from mbpo_cli.commands import train as cli
+
+    def run_here(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mbpo-train", *words])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ending:
+            code = int(str(ending.code))
+        return code, *capfd.readouterr()
+
+    return run_here
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mbpo_train: Said) -> Refusal:
+    """Run mbpo-train in an empty folder; return the one line of its refusal, which writes nothing."""
+    monkeypatch.chdir(tmp_path)
+
+    def line(*words: str) -> str:
+        code, output, errors = mbpo_train(*words)
+        assert (code, output, errors.count("\n")) == (2, "", 1), errors
+        assert not list(tmp_path.iterdir())
+        return errors.removeprefix("mbpo-train: error: ").strip()
+
+    return line
+
+
 @pytest.fixture
 def g() -> torch.Generator:
     """A random stream."""

@@ -16,9 +16,8 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-from mbpo_cli.commands import train as cli
 from mbpo_cli.config import rules
-from tests.conftest import CONF, metrics_of
+from tests.conftest import CONF, Said, metrics_of
 
 PAGES = [CONF.parent / "docs" / name for name in ("tasks/environment.md", "extending.md")]
 TEXT = "".join(page.read_text() for page in PAGES)
@@ -170,18 +169,9 @@ def test_there_are_commands_to_run() -> None:
         ("agent.temperature=0", "agent.temperature=0: must be a number > 0 (softness of the policy"),
     ],
 )
-def test_mistakes_outside_end_in_one_line(
-    here: Path,
-    override: str,
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_mistakes_outside_end_in_one_line(here: Path, override: str, message: str, mbpo_train: Said) -> None:
     chosen = ("--config-dir", "my_conf", "hydra.run.dir=wrong", "env=corridor", "agent=soft_q")
-    monkeypatch.setattr(sys, "argv", ["mbpo-train", *chosen, *BRIEF, *override.split()])
-    with pytest.raises(SystemExit) as ending:
-        cli.main()
-    line = capfd.readouterr().err
-    assert (ending.value.code, line.count("\n")) == (2, 1)
+    code, _, line = mbpo_train(*chosen, *BRIEF, *override.split())
+    assert (code, line.count("\n")) == (2, 1)
     assert message in line
     assert not (here / "wrong").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,7 @@ from mbpo_cli.config.suggest import ALIASES
 from mbpo_cli.config.typed import options_in, typed
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.storage import records
-
-Answer = Callable[..., str]
-
-
-@pytest.fixture
-def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Answer:
-    """Run mbpo-train in an empty folder; return the one line that it says, having written nothing."""
-
-    def said(*words: str) -> str:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["mbpo-train", *words])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ending:
-            cli.main()
-        output = capfd.readouterr()
-        assert (ending.value.code, output.out, output.err.count("\n")) == (2, "", 1)
-        assert list(tmp_path.iterdir()) == []
-        return output.err.removeprefix("mbpo-train: error: ").strip()
-
-    return said
+from tests.conftest import Refusal
 
 
 @pytest.mark.parametrize(
@@ -103,12 +83,12 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         ("resume=/etc", "resume=/etc: not a run directory, as it has no config.yaml"),
     ],
 )
-def test_a_mistake_is_answered_with_what_to_type(words: str, line: str, answer: Answer) -> None:
-    assert line in answer(*words.split(" "))
+def test_a_mistake_is_answered_with_what_to_type(words: str, line: str, refused: Refusal) -> None:
+    assert line in refused(*words.split(" "))
 
 
-def test_a_word_in_quotes_that_cannot_be_read_is_mended_too(answer: Answer) -> None:
-    assert "write 'env.kwargs={g: 5}'" in answer('env.kwargs={"g": 5}')
+def test_a_word_in_quotes_that_cannot_be_read_is_mended_too(refused: Refusal) -> None:
+    assert "write 'env.kwargs={g: 5}'" in refused('env.kwargs={"g": 5}')
 
 
 def test_all_wrong_values_are_named_at_once() -> None:
@@ -136,13 +116,13 @@ def test_names_of_other_programs_stand_for_options_that_exist() -> None:
     assert not set(ALIASES) & ends
 
 
-def test_a_folder_of_runs_leads_to_the_newest(tmp_path: Path, answer: Answer) -> None:
+def test_a_folder_of_runs_leads_to_the_newest(tmp_path: Path, refused: Refusal) -> None:
     folder = tmp_path.parent / f"{tmp_path.name}-runs"
     for time, name in enumerate(("day/second", "day/first")):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.yaml").write_text("")
         os.utime(folder / name / "config.yaml", (100 - time, 100 - time))
-    assert answer(f"resume={folder}").endswith(f"it holds 2 runs, the newest is {folder / 'day/second'}")
+    assert refused(f"resume={folder}").endswith(f"it holds 2 runs, the newest is {folder / 'day/second'}")
 
 
 @pytest.mark.parametrize("place", ["config.yaml", "checkpoints", "checkpoints/2000"])

@@ -11,12 +11,11 @@ import gymnasium as gym
 import pytest
 import yaml
 
-from mbpo_cli.commands import train as cli
 from mbpo_cli.config import rules
 from mbpo_cli.config.compose import composed, make_config
 from mbpo_cli.failures import place_of
 from mbpo_cli.options import import_named
-from tests.conftest import CONF, TINY
+from tests.conftest import CONF, TINY, Said
 
 TANK = """
 import gymnasium as gym
@@ -86,17 +85,12 @@ Answer = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def answer(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Answer:
+def answer(folder: Path, mbpo_train: Said) -> Answer:
     """Run mbpo-train; return its exit code and what it says on standard error."""
 
     def said(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["mbpo-train", *words])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ending:
-            code = int(str(ending.code))
-        return code, capfd.readouterr().err
+        code, _, errors = mbpo_train(*words)
+        return code, errors
 
     return said
 

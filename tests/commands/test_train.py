@@ -25,7 +25,7 @@ from mbpo_cli.config.typed import options_in
 from mbpo_cli.failures import ConfigError
 from mbpo_cli.run import run
 from mbpo_cli.storage.directory import RunDirectory
-from tests.conftest import CONF, TINY
+from tests.conftest import CONF, TINY, Refusal
 
 COMMAND = [sys.executable, "-m", "mbpo_cli"]
 
@@ -34,25 +34,6 @@ def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
     return subprocess.run(
         [*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}
     )
-
-
-@pytest.fixture
-def reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """Run the command here and check that it exits with code 2 and one line, and writes nothing."""
-
-    def rejected(*arguments: str) -> str:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["mbpo-train", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        output = capfd.readouterr()
-        assert caught.value.code == 2
-        assert output.out == ""
-        assert output.err.count("\n") == 1, output.err
-        assert list(tmp_path.iterdir()) == []
-        return output.err.removeprefix("mbpo-train: error: ").strip()
-
-    return rejected
 
 
 def test_a_run_from_any_directory(tmp_path: Path) -> None:
@@ -327,23 +308,25 @@ def test_a_broken_or_hostile_configuration_gives_a_one_line_error(text: str, tmp
         ("device=cuda:99", "device=cuda:99: torch sees"),
     ],
 )
-def test_bad_input_gives_one_line_and_exit_code_2(argument: str, message: str, reject) -> None:  # type: ignore[no-untyped-def]
-    assert message in reject(*argument.split("  "))
+def test_bad_input_gives_one_line_and_exit_code_2(argument: str, message: str, refused: Refusal) -> None:
+    assert message in refused(*argument.split("  "))
 
 
 @pytest.mark.parametrize("text", ["id: a\n\tname: b\n", "id: [\n", "a: 1\na: 2\n"])
-def test_a_broken_file_of_the_user_is_named(text: str, tmp_path_factory, reject) -> None:  # type: ignore[no-untyped-def]
+def test_a_broken_file_of_the_user_is_named(
+    text: str, tmp_path_factory: pytest.TempPathFactory, refused: Refusal
+) -> None:
     folder = tmp_path_factory.mktemp("conf")
     (folder / "env").mkdir()
     (folder / "env" / "mine.yaml").write_text(text)
-    assert "mine.yaml" in reject("--config-dir", str(folder), "env=mine")
+    assert "mine.yaml" in refused("--config-dir", str(folder), "env=mine")
 
 
 @pytest.mark.parametrize("flags", [(), ("-m",)])
 def test_what_an_experiment_chooses_for_sweeps_is_used_or_told(
     flags: tuple[str, ...],
     tmp_path_factory: pytest.TempPathFactory,
-    reject: Any,
+    refused: Refusal,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path_factory.mktemp("conf")
@@ -361,14 +344,14 @@ def test_what_an_experiment_chooses_for_sweeps_is_used_or_told(
     monkeypatch.setattr(importlib.import_module("hydra_plugins.mbpo.sweepers"), "launch", launch)
     arguments = ("--config-dir", str(folder), "experiment=slurm", "hydra.sweep.dir='${hydra:runtime.cwd}/x'")
     if not flags:
-        message = reject(*arguments[:3])
+        message = refused(*arguments[:3])
         assert (
             message
             == "hydra/launcher=slurm: is used by sweeps only; add -m, or hydra.mode=RUN to run without it"
         )
         return
     with pytest.raises(AssertionError):  # the log of the sweep, on stdout
-        reject(*flags, *arguments)
+        refused(*flags, *arguments)
     name, *paths = launched
     assert name == "SlurmLauncher"
     assert len(paths) == 4
@@ -395,12 +378,12 @@ def test_choices_in_subfolders_are_completed(
     assert output.err == ""
 
 
-def test_a_run_in_the_directory_of_a_sweep_can_be_resumed(reject) -> None:  # type: ignore[no-untyped-def]
-    message = reject("resume=sweeps/agent=sac,td3/seed=0")
+def test_a_run_in_the_directory_of_a_sweep_can_be_resumed(refused: Refusal) -> None:
+    message = refused("resume=sweeps/agent=sac,td3/seed=0")
     assert message == "resume=sweeps/agent=sac,td3/seed=0: no such directory"
 
 
-def test_image_observations_are_refused(reject) -> None:  # type: ignore[no-untyped-def]
+def test_image_observations_are_refused(refused: Refusal) -> None:
     import gymnasium as gym
     import numpy as np
 
@@ -412,7 +395,7 @@ def test_image_observations_are_refused(reject) -> None:  # type: ignore[no-unty
             self.observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
     gym.register("tests/Pixels-v0", lambda **kwargs: Pixels())
-    assert "images" in reject("env=gym", "env.id=tests/Pixels-v0")
+    assert "images" in refused("env=gym", "env.id=tests/Pixels-v0")
     gym.registry.pop("tests/Pixels-v0")
 
 
