@@ -256,7 +256,7 @@ def build_model_based(
     world = None
     if config.mbpo.training_horizon > 0:
         world = LearnedWorld(model, config.mbpo.training_horizon, uncertainty)
-        cast(ImaginingAgent, agent).enter(world)
+        cast(ImaginingAgent, agent).enter(world, config.mbpo.critic_share)
     return ModelBased(
         model=model,
         fitter=ModelFitter(config.model.training, config.agent.experience_buffer_length, stream),

@@ -119,6 +119,12 @@ class MBPOOptions:
         low=0,
         high=100,
     )
+    critic_share: float = option(
+        "with training_horizon > 0, the share in the actor's gradient of the critics' values of its first "
+        "actions, which know of ends: no gradient flows through those on the way",
+        low=0,
+        high=1,
+    )
     num_epoch_for_training_model: int = option(
         "epochs of model training before each generation", low=1, matlab="NumEpochForTrainingModel"
     )
@@ -158,6 +164,8 @@ class MBPOOptions:
     def __post_init__(self) -> None:
         if self.generate_every == "episode" and (self.first_updates > 0 or self.fit_every is not None):
             raise ValueError("generate_every=episode: must be a number with fit_every and first_updates")
+        if self.critic_share > 0 and self.training_horizon == 0:
+            raise ValueError(f"critic_share={self.critic_share:g}: needs training_horizon > 0")
         penalty = self.model_rollout_options.reward_penalty
         if penalty > 0 and self.training_horizon > 0:
             raise ValueError(

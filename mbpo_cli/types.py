@@ -239,8 +239,12 @@ class Agent(Protocol):
 class ImaginingAgent(Agent, Protocol):
     """An agent that also learns from values and gradients through a model of the world."""
 
-    def enter(self, world: World) -> None:
-        """Prepare for updates in this world."""
+    def enter(self, world: World, critic_share: float = 0.0) -> None:
+        """Prepare for updates in this world.
+
+        `critic_share` is the share of the critics' values of the first actions in what the actor climbs; the
+        rest is what the steps in the world bring.
+        """
 
     def update_in_world(self, starts: Sequence[Tensor]) -> Sequence[Metrics]:
         """Take one gradient step per batch of start observations (B, O), and return the metrics of each."""

@@ -82,6 +82,7 @@ KINDS = {
         "mbpo.fit_every=10",
         "mbpo.first_updates=23",
         "mbpo.training_horizon=2",
+        "mbpo.critic_share=0.5",
         "mbpo.real_ratio=0.1",
         "agent.num_gradient_steps_per_update=2",
         "model/transition=constant_noise",

@@ -100,6 +100,7 @@ class Imagining(Bookkeeping):
     """Base of actor-critic agents whose gradient steps can also go through a model."""
 
     world: World
+    critic_share: float
     actor: Any  # the trained policy, a subclass of `Actor`
     critics: Critics | DiscreteCritics
     target_critics: Critics | DiscreteCritics
@@ -120,9 +121,12 @@ class Imagining(Bookkeeping):
         values: Tensor = self.critics(obs, action).mean(0)
         return values
 
-    def enter(self, world: World) -> None:
-        """Prepare for `update_in_world`."""
-        self.world = world
+    def enter(self, world: World, critic_share: float = 0.0) -> None:
+        """Prepare for `update_in_world`.
+
+        `critic_share` is the share of the critics' values of the first actions in what the actor climbs.
+        """
+        self.world, self.critic_share = world, critic_share
         self._steps_in_world: GradientSteps = one_by_one(self._step_in_world)
 
     def compile(self, accelerate: Accelerate) -> None:
@@ -185,6 +189,9 @@ class Imagining(Bookkeeping):
     def _climb(self, obs: Tensor, path: Path) -> dict[str, Tensor]:
         """Move the actor along the gradient of what the path brings, by the critics' present values."""
         value = path.bonus + path.gained + path.weight * self._last_value(path)
+        if self.critic_share > 0:
+            first = path.bonus + self.critics.for_actor(self.critics(obs, path.actions[0]))
+            value = torch.lerp(value, first, self.critic_share)
         loss = self.restraint(obs, value) - value.mean()
         self.actor_optimizer.minimize(loss)
         self.average(self.policy, self.actor)

@@ -88,6 +88,7 @@ VALUES_OF_OLDER_GROUPS: dict[str, Any] = {
         "fit_every": None,
         "first_updates": 0,
         "training_horizon": 0,
+        "critic_share": 0.0,
         "max_relative_error": None,
         "data_ratio": None,
         "model_rollout_options": {

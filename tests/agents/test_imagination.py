@@ -179,6 +179,23 @@ def test_critics_learn_the_expanded_value(name: str) -> None:
 
 
 @IMAGINING
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_the_actor_can_also_climb_the_values_of_its_first_actions(name: str, share: float) -> None:
+    losses = []
+    obs, noise = starts(), torch.randn(3, 16, 1, generator=torch.Generator().manual_seed(1))
+    for each in (0.0, share):
+        agent = imagining(name, 2)
+        agent.enter(WideWorld(2), each)
+        with torch.no_grad():
+            action, bonus = agent.choose(obs, noise[0])
+        losses.append(agent._step_in_world(obs, agent.draw(16), noise, (), with_targets=False))
+    # The critics are those of after their own step, which is the same for both.
+    first = -(bonus + agent.critics(obs, action).amin(0)).mean()
+    of_path, mixed = (loss["agent/actor_loss"] for loss in losses)
+    torch.testing.assert_close(mixed, (1 - share) * of_path + share * first.detach())
+
+
+@IMAGINING
 def test_rows_that_cannot_be_trusted_teach_the_critics_nothing(name: str) -> None:
     metrics = {}
     obs, noise = starts(), torch.zeros(3, 16, 1)

@@ -248,6 +248,7 @@ def test_a_broken_or_hostile_configuration_gives_a_one_line_error(text: str, tmp
             "mbpo.training_horizon=5: agent=sac with Discrete actions has no gradient through the model; "
             "use sac, td3 or ddpg with continuous actions, or algorithm=mbpo",
         ),
+        ("mbpo.critic_share=0.5", "mbpo.critic_share=0.5: needs training_horizon > 0"),
         (
             "mbpo.training_horizon=2  env=cartpole  agent=dqn",
             "mbpo.training_horizon=2: agent=dqn with Discrete",
