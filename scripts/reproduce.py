@@ -169,7 +169,13 @@ class Study:
         return [f"experiment={self.name}/{task.preset or name}", *task.overrides]
 
 
-def compared(name: str, title: str, threshold: float) -> dict[str, Task]:
+ALONE = ("algorithm=mbpo", "mbpo=off", "mbpo.training_horizon=0")
+# Hiraoka et al. 2022, who make 20 updates per step as well.
+MANY_CRITICS = ("agent.critics.number=5", "agent.critics.dropout=0.01")
+UNCERTAIN = ("max_divergence=30", "divergence_quantile=0.9")  # published for Hopper
+
+
+def with_variants(name: str, title: str, threshold: float) -> dict[str, Task]:
     """Return a task of DM Control, and the same without the double horizon and without a model."""
     theirs = (title, threshold, "TD-MPC2", 3, name)
     next_obs = "model.transition.predict_difference=false"
@@ -177,16 +183,8 @@ def compared(name: str, title: str, threshold: float) -> dict[str, Task]:
         name: Task(*theirs),
         f"{name}_mbpo": Task(*theirs, ("algorithm=mbpo",)),
         f"{name}_mbpo_next_obs": Task(*theirs, ("algorithm=mbpo", next_obs)),
-        f"{name}_alone": Task(*theirs, ("algorithm=mbpo", "mbpo=off")),
+        f"{name}_alone": Task(*theirs, ALONE),
     }
-
-
-ALONE = ("algorithm=mbpo", "mbpo=off", "mbpo.training_horizon=0")
-MANY_CRITICS = (
-    "agent.critics.number=5",
-    "agent.critics.dropout=0.01",
-)  # Hiraoka et al. 2022: 20 updates, too
-UNCERTAIN = ("max_divergence=30", "divergence_quantile=0.9")  # published for Hopper
 
 
 STUDIES = {
@@ -221,9 +219,9 @@ STUDIES = {
             "ant": Task("Ant", 4_000),
             "humanoid": Task("Humanoid", 4_000),
             # Thresholds: what TD-MPC2 has after 50,000 decisions.
-            **compared("dmc_walker_walk", "walker-walk", 961.9),
-            **compared("dmc_cheetah_run", "cheetah-run", 519),
-            **compared("dmc_hopper_stand", "hopper-stand", 28),
+            **with_variants("dmc_walker_walk", "walker-walk", 961.9),
+            **with_variants("dmc_cheetah_run", "cheetah-run", 519),
+            **with_variants("dmc_hopper_stand", "hopper-stand", 28),
         },
         others=("DHMBPO (T=9)", "DHMBPO (2 updates per step)", "MBPO", "SAC"),
     ),
@@ -363,11 +361,11 @@ def held(returns: Mapping[int, float], threshold: float) -> bool | None:
 
     None if it never reached it, or is not yet so long.
     """
-    reached = [step for step, value in returns.items() if value >= threshold]
-    if not reached or max(returns) < min(reached) + STEADY_STEPS:
+    start = min((step for step, value in returns.items() if value >= threshold), default=sys.maxsize)
+    end = start + STEADY_STEPS
+    if max(returns) < end:
         return None
-    after = range(min(reached), min(reached) + STEADY_STEPS + 1)
-    return all(value >= 2 / 3 * threshold for step, value in returns.items() if step in after)
+    return all(value >= 2 / 3 * threshold for step, value in returns.items() if start <= step <= end)
 
 
 def row(study: Study, name: str, curves: Mapping[int, Curve]) -> dict[str, str]:

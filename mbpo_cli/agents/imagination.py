@@ -188,17 +188,17 @@ class Imagining(Bookkeeping):
 
     def _climb(self, obs: Tensor, path: Path) -> dict[str, Tensor]:
         """Move the actor along the gradient of what the path brings, by the critics' present values."""
-        value = path.bonus + path.gained + path.weight * self._last_value(path)
+        value = path.bonus + path.gained + path.weight * self._promised(path.last_obs, path.actions[-1])
         if self.critic_share > 0:
-            first = path.bonus + self.critics.for_actor(self.critics(obs, path.actions[0]))
+            first = path.bonus + self._promised(obs, path.actions[0])
             value = torch.lerp(value, first, self.critic_share)
         loss = self.restraint(obs, value) - value.mean()
         self.actor_optimizer.minimize(loss)
         self.average(self.policy, self.actor)
         return {"agent/actor_loss": loss.detach()} | self._after_actor(path)
 
-    def _last_value(self, path: Path) -> Tensor:
-        return self.critics.for_actor(self.critics(path.last_obs, path.actions[-1]))
+    def _promised(self, obs: Tensor, action: Tensor) -> Tensor:
+        return self.critics.for_actor(self.critics(obs, action))
 
     def examine_in_world(self, obs: Tensor, to_go: Tensor, generator: torch.Generator) -> dict[str, float]:
         """Return how far the expanded values of real observations (B, O) are from what followed them.
@@ -208,7 +208,7 @@ class Imagining(Bookkeeping):
         """
         noise, draws = self._draw_path(len(obs), generator)
         path = unroll(self.world, self.choose, obs, noise, draws, self.options.discount_factor)
-        value = path.gained + path.weight * self._last_value(path)
+        value = path.gained + path.weight * self._promised(path.last_obs, path.actions[-1])
         gradients = torch.autograd.grad(value.mean(), path.actions)
         return {
             "diagnose/expanded_value_bias": (value.detach() - to_go).mean().item(),
